@@ -1430,7 +1430,7 @@ class Loop:
 
     def __init__(self, ticks, log):
         self.selector = selectors.DefaultSelector()
-        self.timers = sched.scheduler(ticks, None)
+        self.timers = sched.scheduler(ticks, lambda seconds: None)
         self.ticks = ticks
         self.log = log
         self.bugs = set()            # tracebacks already told
@@ -1465,7 +1465,8 @@ class Loop:
 
     def wait(self, seconds):
         for key, _ in self.selector.select(None if seconds is None else max(0, seconds)):
-            self.call(key.data)
+            if self.selector.get_map().get(key.fd) is key:         # not closed by a handler before it
+                self.call(key.data)
 
 
 class Program:
@@ -2776,7 +2777,9 @@ class Daemon:
 
     def restore(self):
         """Takes in the live state, or the kept one if there is none."""
-        state = self.recall(self.runtime('state.json')) or self.recall(self.config['state'])
+        state = self.recall(self.runtime('state.json'))
+        self.ban_changed = state is not None       # the kept one may lag behind the live one
+        state = state or self.recall(self.config['state'])
         if state is None:
             return
         now = self.machine.ticks()
