@@ -132,6 +132,11 @@ def duration_text(seconds):
     return ''.join(parts) or '0s'
 
 
+def for_text(seconds):
+    """'for 10m', 'for ever'."""
+    return duration_text(seconds) if seconds == FOREVER else 'for ' + duration_text(seconds)
+
+
 @functools.lru_cache(maxsize=2048)
 def address(text):
     """The address in `text` as text: IPv4 for ::ffff:a.b.c.d, without zone; ValueError if it is none."""
@@ -399,6 +404,7 @@ class Config:
     def __init__(self, name='built-in defaults'):
         self.name = name
         self.settings = {}           # section -> {option: (value, text, line)}, as written
+        self.lines = {}              # section -> line of its head
 
     def __getitem__(self, option):
         return self.get('banwatch', option)
@@ -418,10 +424,10 @@ class Config:
         return ROWS[section, option].default
 
     def where(self, section, option=None):
-        """'file:line' of an option, or of the first one of a section."""
-        said = self.settings.get(section, {})
-        at = said.get(option) or min(said.values(), key=lambda v: v[2], default=None)
-        return '%s:%d' % (self.name, at[2]) if at else self.name
+        """'file:line' of an option, or of its section."""
+        said = self.settings.get(section, {}).get(option)
+        at = said[2] if said else self.lines.get(section)
+        return '%s:%d' % (self.name, at) if at else self.name
 
     def jail(self, name):
         """All options of a jail, name -> value."""
@@ -473,18 +479,22 @@ def read_config(text, name):
 
 def take(config, n, section, key, value):
     """Puts one entry of a conf file into `config`; returns what is wrong with it, or ''."""
-    said = config.settings.get(section)
     if key is None:
-        config.settings.setdefault(section, {})
-        if section != 'banwatch' and section != 'DEFAULT' and not re.match(r'[A-Za-z0-9][\w.-]{0,29}$', section):
-            return '[%s]: a jail\'s name is up to 30 letters, digits, dots and dashes' % printable(section)
-        return '[%s] stands here twice' % section if said is not None else ''
+        if section in config.lines:
+            return '[%s] stands here twice' % printable(section)
+        config.lines[section] = n
+        if section in SECTIONS or re.match(r'[A-Za-z0-9][\w.-]{0,29}$', section):
+            config.settings[section] = {}
+            return ''
+        return '[%s]: a jail\'s name is up to 30 letters, digits, dots and dashes' % printable(section)
+    said = config.settings.get(section, {})
     key = ALIASES.get(key, key)
     row = ROWS.get(('banwatch' if section == 'banwatch' else 'DEFAULT', key))
     if not row:
-        return '%s: no such option in [%s]%s' % (printable(key), section, near(key, section))
+        return '%s: no such option in [%s]%s' % (printable(key), printable(section), near(key, section))
     if key in said:
         return '%s: stands in [%s] twice' % (key, section)
+    said[key] = row.read(row.default), value, n
     try:
         said[key] = row.read(value), value, n
     except ValueError as e:
@@ -494,13 +504,19 @@ def take(config, n, section, key, value):
 
 
 def near(key, section):
-    """A hint for a mistyped option: ' (did you mean maxretry?)'."""
+    """A hint for a mistyped or misplaced option: ' (did you mean maxretry?)'."""
+    there = [s for s, name in ROWS if name == key]
+    if there:
+        return ' (it belongs into [%s])' % there[0]
     import difflib
     known = [row.name for row in OPTIONS if (row.section == 'banwatch') == (section == 'banwatch')]
     found = difflib.get_close_matches(key, known, 1)
-    there = [s for s, name in ROWS if name == key]
-    return (' (did you mean %s?)' % found[0] if found else
-            ' (it belongs into [%s])' % there[0] if there else '')
+    return ' (did you mean %s?)' % found[0] if found else ''
+
+
+def in_order(problems):
+    """Problems ('file:line: ...') by line."""
+    return sorted(problems, key=lambda text: int((re.search(r':(\d+): ', text) or [0, 0])[1]))
 
 
 def config_text(config):
@@ -1715,18 +1731,15 @@ class Machine:
 
     # network
     def networks(self):
-        """Frees of this machine: its addresses, its LANs, the gateways, the resolvers."""
+        """Frees of this machine: its addresses, its LANs, the gateways, the resolvers; OSError if unknown."""
         found = [(text, 'a resolver') for text in self.resolvers()]
-        try:
-            addresses, gateways, outward = read_netlink()
-        except OSError:
-            addresses, gateways, outward = [], [], set()
+        addresses, gateways, outward = read_netlink()
         found += [(text, 'a gateway') for text in gateways]
         for ip, peer, bits, index in addresses:
             name = interface(index)
             found += [(ip, 'this machine, %s' % name), (peer, 'the other end of %s' % name)][:1 + (peer != ip)]
             if index not in outward:
-                found.append(('%s/%d' % (peer, bits), 'the LAN, %s' % name))
+                found.append(('%s/%d' % (peer, bits), 'the LAN, %s' % name if name != 'lo' else 'this machine'))
         rows = {}
         for text, why in found:
             try:
@@ -1859,7 +1872,9 @@ class Source:
         self.spec = spec             # as the conf names it
         self.argument = argument     # what to open: a path, an address, a command
         self.machine, self.loop, self.deliver, self.poll = machine, machine.loop, deliver, poll
+        self.what = spec             # the same, with what `auto` has found
         self.trouble = ''            # why nothing comes, for `status`
+        self.reason = ''             # why it was closed last
         self.lines = 0
         self.last = None             # ticks of the last line
         self.tries = 0
@@ -1867,17 +1882,17 @@ class Source:
 
     def start(self, position=None):
         try:
-            self.open(position)
             self.trouble = ''
+            self.open(position)
         except (OSError, Problem) as e:
             self.fail(getattr(e, 'strerror', None) or str(e))
 
     def fail(self, reason):
         """Closes the source, and opens it again after a while."""
         self.close()
-        if reason != self.trouble:
-            self.machine.log('%s: %s' % (self.spec, reason))
-        self.trouble = reason
+        if reason != self.reason:
+            self.machine.log('%s: %s; trying again' % (self.what, reason))
+        self.trouble = self.reason = reason
         self.timer = self.loop.after(min(PATIENCE, 2 ** min(self.tries, 9)), self.start)
         self.tries += 1
 
@@ -2073,9 +2088,8 @@ class Tail(Source):
     if it has grown past the old offset since, by the bytes before the offset."""
 
     def open(self, position):
-        if self.timer:
-            self.loop.cancel(self.timer)
         self.files = {}              # (device, inode) -> Followed
+        self.told = ''               # the trouble that the log knows of
         known = position if type(position) is list else []
         for row in known:
             try:
@@ -2164,7 +2178,7 @@ class Tail(Source):
     def discover(self, first=False, backlog=False):
         """Opens files that have come; lets go of those that have gone. True if there are new ones."""
         now, paths = self.machine.ticks(), sorted(glob.glob(self.argument))
-        there, new = set(), False
+        there, new, trouble = set(), False, '' if paths else 'waiting for it to appear'
         for path in paths:
             try:
                 info = os.stat(path)
@@ -2177,20 +2191,14 @@ class Tail(Source):
                 elif not path.endswith(('.gz', '.bz2', '.xz', '.zst')):
                     new |= self.follow(path, info.st_size, first, backlog)
             except OSError as e:
-                self.complain('%s: %s' % (path, e.strerror))
+                trouble = '%s: %s' % (path, e.strerror)
         for file in list(self.files.values()):
             if file.identity not in there and now - file.seen > RETIRE:
                 self.let_go(file)
-        if there:
-            self.trouble = self.trouble if len(there) > len(self.files) else ''
-        else:
-            self.complain('%s: waiting for it to appear' % self.argument)
+        if trouble and trouble != self.told:
+            self.machine.log('%s: %s' % (self.argument, trouble))
+        self.trouble = self.told = trouble
         return new
-
-    def complain(self, text):
-        if text != self.trouble:
-            self.trouble = text
-            self.machine.log(text)
 
     def follow(self, path, size, first, backlog):
         """Opens a file from its beginning; one that is seen for the first time ever, near its end."""
@@ -2395,16 +2403,21 @@ STOP_SECONDS = 8                     # less than an init script waits before it 
 class Kernel:
     """Makes one firewall equal to the tickets: batch by batch, as a whole where it is in doubt."""
 
-    def __init__(self, firewall, machine, tickets, log):
-        self.firewall, self.machine, self.tickets, self.log = firewall, machine, tickets, log
+    def __init__(self, firewall, machine, tickets):
+        self.firewall, self.machine, self.tickets, self.log = firewall, machine, tickets, machine.log
         self.new, self.gone = {}, {}               # tickets by key, not yet told to the kernel
         self.unsure = True           # compare everything with what the kernel has, first
         self.busy = self.closing = False
         self.trouble = ''            # why the kernel is not as it should be
         self.attempts = 0
         self.retry = None            # timer
-        self.amiss = ''              # what was mended last, and how often in a row
+        self.amiss = ''              # what was mended last
+        self.fresh = True            # nothing there yet: what is amiss is no news
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
+
+    def take(self, firewall):
+        """Goes on with a firewall of the same kind that has other settings."""
+        self.firewall, self.unsure, self.fresh = firewall, True, True
 
     def handles(self, network):
         return self.firewall.family in (None, span(network)[0])
@@ -2422,10 +2435,11 @@ class Kernel:
 
     def settle(self):
         """Starts the next batch, if there is something to do and nothing under way."""
-        if self.busy or self.retry or self.idle():
-            if self.idle():
-                self.answer()
+        if self.busy:
             return
+        if self.retry or self.idle():
+            self.served, self.waiting = self.waiting, []
+            return self.answer()
         self.busy, self.served, self.waiting = True, self.waiting, []
         tickets, new, gone = self.tickets(self), list(self.new.values()), list(self.gone.values())
         self.new, self.gone = {}, {}
@@ -2441,9 +2455,9 @@ class Kernel:
             return self.run(self.firewall.stop(shown), self.done)
         self.new, self.gone = {}, {}
         amiss, commands = self.firewall.mend(shown, self.tickets(self))
-        if amiss and amiss != self.amiss and self.amiss != 'start':
+        if amiss and amiss != self.amiss and not self.fresh:
             self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
-        self.amiss = amiss
+        self.amiss, self.fresh = amiss, False
         self.run(commands, self.done)
 
     def run(self, commands, then, shown=()):
@@ -2480,8 +2494,6 @@ class Kernel:
 
     def answer(self):
         served, self.served = self.served, []
-        if self.idle():
-            served, self.waiting = served + self.waiting, []
         for reply in served:
             reply(self.trouble)
 
@@ -2513,7 +2525,8 @@ class Daemon:
             raise Problem('\n'.join(self.jails.problems), os.EX_CONFIG)
         self.fails = Fails(config['maxtracked'])
         self.bans = Bans(self.room())
-        self.kernels, self.parting = [], []
+        self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
+        self.frees = []              # what of this machine must never be banned
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
         self.control = None
@@ -2532,10 +2545,8 @@ class Daemon:
             if not self.machine.lock(self.runtime('lock')):
                 raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
             self.restore()
-        self.jails.protect(self.machine.networks())
+        self.protect()
         self.set_firewall()
-        for ticket in list(self.bans.tickets.values()):
-            self.check_ticket(ticket)
         if not self.dry_run:
             self.control = Control(self.runtime('control'), self.loop, self.answer)
         self.set_sources()
@@ -2555,25 +2566,30 @@ class Daemon:
         return make_firewalls(kind, self.config['chain'], jails)
 
     def set_firewall(self):
-        for kernel in self.kernels:
+        """Wires the firewalls of the configuration; those that are there already take it over."""
+        there = {kernel.firewall.name: kernel for kernel in self.kernels}
+        self.kernels = []
+        for firewall in self.firewalls(self.jails.by_name):
+            kernel = there.pop(firewall.name, None) or Kernel(firewall, self.machine, self.tickets_for)
+            kernel.take(firewall)
+            self.kernels.append(kernel)
+        for kernel in there.values():
             kernel.close()
-        names = [f.name for f in self.firewalls({})]
-        self.parting += [k for k in self.kernels if k.firewall.name not in names]
-        self.kernels = [Kernel(f, self.machine, self.tickets_for, self.machine.log)
-                        for f in self.firewalls(self.jails.by_name)]
-        for kernel in self.kernels:
-            kernel.amiss = 'start'
+            self.parting.append(kernel)
 
     def set_sources(self):
         wanted = self.jails.sources
         for spec in [spec for spec in self.sources if spec not in wanted]:
-            self.sources.pop(spec).close()
+            source = self.sources.pop(spec)
+            self.positions[source.what] = source.position()
+            source.close()
         for spec in wanted:
             if spec not in self.sources:
                 source = make_source(spec, self.machine, self.consume, self.config['poll'])
                 self.sources[spec] = source
                 self.machine.log('source: %s' % source.what)
                 source.start(self.positions.get(source.what))
+            self.sources[spec].poll = self.config['poll']
 
     def tickets_for(self, kernel):
         """The tickets that belong into a kernel; what must never be banned is not among them."""
@@ -2609,10 +2625,9 @@ class Daemon:
         if not known:
             jail.banned += 1
         self.tell('ban', ticket)
-        self.machine.log('[%s] %s %s%s %s (%s, %s)' % (
-            jail.name, 'extend' if known else 'would ban' if self.dry_run else 'ban', network,
-            '' if seconds == FOREVER else ' for', duration_text(seconds), plural(failures, 'failure'),
-            plural(ticket.count, 'ban')))
+        self.machine.log('[%s] %s %s %s (%s)' % (
+            jail.name, 'extend' if known else 'would ban' if self.dry_run else 'ban', network, for_text(seconds),
+            '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'))
         return ''
 
     def unban(self, ticket, why):
@@ -2628,19 +2643,27 @@ class Daemon:
             if kernel.handles(ticket.network):
                 getattr(kernel, verb)(ticket)
 
-    def check_ticket(self, ticket):
-        """Releases a ticket whose jail has gone, or whose network has become one of ours."""
-        jail = self.jails.by_name.get(ticket.jail)
-        refusal = jail.refusal(ticket.network) if jail else ''
-        if not jail or refusal:
-            self.unban(ticket, 'overlaps ' + refusal if jail else 'this jail is off')
+    def protect(self):
+        """Learns anew what must never be banned; releases tickets that overlap it, or whose jail is off."""
+        try:
+            self.frees = self.machine.networks()
+            self.troubles.pop('netlink', None)
+        except OSError as e:
+            self.troubles['netlink'] = 'the addresses of this machine are not known: %s' % e.strerror
+        self.jails.protect(self.frees)
+        for ticket in list(self.bans.tickets.values()):
+            jail = self.jails.by_name.get(ticket.jail)
+            refusal = jail.refusal(ticket.network) if jail else ''
+            if not jail or refusal:
+                self.unban(ticket, 'overlaps ' + refusal if jail else 'this jail is off')
 
     # the loop
     def run(self):
         while not self.stopping:
             self.loop.due()
-            self.settle()
-            self.loop.wait(self.loop.due())
+            self.loop.call(self.settle)
+            wait = self.loop.due()
+            self.loop.wait(0 if self.stopping else wait)
 
     def settle(self):
         """After each turn: what has ended goes, the firewalls and then the files are brought up to date."""
@@ -2669,9 +2692,7 @@ class Daemon:
         """Once a minute: what must never be banned, what is forgotten, and whether the kernel still holds."""
         now = self.machine.ticks()
         self.loop.after(MINUTE, self.minute)
-        self.jails.protect(self.machine.networks())
-        for ticket in list(self.bans.tickets.values()):
-            self.check_ticket(ticket)
+        self.protect()
         self.fails.purge(now, {j.name: j.options['findtime'] for j in self.jails.watching()})
         self.bans.purge(now, self.config['dbpurgeage'])
         for kernel in self.kernels:
@@ -2703,10 +2724,8 @@ class Daemon:
         jails.adopt(self.jails)
         self.jails, self.config = jails, config
         self.fails.limit, self.bans.limit = config['maxtracked'], self.room()
-        self.jails.protect(self.machine.networks())
+        self.protect()
         self.set_firewall()
-        for ticket in list(self.bans.tickets.values()):
-            self.check_ticket(ticket)
         self.set_sources()
         self.machine.log('reloaded %s' % config.name)
 
@@ -2818,6 +2837,8 @@ class Daemon:
             verb(request, reply)
         except Problem as e:
             reply({'error': str(e), 'code': e.code})
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            reply({'error': 'not a request that makes sense: %r' % e, 'code': os.EX_USAGE})
 
     def shown(self, reply, answer):
         """What a client is told is on file before it is told."""
@@ -2852,9 +2873,9 @@ class Daemon:
         seconds = request.get('seconds')
         seconds = jail.options['bantime'] if seconds is None else seconds
         if seconds != FOREVER:
-            seconds = min(seconds, jail.options['bantime.maxtime'])
+            seconds = min(max(1, seconds), jail.options['bantime.maxtime'])
         refused, tickets = [], []
-        for net in request['networks']:
+        for net in [network(text) for text in request['networks']]:
             refusal = self.ban(jail, net, seconds)
             if refusal:
                 refused.append('%s: not banned: %s' % (net, refusal))
@@ -2866,7 +2887,7 @@ class Daemon:
     def unban_by_hand(self, request, reply):
         jail, name = self.jail_named(request), request.get('jail')
         tickets, missing = [], []
-        for net in request['networks'] if not request.get('all') else []:
+        for net in [network(text) for text in request['networks']]:
             found = self.bans.touching(net, name)
             tickets += [t for t in found if t not in tickets]
             missing += [net] if not found else []
@@ -2972,7 +2993,7 @@ def read_conf(name):
     config, problems = read_config(text, name)
     problems += Jails(config).problems
     if problems:
-        raise Problem('\n'.join(problems), os.EX_CONFIG)
+        raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
     return config
 
 
@@ -3063,7 +3084,7 @@ def ban(conf, options, words):
         raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
     answer = request(conf, options, [], do='ban', networks=typed_networks(words), seconds=seconds)
     for net in answer['banned']:
-        print('%s: banned %s%s' % (net, '' if answer['seconds'] == FOREVER else 'for ', duration_text(answer['seconds'])))
+        print('%s: banned %s' % (net, for_text(answer['seconds'])))
     if seconds is not None and seconds != answer['seconds']:
         print('(bantime.maxtime is %s; -t -1 bans for ever)' % duration_text(answer['seconds']))
     return verdict(answer, answer['refused'])
