@@ -637,30 +637,32 @@ def iso_time(m):
 # address only if `ipaddress` says so.
 #
 # The language is fail2ban's: <HOST> is the address, <F-USER>...</F-USER> the user; a line with
-# <F-NOFAIL> only tells a connection's address, one with <F-MLFGAINED> is a login; <F-CONTENT> in
-# prefregex is what the other regexes see. One thing is added: an empty line parts a failregex into
+# <F-NOFAIL> only tells a connection's address, one with <F-MLFGAINED> is a login; <F-MLFID> is the
+# connection, if it is not the pid; <F-CONTENT> in prefregex is what the other regexes see. One thing is added: an empty line parts a failregex into
 # kinds. One guess makes a daemon write several lines, but at most one of each kind; so a
 # connection has made as many guesses as it has lines of its most frequent kind.
 
-Match = collections.namedtuple('Match', 'kind verdict ip user')
+Match = collections.namedtuple('Match', 'kind verdict ip user mlfid')
 
 FILTERS = {
     'dropbear': {
         'program': r'dropbear',
-        # `dropbear -E`, caught by procd, writes its own pid and date in front
-        'prefregex': r'^(?:\[\d+\] \w{3} [ \d]\d \d\d:\d\d:\d\d )?<F-CONTENT>.+</F-CONTENT>$',
+        # `dropbear -E`, caught by procd, writes the connection's pid and its date in front
+        'prefregex': r'^(?:\[<F-MLFID>\d+</F-MLFID>\] \w{3} [ \d]\d \d\d:\d\d:\d\d )?<F-CONTENT>.+</F-CONTENT>$',
         'failregex': r"""
             ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
             ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<HOST>:\d+>: \(user '.*', \d+ fails\): .*$
             ^<F-NOFAIL>[Ee]xit before auth</F-NOFAIL>(?: \(user '.*', \d+ fails\))?: Max auth tries reached - user '.*' from <HOST>:\d+$
-            ^<F-MLFGAINED>(?:[Pp]assword|PAM password|[Pp]ubkey) auth succeeded</F-MLFGAINED> for '<F-USER>[^']*</F-USER>' (?:with .* )?from <HOST>:\d+$
+            ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>' (?:with .* )?from <HOST>:\d+$
 
             ^[Bb]ad (?:PAM )?password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
             ^Too-long password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
             ^Pubkey auth bad signature for '<F-USER>.*</F-USER>' with .* from <HOST>:\d+$
             ^[Ll]ogin attempt for nonexistent user(?: '.*')? from <HOST>:\d+$
             ^Login attempt for nonexistent user$
-            ^User '<F-USER>.*</F-USER>' has invalid shell, rejected$
+            ^Login attempt with wrong user .* from <HOST>:\d+$
+            ^User '<F-USER>.*</F-USER>' has (?:invalid shell|blank password), rejected$
+            ^Logins are restricted to the group \S+ but user '<F-USER>.*</F-USER>' is not a member$
             ^User account '<F-USER>.*</F-USER>' is locked$
             ^root login rejected$
             ^Client trying multiple usernames from <HOST>:\d+$
@@ -674,7 +676,7 @@ FILTERS = {
         'failregex': r"""
             ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: .*)?$
 
-            ^Failed (?!none |publickey )\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
+            ^Failed (?!none |publickey |hostbased )\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
 
             ^Failed publickey for (?:invalid user|illegal user) <F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?$
 
@@ -696,7 +698,7 @@ FILTERS = {
     'luci': {
         # The path and the user are the client's own text, and logd cuts a line at 1023 bytes: a
         # line that may have been cut could end in an address that the client wrote.
-        'program': r'(?:uhttpd|luci|nginx|uwsgi|lighttpd)?',
+        'program': r'(?:uhttpd|luci|nginx|uwsgi|lighttpd|dispatcher\.uc)?',
         'prefregex': r'^(?=.{0,900}$)(?:\[info\] )?(?:luci: )?<F-CONTENT>(?:failed|accepted) login on /.*</F-CONTENT>$',
         'failregex': r"""
             ^<F-MLFGAINED>accepted login</F-MLFGAINED> on .* for <F-USER>\S+</F-USER> from <HOST>$
@@ -711,7 +713,7 @@ TAGS = {
     'DNS': r'(?P<dns>[\w\-.^_]*\w)'}
 TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
 TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
-FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'CONTENT')
+FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CONTENT')
 SESSIONS = 1000                                    # connections remembered per filter
 SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
 
@@ -784,19 +786,21 @@ class Filter:
             message = raw.replace(line.date, b'', 1).rstrip() if line.date else raw.rstrip()
         else:
             message = line.message.rstrip()
+        before = {}
         if self.prefregex:
             m = self.prefregex.match(message)
             if m is None:
                 return None
-            message = m.group('content')
+            before = m.groupdict()
+            message = before.get('content') or message
         for kind, regex in self.rows:
             m = regex.search(message)
             if m:
-                return None if any(r.search(message) for r in self.ignore) else self.found(kind, m)
+                ignored = any(r.search(message) for r in self.ignore)
+                return None if ignored else self.found(kind, dict(before, **m.groupdict()))
         return None
 
-    def found(self, kind, m):
-        group = m.groupdict()
+    def found(self, kind, group):
         verdict = 'nofail' if group.get('nofail') else 'login' if group.get('mlfgained') else 'fail'
         ip, user = group.get('ip4') or group.get('ip6'), group.get('user')
         if ip:
@@ -807,17 +811,18 @@ class Filter:
         elif group.get('dns'):
             self.names += verdict == 'fail'
             return None
-        return Match(kind, verdict, ip, user and user.decode('utf-8', 'backslashreplace'))
+        return Match(kind, verdict, ip, user and user.decode('utf-8', 'backslashreplace'), group.get('mlfid'))
 
     def read(self, line, raw, when):
         """The Sighting that a line is, or completes; None if it is none."""
         match = self.match(line, raw)
         if match is None:
             return None
-        if line.pid is None:
+        pid = match.mlfid or line.pid
+        if pid is None:
             new, ip, user = line.times * (match.verdict == 'fail'), match.ip, match.user
         else:
-            session = self.session((line.host, line.program, line.pid), match.ip, when)
+            session = self.session((line.host, line.program, pid), match.ip, when)
             new = self.guesses(session, match, line.times)
             ip, user = session.ip, match.user or session.user
         if match.verdict == 'login':

@@ -1,0 +1,78 @@
+"""A machine for tests: its clock is turned by hand, and what it would run is written down."""
+import banwatch
+
+
+class FakeMachine(banwatch.Machine):
+    """Real files, real sockets; the clocks, the programs, the networks and the log are the test's."""
+
+    def __init__(self):
+        self.now, self.time = 5000.0, 1800000000.0
+        self.boot = 'boot-1'
+        self.logged, self.ran = [], []
+        self.answer = lambda command: ('', '')     # Command -> (problem, output)
+        self.nets = []
+        self.luck = 0.0
+        super().__init__()
+
+    def ticks(self):
+        return self.now
+
+    def wall(self):
+        return self.time
+
+    def boot_id(self):
+        return self.boot
+
+    def chance(self):
+        return self.luck
+
+    def networks(self):
+        return list(self.nets)
+
+    def log(self, text):
+        self.logged.append(text)
+
+    def run(self, command, done, seconds=10):
+        self.ran.append(command)
+        done(*self.answer(command))
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.time += seconds
+
+    def said(self, text):
+        return any(text in line for line in self.logged)
+
+
+def turn(daemon, times=1):
+    """What the daemon's loop does, without waiting."""
+    for _ in range(times):
+        daemon.loop.due()
+        daemon.settle()
+        daemon.loop.due()
+        daemon.loop.wait(0)
+        daemon.settle()
+
+
+def config(text='', **options):
+    """The Config of a conf file's text; `options` are those of [DEFAULT], with _ for a dot."""
+    text += '\n[DEFAULT]\n' + ''.join('%s = %s\n' % (k.replace('_', '.'), v) for k, v in options.items()) if options else ''
+    made, problems = banwatch.read_config(text, 'test.conf')
+    assert not problems, problems
+    return made
+
+
+def jail(name='sshd', **options):
+    """A Jail with the built-in filter of that name."""
+    settings = config(**options).jail(name)
+    made = banwatch.Jail(name, settings, banwatch.make_filter(name) if name in banwatch.FILTERS else None)
+    made.protect([])
+    return made
+
+
+def failure(ip, when, guesses=1, user=None):
+    return banwatch.Sighting(ip, user, guesses, False, when)
+
+
+def login(ip, when, user):
+    return banwatch.Sighting(ip, user, 0, True, when)

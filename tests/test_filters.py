@@ -1,0 +1,224 @@
+"""Filters: every line of the corpus gets the verdict that stands before it."""
+import glob
+import os
+import re
+
+import pytest
+
+import banwatch
+
+CORPORA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'corpora')
+ESCAPE = re.compile(r'\\(x[0-9a-fA-F]{2}|[rett\\])')
+PLAIN = {'r': b'\r', 'e': b'\x1b', 't': b'\t', '\\': b'\\'}
+
+
+def raw_line(text):
+    """The bytes that a corpus line stands for."""
+    out, end = b'', 0
+    for m in ESCAPE.finditer(text):
+        out += text[end:m.start()].encode()
+        out += PLAIN.get(m.group(1)) or bytes([int(m.group(1)[1:], 16)])
+        end = m.end()
+    return out + text[end:].encode()
+
+
+def read_groups(path):
+    """Lists of (line number, verdict, ip, user, raw line): each list for a fresh filter."""
+    group, groups = [], []
+    with open(path, encoding='utf-8') as f:
+        for n, line in enumerate(f, 1):
+            if line.startswith('#'):
+                continue
+            if not line.strip():
+                groups, group = groups + [group], []
+                continue
+            verdict, ip, user, text = line.rstrip('\n').split('\t', 3)
+            group.append((n, verdict, None if ip == '-' else ip, None if user == '-' else user, raw_line(text)))
+    return [g for g in groups + [group] if g]
+
+
+def corpus():
+    for path in sorted(glob.glob(os.path.join(CORPORA, '*.log'))):
+        for group in read_groups(path):
+            yield pytest.param(group, id='%s:%d' % (os.path.basename(path), group[0][0]))
+
+
+def sightings(jails, block):
+    return [(jail.name, seen) for jail, seen in jails.scan(None, block, lambda date: 1000.0)]
+
+
+@pytest.mark.parametrize('group', corpus())
+def test_each_line_gets_its_verdict(group):
+    jails = banwatch.Jails(banwatch.Config())
+    for n, verdict, ip, user, line in group:
+        found = [seen for _, seen in sightings(jails, line + b'\n')]
+        if verdict == 'NONE':
+            assert found == [], 'line %d' % n
+        elif verdict == 'OK':
+            assert [(s.login, s.ip, s.user) for s in found] == ([(True, ip, user)] if ip and user else []), 'line %d' % n
+        else:
+            guesses = int(verdict[4:] or 1)
+            assert [(s.login, s.guesses, s.ip) for s in found] == [(False, guesses, ip)], 'line %d' % n
+            assert user is None or found[0].user == user, 'line %d' % n
+
+
+def regexes():
+    for name, row in banwatch.FILTERS.items():
+        for text in row['failregex'].strip().split('\n'):
+            if text.strip():
+                yield pytest.param(name, text.strip(), id='%s %s' % (name, text.strip()[:50]))
+
+
+@pytest.mark.parametrize('name, text', regexes())
+def test_every_regex_has_a_sample_in_the_corpus(name, text):
+    """No sample, no regex: without this regex, some line of the corpus gets another verdict or match."""
+    made, regex = banwatch.make_filter(name), banwatch.compile_regex(text)
+    hits = 0
+    for path in glob.glob(os.path.join(CORPORA, '*.log')):
+        for group in read_groups(path):
+            for _, _, _, _, raw in group:
+                line = banwatch.read_line(raw)
+                if made.wants(line, False):
+                    message = line.message.rstrip()
+                    m = made.prefregex.match(message)
+                    hits += bool(m and regex.search(m.group('content')))
+    assert hits
+
+
+@pytest.mark.parametrize('name, text', regexes())
+def test_every_regex_is_anchored_and_led_by_a_literal(name, text):
+    assert text.startswith('^')
+    assert len(banwatch.literal(banwatch.compile_regex(text).pattern)) >= 5
+
+
+def test_three_corpora_have_enough_lines():
+    sizes = {os.path.basename(p): sum(len(g) for g in read_groups(p)) for p in glob.glob(os.path.join(CORPORA, '*.log'))}
+    assert sizes['dropbear.log'] >= 60 and sizes['sshd.log'] >= 100 and sizes['luci.log'] >= 25 and sizes['hostile.log'] >= 30
+
+
+# --- one guess is one failure
+
+def lines(*messages, tag='sshd[7]'):
+    return b''.join(b'Nov 20 13:00:00 h %s: %s\n' % (tag.encode(), m.encode()) for m in messages)
+
+
+def total(block, config=None):
+    return sum(seen.guesses for _, seen in sightings(banwatch.Jails(config or banwatch.Config()), block))
+
+
+INVALID = 'Invalid user bob from 192.0.2.7 port 5'
+PAM = 'pam_unix(sshd:auth): authentication failure; logname= uid=0 euid=0 tty=ssh ruser= rhost=192.0.2.7 '
+FAILED = 'Failed password for invalid user bob from 192.0.2.7 port 5 ssh2'
+
+
+def test_three_lines_of_one_guess_are_one_failure():
+    assert total(lines(INVALID, PAM, FAILED)) == 1
+
+
+def test_five_guesses_on_one_connection_are_five():
+    assert total(lines(INVALID, PAM, *[FAILED] * 5)) == 5
+    assert total(lines(INVALID, PAM, FAILED, 'message repeated 4 times: [ %s]' % FAILED)) == 5
+
+
+def test_a_reused_pid_with_another_address_is_another_connection():
+    assert total(lines(FAILED, FAILED) + lines(INVALID.replace('.7', '.8'))) == 3
+
+
+def test_a_pid_that_comes_back_after_ten_minutes_is_another_connection():
+    jails = banwatch.Jails(banwatch.Config())
+    seen = []
+    for when in (0, 601):
+        seen += list(jails.scan(None, lines(FAILED) + lines(INVALID), lambda date: when))
+    assert [s.guesses for _, s in seen] == [1, 1]
+    jails = banwatch.Jails(banwatch.Config())
+    seen = list(jails.scan(None, lines(FAILED), lambda date: 0)) + list(jails.scan(None, lines(INVALID), lambda date: 601))
+    assert [s.guesses for _, s in seen] == [1, 1]
+
+
+def test_the_same_pid_on_two_hosts_is_two_connections():
+    assert total(lines(INVALID) + lines(PAM).replace(b' h ', b' g ')) == 2
+
+
+def test_memory_of_connections_is_bounded():
+    jails = banwatch.Jails(banwatch.Config())
+    for n in range(3000):
+        sightings(jails, lines(FAILED, tag='sshd[%d]' % n))
+    assert len(jails.by_name['sshd'].filter.sessions) == banwatch.SESSIONS
+
+
+# --- what is no address
+
+def test_a_host_name_is_counted_as_such_and_never_resolved():
+    jails = banwatch.Jails(banwatch.Config())
+    assert sightings(jails, lines(PAM.replace('192.0.2.7', 'host.example'))) == []
+    assert jails.by_name['sshd'].filter.names == 1
+
+
+def test_a_cut_line_never_ends_like_a_whole_one():
+    user = 'x' * 8000
+    head = 'Failed password for invalid user '
+    for n in range(8192 - 200, 8192 + 200, 7):
+        name = ('x' * n)[:max(0, n - 60)] + ' from 198.51.100.99 port 1 ssh2'
+        block = lines(head + name + user + ' from 192.0.2.7 port 5 ssh2')
+        assert not [s for _, s in sightings(banwatch.Jails(banwatch.Config()), block) if s.ip == '198.51.100.99']
+
+
+def test_a_line_that_logd_may_have_cut_is_no_evidence_against_an_address_its_client_wrote():
+    path = '/' + 'a' * 930
+    line = "Thu Mar  7 12:34:56 2024 daemon.err uhttpd[9]: luci: failed login on %s for x from 198.51.100.99" % path
+    assert total(line.encode()[:1023] + b'\n') == 0
+
+
+# --- a user's own filter
+
+def own(regex, **more):
+    text = '[web]\nfailregex = %s\n' % regex + ''.join('%s = %s\n' % pair for pair in more.items())
+    made, problems = banwatch.read_config(text, 'c')
+    assert not problems
+    return made
+
+
+def test_an_own_failregex_sees_the_line_without_its_date():
+    assert total(b'Nov 20 13:00:00 h web[1]: no entry for 192.0.2.7\n', own(r'^ h web\[\d+\]: no entry for <HOST>$')) == 1
+
+
+def test_an_own_ignoreregex_wins():
+    block = b'Nov 20 13:00:00 h web[1]: no entry for 192.0.2.7\nNov 20 13:00:00 h web[2]: no entry for 192.0.2.7 again\n'
+    assert total(block, own(r'no entry for <HOST>', ignoreregex='again$')) == 1
+
+
+def test_a_failregex_without_a_literal_still_finds_its_lines():
+    assert total(b'[1] 192.0.2.7\n[2] 192.0.2.8\n', own(r'^\[\d\] <HOST>$')) == 2
+
+
+def test_a_jail_may_have_a_built_in_filter_under_its_own_name():
+    made, _ = banwatch.read_config('[office]\nfilter = sshd\n', 'c')
+    assert {name for name, _ in sightings(banwatch.Jails(made), lines(FAILED))} == {'sshd', 'office'}
+
+
+# --- sources and jails
+
+def test_a_jail_with_its_own_source_hears_only_that_and_takes_lines_without_a_tag():
+    made, _ = banwatch.read_config('[banwatch]\nsource = /all\n[dropbear]\nsource = fifo:/own\n', 'c')
+    jails = banwatch.Jails(made)
+    line = b"Bad password attempt for 'root' from 192.0.2.7:5\n"
+    tagged = b'Nov 20 13:00:00 h dropbear[1]: ' + line
+
+    def count(source, block):
+        return len(list(jails.scan(source, block, lambda date: 0)))
+    assert jails.sources == ['/all', 'fifo:/own']
+    assert count('fifo:/own', line) == 1 and count('fifo:/own', tagged) == 1
+    assert count('/all', tagged) == 0 and count('/all', line) == 0
+
+
+def test_a_login_that_comes_by_udp_forgives_nobody():
+    jails = banwatch.Jails(banwatch.read_config('[banwatch]\nsource = udp:5514\n    /log\n', 'c')[0])
+    block = lines('Accepted password for root from 192.0.2.7 port 5 ssh2')
+    assert not list(jails.scan('udp:5514', block, lambda date: 0))
+    assert [s.login for _, s in jails.scan('/log', block, lambda date: 0)] == [True]
+
+
+@pytest.mark.parametrize('junk', [b'\n', b'\x00\n', b'\xff\xfe sshd[1]: Failed \xff\n', b'sshd[1]: Failed ' * 3000 + b'\n',
+                                  b'Nov 20 13:00:00 h sshd[1]: Failed password for ' + b'\xff' * 1000 + b' from 1.2.3 port x\n'])
+def test_junk_is_never_a_sighting(junk):
+    assert sightings(banwatch.Jails(banwatch.Config()), junk) == []

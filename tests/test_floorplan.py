@@ -1,0 +1,187 @@
+"""The floor plan holds: sections in order, each naming only what stands above it, effects below the water line."""
+import ast
+import os
+import re
+
+import banwatch
+
+PATH = banwatch.__file__
+TEXT = open(PATH, encoding='utf-8').read()
+TREE = ast.parse(TEXT)
+LINES = TEXT.split('\n')
+
+PLAN = ['Preamble', 'Values', 'Options', 'Lines', 'Filters', 'Fails', 'Bans', 'Jail', 'Firewalls', 'Report', 'State',
+        'Machine', 'Sources', 'Control', 'Daemon', 'Commands', 'Doctor', 'Install', 'Main']
+WATER = next(n for n, line in enumerate(LINES, 1) if line.startswith('# ==== the water line'))
+BANNERS = [(n, m.group(1)) for n, m in ((n, re.match(r'# ---- (\w+) -+$', line)) for n, line in enumerate(LINES, 1)) if m]
+
+# what only these sections may do: module or name.attribute -> sections
+EFFECTS = {
+    'subprocess': {'Machine', 'Sources'}, 'signal': {'Machine', 'Daemon', 'Commands'},
+    'socket': {'Machine', 'Sources', 'Control', 'Daemon'}, 'selectors': {'Machine', 'Control'},
+    'fcntl': {'Machine'}, 'random': {'Machine'}, 'sys.stderr': {'Machine', 'Commands', 'Main'},
+    'time.time': {'Machine'}, 'time.clock_gettime': {'Machine'}, 'time.monotonic': set(), 'time.sleep': set(),
+    'os.rename': {'Machine'}, 'os.replace': set(), 'os.system': set(), 'os.popen': set(), 'os.fork': set(),
+    'os.unlink': {'Machine', 'Control'}, 'os.remove': set(), 'os.open': {'Machine', 'Sources', 'Main'},
+    'os.mkfifo': {'Sources'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
+    'subprocess.Popen': {'Machine'}, 'selectors.DefaultSelector': {'Machine'},
+}
+CALLS = {'open': {'Machine', 'Commands'}, 'print': {'Commands', 'Main'}, 'eval': set(), 'exec': set(),
+         'compile': set(), '__import__': set(), 'input': set()}
+
+
+def section(line):
+    """The section that a line belongs to."""
+    return ([name for n, name in BANNERS if n <= line] or ['Preamble'])[-1]
+
+
+def defined():
+    """name -> the line where the module first defines it."""
+    found = {}
+    for node in TREE.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [n.id for target in node.targets for n in ast.walk(target)
+                     if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        else:
+            names = []
+        for name in names:
+            found.setdefault(name, node.lineno)
+    return found
+
+
+def test_sections_stand_in_the_order_of_the_plan():
+    names = [name for _, name in BANNERS]
+    assert names == [name for name in PLAN if name in names]
+    assert {'Values', 'Options', 'Lines', 'Filters', 'Fails', 'Bans', 'Jail', 'Firewalls', 'State',
+            'Machine', 'Sources', 'Control', 'Daemon', 'Commands', 'Main'} <= set(names)
+
+
+def test_the_water_line_runs_between_state_and_machine():
+    assert section(WATER) == 'State'
+    assert next(name for n, name in BANNERS if n > WATER) == 'Machine'
+
+
+def test_each_banner_is_followed_by_what_the_section_owns_and_what_is_always_true():
+    for n, name in BANNERS:
+        text = []
+        for line in LINES[n:]:
+            if not line.startswith('#'):
+                break
+            text.append(line.strip('# '))
+        text = ' '.join(text)
+        assert 'Owns:' in text, name
+        assert 'lways true:' in text or name == 'Main', name
+
+
+def test_no_room_is_empty():
+    for at, name in BANNERS:
+        end = min([n for n, _ in BANNERS if n > at] + [len(LINES)])
+        assert [node for node in TREE.body if at < node.lineno < end and not isinstance(node, ast.Import)], name
+
+
+def bound_in(scope):
+    """Names that a function or class binds itself."""
+    names = set()
+    for node in ast.walk(scope):
+        if isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node is not scope:
+            names.add(node.name)
+    return names
+
+
+def free_names(node, bound=frozenset()):
+    """(line, name) of the names below `node` that are not local there."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in bound:
+        yield node.lineno, node.id
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+        bound = bound | bound_in(node)
+    for child in ast.iter_child_nodes(node):
+        yield from free_names(child, bound)
+
+
+def test_a_section_names_only_itself_and_what_stands_above_it():
+    home = defined()
+    for line, name in free_names(TREE):
+        if name in home:
+            here, there = section(line), section(home[name])
+            assert PLAN.index(there) <= PLAN.index(here), 'line %d: %s names %s of %s' % (line, here, name, there)
+
+
+def used():
+    """(line, 'name' or 'name.attribute') of everything that is used."""
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield node.lineno, '%s.%s' % (node.value.id, node.attr)
+            yield node.lineno, node.value.id
+
+
+def test_effects_happen_only_where_the_plan_puts_them():
+    for line, name in used():
+        if name in EFFECTS:
+            assert section(line) in EFFECTS[name], 'line %d: %s in %s' % (line, name, section(line))
+
+
+def test_plain_calls_with_effects_are_where_the_plan_puts_them():
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS:
+            assert section(node.lineno) in CALLS[node.func.id], 'line %d: %s' % (node.lineno, node.func.id)
+
+
+def test_tickets_change_only_behind_the_two_doors():
+    """bans.add, put and remove: in Bans itself, the two doors, the start (restore), and a replay's own Bans."""
+    allowed = {'add': {'ban'}, 'put': {'add', 'restore'}, 'remove': {'unban', 'read'}}
+    for function in ast.walk(TREE):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                        and isinstance(node.func.value, ast.Attribute) and node.func.value.attr == 'bans'
+                        and node.func.attr in allowed):
+                    assert function.name in allowed[node.func.attr], \
+                        'line %d: %s calls bans.%s' % (node.lineno, function.name, node.func.attr)
+
+
+def test_nothing_runs_a_shell():
+    assert not re.search(r'shell\s*=\s*True', TEXT)
+    assert "'sh', '-c'" not in TEXT
+
+
+def test_the_program_imports_only_what_python3_light_has():
+    light = {'binascii', 'bisect', 'calendar', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
+             'gzip', 'heapq', 'ipaddress', 'itertools', 'json', 'os', 'random', 're', 'sched', 'selectors', 'shlex',
+             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'time', 'traceback'}
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Import):
+            assert {alias.name for alias in node.names} <= light
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module in light
+
+
+def test_the_program_is_python_3_7():
+    import sys
+    if sys.version_info >= (3, 8):
+        ast.parse(TEXT, feature_version=(3, 7))
+
+
+def test_the_top_level_holds_what_was_promised_and_nothing_else():
+    import subprocess
+    root = os.path.dirname(os.path.abspath(PATH))
+    try:
+        listed = subprocess.run(['git', 'ls-files'], cwd=root, stdout=subprocess.PIPE, check=True).stdout.decode().split('\n')
+    except (OSError, subprocess.CalledProcessError):
+        listed = []                                # not a clone: an unpacked archive
+    tops = {name.split('/')[0] for name in listed if name}
+    assert all(top.startswith('.') for top in tops - {'banwatch.py', 'banwatch.conf', 'README', 'init.d', 'tests'})
+
+
+def test_the_licence_stands_in_the_file():
+    assert LINES[1] == '# SPDX-License-Identifier: MIT'
+
+
+def test_the_map_in_the_preamble_names_every_section():
+    for _, name in BANNERS:
+        assert name in banwatch.__doc__

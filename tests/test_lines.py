@@ -1,0 +1,97 @@
+"""Lines: every form in which a log daemon writes a line is taken apart the same way."""
+import time
+
+import pytest
+
+import banwatch
+
+MESSAGE = b"Bad password attempt for 'root' from 192.0.2.7:5"
+
+FORMS = [
+    # line, date, host, program, pid
+    (b'Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[24]: ', b'Thu Mar  7 12:34:56 2024', b'', b'dropbear', b'24'),
+    (b'Fri Nov 20 13:01:45 2026 [1795179705.484] authpriv.warn dropbear[24]: ', b'Fri Nov 20 13:01:45 2026', b'', b'dropbear', b'24'),
+    (b'Fri Nov 20 13:01:45 2026 <unknown>.info dropbear[24]: ', b'Fri Nov 20 13:01:45 2026', b'', b'dropbear', b'24'),
+    (b'Fri Nov 20 13:01:45 2026 user.info : ', b'Fri Nov 20 13:01:45 2026', b'', b'', None),
+    (b'Fri Nov 20 13:01:45 2026 daemon.err openvpn(server)[2515]: ', b'Fri Nov 20 13:01:45 2026', b'', b'openvpn(server)', b'2515'),
+    (b'Nov  2 13:00:00 router dropbear[24]: ', b'Nov  2 13:00:00', b'router', b'dropbear', b'24'),
+    (b'Nov  2 13:00:00 dropbear[24]: ', b'Nov  2 13:00:00', None, b'dropbear', b'24'),
+    (b'Nov  2 13:00:00 router authpriv.warn dropbear[24]: ', b'Nov  2 13:00:00', b'router', b'dropbear', b'24'),
+    (b'Nov  2 13:00:00.123456 router dropbear[24]: ', b'Nov  2 13:00:00.123456', b'router', b'dropbear', b'24'),
+    (b'<84>Nov 20 13:03:54 router dropbear[24]: ', b'Nov 20 13:03:54', b'router', b'dropbear', b'24'),
+    (b'<84>Nov 20 13:03:54 router PREFIX: dropbear[24]: ', b'Nov 20 13:03:54', b'router', b'dropbear', b'24'),
+    (b'2026-11-20T13:03:54.123456+01:00 router dropbear[24]: ', b'2026-11-20T13:03:54.123456+01:00', b'router', b'dropbear', b'24'),
+    (b'2026-11-20T13:03:54+0100 router dropbear[24]: ', b'2026-11-20T13:03:54+0100', b'router', b'dropbear', b'24'),
+    (b'2026-11-20 13:03:54,123 router dropbear[24]: ', b'2026-11-20 13:03:54,123', b'router', b'dropbear', b'24'),
+    (b'<84>1 2026-11-20T13:03:54Z router dropbear 24 - - ', b'2026-11-20T13:03:54Z', b'router', b'dropbear', b'24'),
+    (b'<84>1 2026-11-20T13:03:54Z router dropbear 24 ID [a@1 x="] \\" y"][b c="d"] \xef\xbb\xbf', b'2026-11-20T13:03:54Z',
+     b'router', b'dropbear', b'24'),
+    (b'1795179705 router dropbear[24]: ', b'1795179705', b'router', b'dropbear', b'24'),
+    (b'1795179705.484 dropbear[24]: ', b'1795179705.484', None, b'dropbear', b'24'),
+    (b'dropbear[24]: ', None, None, b'dropbear', b'24'),
+]
+
+
+@pytest.mark.parametrize('head, date, host, program, pid', FORMS)
+def test_a_line_is_taken_apart(head, date, host, program, pid):
+    line = banwatch.read_line(head + MESSAGE)
+    assert line == (date, host, program, pid, 1, MESSAGE)
+
+
+def test_a_line_without_a_tag_has_no_program():
+    assert banwatch.read_line(b'just words').program is None
+    assert banwatch.read_line(b'Nov  2 13:00:00 just words').program is None
+
+
+def test_a_tag_inside_a_message_is_not_the_program():
+    line = banwatch.read_line(b"Thu Mar  7 12:34:56 2024 user.notice root: authpriv.warn dropbear[3]: " + MESSAGE)
+    assert line.program == b'root'
+    assert banwatch.read_line(b'Nov 20 13:00:00 h root: dropbear[3]: ' + MESSAGE).program == b'root'
+
+
+def test_a_prefix_is_believed_only_where_logins_are_logged():
+    assert banwatch.read_line(b'<30>Nov 20 13:03:54 h web: dropbear[24]: ' + MESSAGE).program == b'web'
+
+
+def test_message_repeated_counts_but_never_more_than_a_hundred_times():
+    line = banwatch.read_line(b'Nov 20 13:00:00 h sshd[1]: message repeated 3 times: [ Failed x]')
+    assert (line.times, line.message) == (3, b'Failed x')
+    assert banwatch.read_line(b'Nov 20 13:00:00 h sshd[1]: message repeated 999999 times: [ x]').times == 100
+
+
+# --- dates
+
+NOW = 1795179705                                   # Fri Nov 20 2026, 13:01:45 UTC
+
+
+@pytest.fixture
+def utc(monkeypatch):
+    monkeypatch.setenv('TZ', 'UTC')
+    time.tzset()
+    banwatch.date_time.cache_clear()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+    banwatch.date_time.cache_clear()
+
+
+@pytest.mark.parametrize('date, when', [
+    (b'Fri Nov 20 13:01:45 2026', NOW), (b'Nov 20 13:01:45', NOW), (b'Nov 20 13:01:45.5', NOW + .5),
+    (b'2026-11-20T13:01:45Z', NOW), (b'2026-11-20T14:01:45+01:00', NOW), (b'2026-11-20T08:01:45-0500', NOW),
+    (b'2026-11-20 13:01:45,250', NOW + .25), (b'2026-11-20T13:01:45', NOW), (b'1795179705.5', NOW + .5),
+    (b'Nov 21 13:01:45', NOW + 86400), (b'Dec 31 13:01:45', 1767186105), (b'Jan  1 00:00:00', 1767225600),
+    (b'Xxx 20 13:01:45', None), (b'2026-13-45T13:01:45Z', None), (b'', None)])
+def test_dates_are_read_and_missing_years_filled_in(utc, date, when):
+    assert banwatch.date_time(date, NOW // 86400) == when
+
+
+def test_a_date_without_a_zone_is_in_the_zone_of_the_machine(utc, monkeypatch):
+    monkeypatch.setenv('TZ', 'CET-1')
+    time.tzset()
+    assert banwatch.date_time(b'Nov 20 14:01:45', NOW // 86400) == NOW
+
+
+@pytest.mark.parametrize('junk', [b'', b'\xff\xfe\x00', b'<', b'<999>', b'[', b'::::', b'\x1b[31m', b' ' * 5000, b'a' * 9000,
+                                  b'[' * 5000, b'<84>1 ' + b'[x="' * 2000, b'Nov 20 13:00:00 ' + b'a ' * 4000])
+def test_junk_is_a_line_too(junk):
+    assert banwatch.read_line(junk).times == 1
