@@ -1,0 +1,188 @@
+"""The state files: what is written comes back, whatever the clocks did, and whatever was done to the file."""
+import json
+import os
+import random
+
+import pytest
+
+import banwatch
+from machine import FakeMachine
+
+NOW, WALL = 5000.0, 1800000000.0
+
+
+def clocks(boot='boot-1', ticks=NOW, wall=WALL):
+    return boot, ticks, wall
+
+
+def some_state():
+    bans, fails = banwatch.Bans(100), banwatch.Fails(100)
+    bans.add('sshd', '192.0.2.7', NOW - 100, 600, 5)
+    bans.add('sshd', '2001:db8::/64', NOW - 50, banwatch.FOREVER, 6)
+    bans.add('luci', '198.51.100.0/24', NOW - 100, 50, 5)
+    bans.remove(('luci', '198.51.100.0/24'))
+    for ago in (300, 200):
+        fails.add(('dropbear', '192.0.2.9'), NOW - ago, 1, 600, 5)
+    return bans, fails
+
+
+def dumped(**more):
+    bans, fails = some_state()
+    text = banwatch.dump(bans, fails, {('sshd', '192.0.2.5', 'root'): NOW + 99}, {'/log': [1]}, clocks())
+    return dict(json.loads(text), **more)
+
+
+def loaded(state, **now):
+    return banwatch.load(json.dumps(state), clocks(**now))
+
+
+def until(restored):
+    return {t.network: t.until for t in restored.tickets}
+
+
+def test_everything_comes_back():
+    back = loaded(dumped())
+    assert until(back) == {'192.0.2.7': NOW + 500, '2001:db8::/64': None}
+    ticket = [t for t in back.tickets if t.network == '192.0.2.7'][0]
+    assert (ticket.jail, ticket.since, ticket.count, ticket.failures) == ('sshd', NOW - 100, 1, 5)
+    assert back.history[('luci', '198.51.100.0/24')] == (1, NOW - 50)
+    assert back.fails == {('dropbear', '192.0.2.9'): [NOW - 300, NOW - 200]}
+    assert back.logins == {('sshd', '192.0.2.5', 'root'): NOW + 99}
+    assert back.sources == {'/log': [1]} and back.lost == 0
+
+
+def test_in_the_same_boot_the_boot_clock_decides_whatever_the_wall_clock_did():
+    for wall in (0, WALL - 3600, WALL + 10 ** 9):
+        assert until(loaded(dumped(), ticks=NOW + 60, wall=wall))['192.0.2.7'] == NOW + 500
+
+
+def test_after_a_reboot_the_wall_clock_decides():
+    assert until(loaded(dumped(), boot='boot-2', ticks=30, wall=WALL + 60))['192.0.2.7'] == 30 + 440
+
+
+@pytest.mark.parametrize('wall', [0, 946684800, WALL - 1])
+def test_after_a_reboot_with_a_clock_that_cannot_be_true_no_time_has_passed(wall):
+    assert until(loaded(dumped(), boot='boot-2', ticks=30, wall=wall))['192.0.2.7'] == 30 + 500
+
+
+def test_a_state_written_before_the_clock_was_set_counts_no_time_either():
+    assert until(loaded(dumped(wall=100.0), boot='boot-2', ticks=30, wall=WALL))['192.0.2.7'] == 30 + 500
+
+
+def test_the_kept_copy_holds_bans_and_history_but_no_failures():
+    bans, fails = some_state()
+    kept = json.loads(banwatch.dump_kept(bans, clocks()))
+    assert set(kept) == {'banwatch', 'boot', 'ticks', 'wall', 'bans', 'history'}
+    assert until(banwatch.load(json.dumps(kept), clocks())) == {'192.0.2.7': NOW + 500, '2001:db8::/64': None}
+
+
+def test_the_kept_copy_is_bounded_and_the_longest_remaining_come_first():
+    bans = banwatch.Bans(20000)
+    for n in range(9000):
+        bans.add('sshd', '10.%d.%d.7' % (n >> 8, n & 255), NOW, 100 + n, 5)
+    bans.add('sshd', '192.0.2.7', NOW, banwatch.FOREVER, 5)
+    text = banwatch.dump_kept(bans, clocks())
+    assert 200 * 1024 < len(text) <= banwatch.KEPT_BYTES
+    rows = json.loads(text)['bans']
+    assert rows[0][1] == '192.0.2.7' and rows[1][2] == 100 + 8999
+    lefts = [row[2] for row in rows[1:]]
+    assert lefts == sorted(lefts, reverse=True)
+
+
+def test_a_thousand_bans_cost_far_less_than_a_megabyte():
+    bans = banwatch.Bans(20000)
+    for n in range(1000):
+        bans.add('sshd', '10.%d.%d.7' % (n >> 8, n & 255), NOW, 600, 5)
+    assert len(banwatch.dump_kept(bans, clocks())) < 120000
+
+
+# --- hostile and torn files
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '1', 'null', '"x"', '{}', '{"banwatch":99}', '[' * 100000, '\x00\xff',
+                                  '{"banwatch":1,"boot":"boot-1","ticks":"x"}', '{"banwatch":1}'])
+def test_what_is_no_state_is_refused_as_a_whole(text):
+    with pytest.raises((ValueError, RecursionError)):
+        banwatch.load(text, clocks())
+
+
+BAD_BANS = [
+    None, 5, 'x', [], ['sshd'], ['sshd', '999.1.2.3', 5, 5, 1, 1], ['sshd', '192.0.2.7; reboot', 5, 5, 1, 1],
+    [5, '192.0.2.7', 5, 5, 1, 1], ['sshd', 3232235777, 5, 5, 1, 1], ['sshd', '192.0.2.7', 1e99, 5, 1, 1],
+    ['sshd', '192.0.2.7', float('nan'), 5, 1, 1], ['sshd', '192.0.2.7', float('inf'), 5, 1, 1],
+    ['sshd', '192.0.2.7', -5, 5, 1, 1], ['sshd', '192.0.2.7', True, 5, 1, 1], ['sshd', '192.0.2.7', '5', 5, 1, 1],
+    ['sshd', '192.0.2.7', 5, 5, -1, 1], ['s' * 99, '192.0.2.7', 5, 5, 1, 1], [['sshd'], '192.0.2.7', 5, 5, 1, 1],
+    {'a': 1}, ['sshd', '192.0.2.7', 5, 5, 1, 1, 1]]
+
+
+@pytest.mark.parametrize('row', BAD_BANS)
+def test_a_bad_row_is_left_out_and_the_others_are_kept(row):
+    state = dumped()
+    state['bans'].insert(0, row)
+    back = loaded(state)
+    assert back.lost == 1 and set(until(back)) == {'192.0.2.7', '2001:db8::/64'}
+
+
+@pytest.mark.parametrize('part', ['bans', 'history', 'fails', 'logins', 'sources'])
+def test_a_part_of_the_wrong_kind_costs_that_part_only(part):
+    back = loaded(dumped(**{part: 'x'}))
+    assert bool(back.tickets) == (part != 'bans') and bool(back.fails) == (part != 'fails')
+
+
+def test_a_thousand_random_mutilations_never_raise_anything_but_valueerror():
+    rng = random.Random(7)
+    text = json.dumps(dumped())
+    for _ in range(1000):
+        at, n = rng.randrange(len(text)), rng.randrange(1, 9)
+        torn = text[:at] + ''.join(rng.choice('[]{}",:0919.-eE tn') for _ in range(n)) + text[at + rng.randrange(9):]
+        try:
+            banwatch.load(torn, clocks())
+        except (ValueError, RecursionError):
+            pass
+
+
+# --- on disk
+
+def test_a_file_is_replaced_as_a_whole_and_is_ours_alone(tmp_path):
+    machine, path = FakeMachine(), str(tmp_path / 'state')
+    machine.replace(path, 'one')
+    machine.replace(path, 'two')
+    assert machine.recall(path) == 'two'
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert os.listdir(str(tmp_path)) == ['state']
+    assert machine.written == 6
+
+
+def test_a_symlink_is_neither_followed_nor_read(tmp_path):
+    machine, path, target = FakeMachine(), str(tmp_path / 'state'), tmp_path / 'target'
+    target.write_text('precious')
+    os.symlink(str(target), path)
+    with pytest.raises(ValueError):
+        machine.recall(path)
+    os.symlink(str(target), path + '.new')
+    machine.replace(path, 'mine')
+    assert target.read_text() == 'precious' and machine.recall(path) == 'mine'
+
+
+def test_a_file_that_others_may_write_is_not_trusted(tmp_path):
+    machine, path = FakeMachine(), tmp_path / 'state'
+    path.write_text('{}')
+    path.chmod(0o666)
+    with pytest.raises(ValueError, match='not a file of our own'):
+        machine.recall(str(path))
+
+
+def test_the_runtime_folder_must_be_ours(tmp_path):
+    machine = FakeMachine()
+    (tmp_path / 'real').mkdir()
+    os.symlink(str(tmp_path / 'real'), str(tmp_path / 'link'))
+    with pytest.raises(banwatch.Problem, match='not a folder of our own'):
+        machine.folder(str(tmp_path / 'link'))
+    (tmp_path / 'open').mkdir(mode=0o777)
+    machine.folder(str(tmp_path / 'open'))
+    assert (tmp_path / 'open').stat().st_mode & 0o777 == 0o700
+
+
+def test_there_is_one_lock(tmp_path):
+    path = str(tmp_path / 'lock')
+    assert FakeMachine().lock(path)
+    assert not FakeMachine().lock(path)
