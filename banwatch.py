@@ -554,7 +554,7 @@ def setting_text(key, text):
 
 Line = collections.namedtuple('Line', 'date host program pid times message')
 
-DATE = (br'(?:[A-Z][a-z]{2} )?[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?= ))?'
+DATE = (br'(?:[A-Z][a-z]{2} )?[A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?= ))?'
         br'|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
         br'|\d{10}(?:\.\d+)?')
 TAG = br'(?P<program>[^\s:\[\]]*)(?:\[(?P<pid>\d+)\])?: ?'
@@ -594,7 +594,7 @@ def read_line(line):
 
 MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
 ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?(Z| ?[+-]\d\d:?\d\d)?$')
-CTIME = re.compile(r'(?:\w{3} )?(\w{3}) ([ \d]\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\d{4}))?$')
+CTIME = re.compile(r'(?:\w{3} )?(\w{3}) ([ \d]?\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\d{4}))?$')
 
 
 @functools.lru_cache(maxsize=256)
@@ -638,11 +638,14 @@ def iso_time(m):
 #
 # The language is fail2ban's: <HOST> is the address, <F-USER>...</F-USER> the user; a line with
 # <F-NOFAIL> only tells a connection's address, one with <F-MLFGAINED> is a login; <F-MLFID> is the
-# connection, if it is not the pid; <F-CONTENT> in prefregex is what the other regexes see. One thing is added: an empty line parts a failregex into
-# kinds. One guess makes a daemon write several lines, but at most one of each kind; so a
-# connection has made as many guesses as it has lines of its most frequent kind.
+# connection, if it is not the pid; <F-CONTENT> in prefregex is what the other regexes see. Two
+# things are added. An empty line parts a failregex into kinds: one guess makes a daemon write
+# several lines, but at most one of each kind; so a connection has made as many guesses as it has
+# lines of its most frequent kind. And a line with <F-CHILD> may come from a process that was forked
+# for one guess, with a pid of its own (PAM, when sshd asks for a keyboard-interactive password): it
+# belongs to a connection of the same address that has no such line yet, or to the next guess there.
 
-Match = collections.namedtuple('Match', 'kind verdict ip user mlfid')
+Match = collections.namedtuple('Match', 'kind verdict ip user mlfid child')
 
 FILTERS = {
     'dropbear': {
@@ -660,7 +663,8 @@ FILTERS = {
             ^Pubkey auth bad signature for '<F-USER>.*</F-USER>' with .* from <HOST>:\d+$
             ^[Ll]ogin attempt for nonexistent user(?: '.*')? from <HOST>:\d+$
             ^Login attempt for nonexistent user$
-            ^Login attempt with wrong user .* from <HOST>:\d+$
+            ^Login attempt with wrong user \S+ from <HOST>:\d+$
+            ^Login attempt with wrong user \S+$
             ^User '<F-USER>.*</F-USER>' has (?:invalid shell|blank password), rejected$
             ^Logins are restricted to the group \S+ but user '<F-USER>.*</F-USER>' is not a member$
             ^User account '<F-USER>.*</F-USER>' is locked$
@@ -685,7 +689,7 @@ FILTERS = {
             ^Invalid user <F-USER>.*</F-USER> from <HOST>(?: port \d+)?$
             ^Illegal user <F-USER>.*</F-USER> from <HOST>(?: port \d+)?$
 
-            ^(?:pam_\w+\(sshd:auth\): )?authentication failure; logname=\S* uid=\d+ euid=\d+ tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
+            ^(?:pam_\w+\(sshd:auth\): )?<F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d+ euid=\d+ tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
 
             ^PAM: .+ for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?$
 
@@ -713,7 +717,7 @@ TAGS = {
     'DNS': r'(?P<dns>[\w\-.^_]*\w)'}
 TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
 TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
-FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CONTENT')
+FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CONTENT', 'CHILD')
 SESSIONS = 1000                                    # connections remembered per filter
 SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
 
@@ -772,6 +776,8 @@ class Filter:
         self.ignore = [compile_regex(text) for text in ignoreregex]
         self.literals = {literal(regex.pattern) for _, regex in self.rows}
         self.sessions = {}           # (host, program, pid) -> Session, least recently seen first
+        self.parents = {}            # (host, ip) -> identity of its latest session
+        self.children = {}           # (host, ip) -> identities of sessions that may be a child of that
         self.names = 0               # failures that named a host, not an address
 
     def wants(self, line, bare):
@@ -811,7 +817,8 @@ class Filter:
         elif group.get('dns'):
             self.names += verdict == 'fail'
             return None
-        return Match(kind, verdict, ip, user and user.decode('utf-8', 'backslashreplace'), group.get('mlfid'))
+        return Match(kind, verdict, ip, user and user.decode('utf-8', 'backslashreplace'), group.get('mlfid'),
+                     bool(group.get('child')))
 
     def read(self, line, raw, when):
         """The Sighting that a line is, or completes; None if it is none."""
@@ -822,38 +829,69 @@ class Filter:
         if pid is None:
             new, ip, user = line.times * (match.verdict == 'fail'), match.ip, match.user
         else:
-            session = self.session((line.host, line.program, pid), match.ip, when)
-            new = self.guesses(session, match, line.times)
+            session = self.session((line.host, line.program, pid), match, when)
+            new = self.guesses(session, match, line)
             ip, user = session.ip, match.user or session.user
         if match.verdict == 'login':
             return Sighting(ip, user, 0, True, when) if ip and user else None
         return Sighting(ip, user, new, False, when) if ip and new else None
 
-    def session(self, identity, ip, when):
-        """The connection's Session; a new one if the pid has been taken by another connection."""
-        session = self.sessions.pop(identity, None)
+    def session(self, identity, match, when):
+        """The Session that a line belongs to; a new one if its pid has been taken by another connection."""
+        session, ip = self.sessions.pop(identity, None), match.ip
         if (session is None or when - session.seen > SESSION_SECONDS
                 or ip and session.ip and ip != session.ip):
             session = Session()
+            parent = self.sessions.get(self.parents.get((identity[0], ip))) if match.child else None
+            if parent and match.kind not in parent.lines and when - parent.seen <= SESSION_SECONDS:
+                return parent
         self.sessions[identity] = session
         if len(self.sessions) > SESSIONS:
             del self.sessions[next(iter(self.sessions))]
+        if ip and match.verdict == 'fail':
+            self.relate(identity, session, match)
         session.seen = when
         return session
 
-    @staticmethod
-    def guesses(session, match, times):
+    def relate(self, identity, session, match):
+        """Notes which session of an address may have children, and which ones may be children."""
+        home = identity[0], match.ip
+        if not match.child:
+            self.parents.pop(home, None)
+            self.parents[home] = identity
+        elif not session.lines:
+            self.children.setdefault(home, []).append(identity)
+        for known in (self.parents, self.children):
+            if len(known) > SESSIONS:
+                del known[next(iter(known))]
+
+    def guesses(self, session, match, line):
         """How many guesses with a known address this line adds."""
         session.ip = match.ip or session.ip
         session.user = match.user or session.user
         if match.verdict == 'fail':
-            n = session.lines[match.kind] = session.lines.get(match.kind, 0) + times
-            session.pending += max(0, n - session.counted)
-            session.counted = max(session.counted, n)
+            n = session.lines[match.kind] = session.lines.get(match.kind, 0) + line.times
+            new = max(0, n - session.counted)
+            session.counted += new
+            session.pending += new if match.child else new - self.adopt(session, (line.host, session.ip), new)
         if not session.ip:
             return 0
         new, session.pending = session.pending, 0
         return new
+
+    def adopt(self, session, home, most):
+        """How many of a connection's `most` new guesses its children have told already."""
+        waiting, found = self.children.pop(home, []), 0
+        while waiting and found < most:
+            child = self.sessions.get(waiting.pop(0))
+            if child is not None and child is not session and child.ip == session.ip and len(child.lines) == 1:
+                (kind, _), = child.lines.items()
+                session.lines[kind] = session.lines.get(kind, 0) + 1
+                child.lines, child.counted = {}, 0
+                found += 1
+        if waiting:
+            self.children[home] = waiting
+        return found
 
 
 def make_filter(name, failregex=(), ignoreregex=()):
@@ -1246,12 +1284,11 @@ class IPTables:
         wanted, amiss, rows = self.rules(tickets), [], []
         for hook, there in hooks.items():
             jump = '-A %s -j %s' % (hook, self.CHAIN)
-            target = [jump] if hook in self.hooks else []
-            if there[:1] != target and target or there.count(jump) != len(target):
-                amiss.append('%s rule %s' % (hook, 'doubled' if there.count(jump) > 1 else
-                                             'not first' if jump in there else 'missing'))
+            wrong = self.misplaced(there, jump, hook in self.hooks)
+            if wrong:
+                amiss.append('%s rule %s' % (hook, wrong))
                 rows += ['-D' + jump[2:]] * there.count(jump)
-                rows += ['-I %s 1 -j %s' % (hook, self.CHAIN)] * len(target)
+                rows += ['-I %s 1 -j %s' % (hook, self.CHAIN)] * (hook in self.hooks)
         if {name: sorted(have) for name, have in chains.items()} != {
                 name: sorted(want) for name, want in wanted.items()}:
             n, m = (sum(len(rules) for rules in some.values()) for some in (chains, wanted))
@@ -1260,6 +1297,14 @@ class IPTables:
         if not amiss:
             return '', []
         return ', '.join(amiss), self.restore(self.fill(wanted, set(chains) - set(wanted)) + rows)
+
+    @staticmethod
+    def misplaced(there, jump, wanted):
+        """What is wrong with our jump among a hook's rules; '' if it is right."""
+        times = there.count(jump)
+        if not wanted:
+            return 'not wanted' if times else ''
+        return 'missing' if not times else 'doubled' if times > 1 else 'not first' if there[0] != jump else ''
 
     @staticmethod
     def fill(wanted, gone=()):
@@ -2462,7 +2507,7 @@ class Kernel:
         amiss, commands = self.firewall.mend(shown, self.tickets(self))
         if amiss and amiss != self.amiss and not self.fresh:
             self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
-        self.amiss, self.fresh = amiss, False
+        self.amiss, self.fresh = '' if self.fresh else amiss, False
         self.run(commands, self.done)
 
     def run(self, commands, then, shown=()):
@@ -2834,12 +2879,10 @@ class Daemon:
     # requests
     def answer(self, request, reply):
         """Answers a client; `reply` is called with a dict, now or when the kernel has said yes."""
-        verb = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand, 'unban': self.unban_by_hand,
-                'reload': self.reload_by_hand, 'stop': self.stop_by_hand}.get(request.get('do'))
+        verbs = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand, 'unban': self.unban_by_hand,
+                 'reload': self.reload_by_hand, 'stop': self.stop_by_hand}
         try:
-            if verb is None:
-                raise Problem('no such request', os.EX_USAGE)
-            verb(request, reply)
+            verbs[request['do']](request, reply)
         except Problem as e:
             reply({'error': str(e), 'code': e.code})
         except (KeyError, TypeError, ValueError, AttributeError) as e:

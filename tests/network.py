@@ -1,30 +1,39 @@
-"""A small internet for tests: a router, an attacker on its WAN side and a host on its LAN, all in
-namespaces of this machine, so that real servers, real clients and the real firewall can be used.
+"""A small internet for tests, in namespaces of this machine: real servers, clients and firewalls can be used.
 
-    attacker, eth0                              router                             lan, eth0
-    203.0.113.66 .67 .254                  wan  203.0.113.1
-    2001:db8:1::66 ::67 ::fe     <------>       2001:db8:1::1
-    198.51.100.7 .8                        lan  192.168.1.1          <------>   192.168.1.2
-    2001:db8:bad::7 2001:db8:bad:8::8           2001:db8:2::1                   2001:db8:2::2
+    attacker, eth0                             router                          lan, eth0
+    203.0.113.66                          wan  203.0.113.1
+    2001:db8:1::66                <------->    2001:db8:1::1
+    198.51.100.7 .8                       lan  192.168.1.1          <------>   192.168.1.2
+    2001:db8:bad::7 2001:db8:bad:8::8          2001:db8:2::1                   2001:db8:2::2
 
-The router's default route leads to 203.0.113.254 and 2001:db8:1::fe; from behind them come 198.51.100.7
-and the like. The namespaces have no names: each lives as long as a process in it, and its first process
-ends when the test's end of a pipe closes, whatever happened to the test. The router also has a /dev, a
-/run and accounts of its own, so a syslog daemon can own /dev/log and nothing here touches the machine's.
+The router's default route leads to 203.0.113.254 and 2001:db8:1::fe, which the attacker's side holds too;
+behind them is everybody else, such as 198.51.100.7. Namespaces have no names: each lives as long as a
+process in it, and its first process ends when this one does, whatever happened to the test. The router
+has its own /dev, /run and accounts, so a syslog daemon can own /dev/log and the machine's stay untouched.
 """
 import contextlib
 import ctypes
+import ipaddress
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+
+import banwatch
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
 
-# the router's own users: name -> password (those of the machine are not there)
-USERS = {'root': 'root is at home', 'alice': 'correct horse'}
+# the router's users; behind each the crypt(3) of its password, which Python 3.13 cannot make any more
+PASSWORDS = {'root': 'root is at home', 'alice': 'correct horse'}
+SHADOW = """\
+root:$6$banwatch$lZeY4Po.n/gW8JItW9ohe10XYfKcLcBIq9R5QypyTquBCx14bNiraOPsiGAhNt7I0VoNYTDbRyzUHnatMcmuU1:19000:0:99999:7:::
+alice:$6$banwatch$E/OUykjctemyMdjAvKA4XIQDMPyJ43MBkGYvdyr5MDrUdj.xzExy.F1fEnZ/SUFoDY37hL0Su95jEgZme4.a20:19000:0:99999:7:::
+"""
+PASSWD = 'root:x:0:0::/:/bin/sh\nalice:x:2000:100::/:/bin/sh\n'
 
 LINKS = """
 ip link add wan type veth peer name eth0 netns {attacker}
@@ -32,77 +41,80 @@ ip link add lan type veth peer name eth0 netns {lan}
 """
 
 ROUTER = """
-ip link set lo up; ip link set wan up; ip link set lan up
-ip address add 203.0.113.1/24 dev wan; ip address add 2001:db8:1::1/64 dev wan nodad
-ip address add 192.168.1.1/24 dev lan; ip address add 2001:db8:2::1/64 dev lan nodad
+for device in lo wan lan; do ip link set $device up; done
+ip address add 203.0.113.1/24 dev wan; ip address add 2001:db8:1::1/64 dev wan
+ip address add 192.168.1.1/24 dev lan; ip address add 2001:db8:2::1/64 dev lan
 ip route add default via 203.0.113.254; ip route add default via 2001:db8:1::fe
 echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 """
 
 ATTACKER = """
 ip link set lo up; ip link set eth0 up
-for n in 66 67 254; do ip address add 203.0.113.$n/24 dev eth0; done
-for n in 66 67 fe; do ip address add 2001:db8:1::$n/64 dev eth0 nodad; done
-for ip in 198.51.100.7/32 198.51.100.8/32; do ip address add $ip dev eth0; done
-for ip in 2001:db8:bad::7/128 2001:db8:bad:8::8/128; do ip address add $ip dev eth0 nodad; done
+ip address add 203.0.113.66/24 dev eth0; ip address add 203.0.113.254/24 dev eth0
+ip address add 2001:db8:1::fe/64 dev eth0; ip address add 2001:db8:1::66/64 dev eth0
+ip address add 198.51.100.7/32 dev eth0; ip address add 198.51.100.8/32 dev eth0
+ip address add 2001:db8:bad::7/128 dev eth0; ip address add 2001:db8:bad:8::8/128 dev eth0
 ip route add 192.168.1.0/24 via 203.0.113.1; ip route add 2001:db8:2::/64 via 2001:db8:1::1
 """
 
 LAN = """
 ip link set lo up; ip link set eth0 up
-ip address add 192.168.1.2/24 dev eth0; ip address add 2001:db8:2::2/64 dev eth0 nodad
+ip address add 192.168.1.2/24 dev eth0; ip address add 2001:db8:2::2/64 dev eth0
 ip route add default via 192.168.1.1; ip route add default via 2001:db8:2::1
 """
 
-# A /dev with what servers need, where `log` can be made; the machine's own stays as it is.
-PRIVATE_FILES = """
+# A /dev with what servers need and room for `log`; mounts made here are seen here only.
+FILES = """
 mount -t tmpfs -o mode=755 banwatch-test /run
-mkdir /run/dev /run/sshd
-for name in null zero full random urandom tty; do touch /run/dev/$name; mount --bind /dev/$name /run/dev/$name; done
-mkdir /run/dev/pts /run/dev/shm; mount --bind /dev/pts /run/dev/pts; ln -s pts/ptmx /run/dev/ptmx
-ln -s /proc/self/fd /run/dev/fd
+mkdir /run/sshd /run/dev /run/dev/pts /run/dev/shm
+for name in null zero full random urandom tty; do
+    : >/run/dev/$name; mount --bind /dev/$name /run/dev/$name
+done
+mount --bind /dev/pts /run/dev/pts; ln -s pts/ptmx /run/dev/ptmx; ln -s /proc/self/fd /run/dev/fd
 mount --rbind /run/dev /dev
-mount --bind {passwd} /etc/passwd
-mount --bind {shadow} /etc/shadow
+mount --bind {passwd} /etc/passwd; mount --bind {shadow} /etc/shadow
 """
 
 
-def poll(question, seconds=10, pause=0.02):
+def poll(question, seconds=10.0):
     """The first true answer of `question()`, or its last one when the time is up."""
     deadline = time.monotonic() + seconds
     while True:
         answer = question()
         if answer or time.monotonic() > deadline:
             return answer
-        time.sleep(pause)
+        time.sleep(0.02)
 
 
 class Namespace:
-    """One host of the test's internet: a network, and a view of the file system, of its own."""
+    """One host: a network, and a view of the file system, of its own."""
 
     def __init__(self):
         self.processes = []
-        # cat ends at the end of its input: when this test process is gone, so is the namespace
+        # cat lives until its input ends: at the latest when this process is gone
         self.holder = subprocess.Popen(['unshare', '--net', '--mount', '--propagation', 'private', 'cat'],
                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         self.holder.stdin.write(b'\n')
         self.holder.stdin.flush()
-        if not self.holder.stdout.readline():        # cat's echo: unshare is done
-            raise OSError('no namespace could be made (see what unshare said above)')
+        if not self.holder.stdout.readline():        # cat's echo says that unshare is done
+            raise OSError('this machine lets nobody make namespaces (unshare has said why)')
+        # an IPv6 address can be used at once, not after a second of asking whether it is another's
+        self.script('echo 0 | tee /proc/sys/net/ipv6/conf/all/accept_dad /proc/sys/net/ipv6/conf/default/accept_dad')
 
     def command(self, argv):
+        """The argv that runs `argv` in here; nsenter then *is* the program, with its pid."""
         return ['nsenter', '--target', str(self.holder.pid), '--net', '--mount'] + [str(word) for word in argv]
 
     def run(self, argv, **more):
-        """Runs a program in here to its end; the CompletedProcess, output as text."""
-        more = dict(dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         universal_newlines=True, timeout=60), **more)
-        if 'input' in more:
-            del more['stdin']
-        return subprocess.run(self.command(argv), **more)
+        """Runs a program to its end, 60 s at most; the CompletedProcess with its output as text."""
+        how = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+        how.update(more)
+        if 'input' not in how:
+            how.setdefault('stdin', subprocess.DEVNULL)
+        return subprocess.run(self.command(argv), **how)
 
     def output(self, argv):
-        """What a program prints, which must succeed."""
+        """What a program prints; it must succeed."""
         done = self.run(argv)
         assert done.returncode == 0, done
         return done.stdout
@@ -112,15 +124,16 @@ class Namespace:
         return self.output(['sh', '-ec', text])
 
     def popen(self, argv, **more):
-        """Starts a program that ends with the namespace at the latest; its pid is the program's own."""
-        more = dict(dict(stdin=subprocess.DEVNULL, start_new_session=True), **more)
-        process = subprocess.Popen(self.command(argv), **more)
-        self.processes.append(process)
-        return process
+        """Starts a program, which ends with the namespace, or with this process, at the latest."""
+        how = dict(stdin=subprocess.DEVNULL, start_new_session=True)
+        how.update(more)
+        argv = self.command(['setpriv', '--pdeathsig', 'KILL'] + list(argv))
+        self.processes.append(subprocess.Popen(argv, **how))
+        return self.processes[-1]
 
     @contextlib.contextmanager
     def entered(self):
-        """Sockets that this test makes inside `with` belong to this namespace, for ever."""
+        """Sockets made by this process inside `with` are of this namespace, and stay so."""
         with open('/proc/self/ns/net') as home, open('/proc/%d/ns/net' % self.holder.pid) as here:
             enter(here)
             try:
@@ -128,13 +141,13 @@ class Namespace:
             finally:
                 enter(home)
 
-    def connect(self, address, port, source=None, timeout=1):
-        """A TCP connection from here, OSError (a timeout too) if there is none."""
+    def connect(self, address, port, source=None, seconds=1.0):
+        """A TCP connection from here; OSError if there is none within that time."""
         with self.entered():
-            return socket.create_connection((address, port), timeout, (source, 0) if source else None)
+            return socket.create_connection((address, port), seconds, (source, 0) if source else None)
 
-    def reaches(self, address, port=22, source=None):
-        """Does a TCP connection get through within a second?"""
+    def reaches(self, address, port=9, source=None):
+        """Does a TCP connection from here get through within a second? On the router something listens at port 9."""
         try:
             self.connect(address, port, source).close()
         except OSError:
@@ -143,56 +156,59 @@ class Namespace:
 
     def listen(self, address, port):
         """A listening TCP socket in here."""
-        family = socket.AF_INET6 if ':' in address else socket.AF_INET
         with self.entered():
-            listening = socket.socket(family)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((address, port))
-            listening.listen(5)
-            return listening
+            listening = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET)
+        listening.bind((address, port))
+        listening.listen(100)
+        return listening
 
     def inhabitants(self):
-        """The pids of all processes in this namespace: only what came from here can be in it."""
+        """The pids of the processes in here: nothing can be in this network that did not come from here."""
         ours = os.readlink('/proc/%d/ns/net' % self.holder.pid)
         found = []
         for pid in filter(str.isdigit, os.listdir('/proc')):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):       # it has just ended
                 if os.readlink('/proc/%s/ns/net' % pid) == ours:
                     found.append(int(pid))
         return found
 
     def close(self):
-        """Ends every process in here, those too that daemons left behind; with them the namespace goes."""
-        with contextlib.suppress(OSError):
-            while self.inhabitants() not in ([], [self.holder.pid]):
-                for pid in set(self.inhabitants()) - {self.holder.pid}:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                for process in self.processes:
-                    process.wait(5)
-        self.holder.stdin.close()
-        self.holder.stdout.close()
-        self.holder.wait(5)
+        """Ends every process in here, also what daemons left behind; with the last one the namespace goes."""
+        for _ in range(100):                         # a process may fork while it is looked for
+            others = set(self.inhabitants()) - {self.holder.pid} if self.holder.poll() is None else ()
+            if not others:
+                break
+            for pid in others:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self.processes:
+                process.poll()
+        for process in self.processes:
+            process.wait(5)
+        self.holder.communicate(timeout=5)
 
 
 def enter(net):
     if LIBC.setns(net.fileno(), CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), 'setns')
+        raise OSError(ctypes.get_errno(), 'setns: ' + os.strerror(ctypes.get_errno()))
 
 
 class Network:
-    """The router, the attacker and the LAN's host, connected. `directory` takes the router's own files."""
+    """The three hosts, connected. `directory` takes the files that its servers need."""
 
     def __init__(self, directory):
         self.directory = str(directory)
-        self.hosts = []
+        self.log = os.path.join(self.directory, 'messages')
+        self.hosts, self.door = [], None
         try:
-            self.router, self.attacker, self.lan = [self.host() for _ in range(3)]
-            self.router.script(PRIVATE_FILES.format(**self.accounts()))
+            self.router, self.attacker, self.lan = self.host(), self.host(), self.host()
+            self.router.script(FILES.format(passwd=self.write('passwd', PASSWD + service_accounts(), 0o644),
+                                            shadow=self.write('shadow', SHADOW)))
             self.router.script(LINKS.format(attacker=self.attacker.holder.pid, lan=self.lan.holder.pid))
             self.attacker.script(ATTACKER)
             self.lan.script(LAN)
             self.router.script(ROUTER)
+            self.door = self.router.listen('::', 9)    # to knock at: a connection to a server would count as a failure
         except BaseException:
             self.close()
             raise
@@ -201,30 +217,89 @@ class Network:
         self.hosts.append(Namespace())
         return self.hosts[-1]
 
-    def accounts(self):
-        """Writes a passwd and a shadow with the machine's service accounts and USERS; their paths."""
-        with open('/etc/passwd') as f:
-            passwd = [line for line in f if line.split(':')[0] not in USERS and 0 < int(line.split(':')[2]) < 1000]
-        shadow = [line.split(':')[0] + ':*:19000:0:99999:7:::\n' for line in passwd]
-        for number, (name, password) in enumerate(USERS.items()):
-            uid = 2000 * number                      # the first one is root
-            passwd.append('%s:x:%d:%d::/:/bin/sh\n' % (name, uid, uid))
-            shadow.append('%s:%s:19000:0:99999:7:::\n' % (name, hashed(password)))
-        return {'passwd': self.write('passwd', ''.join(passwd)), 'shadow': self.write('shadow', ''.join(shadow))}
+    def path(self, name):
+        return os.path.join(self.directory, name)
 
-    def write(self, name, text):
+    def write(self, name, text, mode=0o600):
         """Writes a file of the router's; its path."""
-        path = os.path.join(self.directory, name)
-        with open(path, 'w') as f:
+        with open(self.path(name), 'w') as f:
             f.write(text)
-        return path
+        os.chmod(self.path(name), mode)
+        return self.path(name)
 
     def close(self):
         for host in self.hosts:
             host.close()
         self.hosts = []
+        if self.door:
+            self.door.close()
 
 
-def hashed(password):
-    return subprocess.run(['openssl', 'passwd', '-6', '-salt', 'banwatch', password],
-                          stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout.strip()
+def service_accounts():
+    """The machine's passwd lines of services (sshd wants one of its own), without people and root."""
+    with open('/etc/passwd') as f:
+        return ''.join(line for line in f if 0 < int(line.split(':')[2]) < 1000)
+
+
+class Daemon:
+    """`banwatch.py run` on the router, following its log. Options are those of [DEFAULT], _ for a dot;
+    `text` is more of the conf: sections of jails, for instance."""
+
+    def __init__(self, network, text='', source=None, firewall='iptables', **options):
+        self.network = network
+        self.errors = network.path('banwatch.stderr')
+        self.conf = network.write('banwatch.conf', '\n'.join(
+            ['[banwatch]', 'source = %s' % (source or network.log), 'firewall = ' + firewall,
+             'runtime = ' + network.path('run'), 'state = ' + network.path('state'), '[DEFAULT]']
+            + ['%s = %s' % (name.replace('_', '.'), value) for name, value in options.items()] + [text, '']))
+        self.start()
+
+    def argv(self, *words):
+        return [sys.executable, banwatch.__file__, '-c', self.conf] + list(words)
+
+    def start(self):
+        """Starts it, and waits until it answers."""
+        with open(self.errors, 'ab') as errors:
+            self.process = self.network.router.popen(self.argv('run'), stdout=errors, stderr=errors)
+        assert poll(lambda: self.process.poll() is not None or self.command('status', '--json').returncode == 0), 'no answer'
+        assert self.process.poll() is None, self.stderr()
+
+    def command(self, *words):
+        """The CompletedProcess of a banwatch command on the router."""
+        return self.network.router.run(self.argv(*words))
+
+    def ask(self, *words):
+        """What a command answers as JSON."""
+        return json.loads(self.network.router.output(self.argv(*words, '--json')))
+
+    def failures(self, jail):
+        return [row['failures'] for row in self.ask('status')['jails'] if row['jail'] == jail][0]
+
+    def bans(self, ip):
+        """The rows of `banned` that hold this address."""
+        address = ipaddress.ip_address(ip)
+        return [row for row in self.ask('banned') if address in ipaddress.ip_network(row['ip'])]
+
+    def wait_banned(self, ip, seconds=10.0):
+        """The rows of `banned` that hold this address, as soon as there are any; fails if there never are."""
+        rows = poll(lambda: self.bans(ip), seconds)
+        assert rows, '%s is not banned; banwatch said:\n%s' % (ip, self.stderr())
+        return rows
+
+    def wait_failures(self, jail, count, seconds=10.0):
+        """Returns when a jail has counted that many failures; fails if it never does, or counts more."""
+        poll(lambda: self.failures(jail) >= count, seconds)
+        assert self.failures(jail) == count
+
+    def stderr(self):
+        with open(self.errors, errors='replace') as f:
+            return f.read()
+
+    def stop(self):
+        """Ends it as init does; its exit code."""
+        self.process.terminate()
+        return self.process.wait(10)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(10)

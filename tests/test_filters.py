@@ -59,7 +59,7 @@ def test_each_line_gets_its_verdict(group):
         else:
             guesses = int(verdict[4:] or 1)
             assert [(s.login, s.guesses, s.ip) for s in found] == [(False, guesses, ip)], 'line %d' % n
-            assert user is None or found[0].user == user, 'line %d' % n
+            assert user is None or found[0].user == raw_line(user).decode('utf-8', 'backslashreplace'), 'line %d' % n
 
 
 def regexes():

@@ -1,0 +1,995 @@
+#!/usr/bin/env python3
+"""Measures banwatch beside its peers, in one run on this machine, and prints one table.
+
+    python3 tests/bench.py [--log FILE] [--plain FILE] [--lines N] [--idle SECONDS] [--json] [ROW...]
+
+--log and --plain name an OpenSSH log under attack and a plain system log ("Dec 10 06:55:46 host
+prog[1]: ..."); both are repeated to N lines with time going on. Without them the bench writes logs
+of a like mix itself. Rows: see ROWS below, or --help. Nothing is a pass or a fail here: numbers
+depend on the machine, so the ones to trust are ratios within one run.
+
+As root the whole run moves into a network namespace of its own, so no packet and no firewall rule
+of it reaches the machine. The peers are Debian's `fail2ban` and `sshguard`; what is missing costs
+its numbers only, and the table says so. All files are in one temporary folder, removed at the end.
+"""
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import os
+import py_compile
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+BANWATCH = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'banwatch.py')
+SSHGUARD = '/usr/libexec/sshguard/'
+OWN_NET = 'BANWATCH_BENCH_NET'       # set in the environment once we are in our own network namespace
+# UTC: a log without years and zones must not meet a change of the clocks
+ENVIRON = dict(os.environ, TZ='UTC', LC_ALL='C', PYTHONDONTWRITEBYTECODE='1')
+WIDTH = 110                          # columns of the output
+
+
+class Missing(Exception):
+    """Why a number cannot be had here."""
+
+
+# ---- Results -------------------------------------------------------------------------------
+# One line of the table: our number beside one peer's. `unit` is a key of UNITS; None is a dash.
+
+Result = collections.namedtuple('Result', 'what unit ours peer theirs goal quoted')
+# What the project means to get to. `by` is 'x' (times the peer) or 'value' (the number itself).
+Goal = collections.namedtuple('Goal', 'reach aim by')
+
+# unit -> how a number of it looks, True if more is better
+UNITS = {
+    'lines/s': (lambda n: '%.0f k/s' % (n / 1000), True),
+    's': (lambda n: '%.3f s' % n, False),
+    'ms': (lambda n: '%.1f ms' % n, False),
+    'MB': (lambda n: '%.1f MB' % n, False),
+    '/min': (lambda n: '%.0f/min' % n, False),
+}
+
+
+def result(what, unit, ours, peer='', theirs=None, goal=None, quoted=''):
+    """`quoted` is a peer's number from an earlier measurement elsewhere, as text."""
+    return Result(what, unit, ours, peer, theirs, goal, quoted)
+
+
+def number_text(value, unit):
+    return '-' if value is None else UNITS[unit][0](value)
+
+
+def ratio(row):
+    """Our number in terms of the peer's."""
+    return row.ours / row.theirs if row.ours is not None and row.theirs else None
+
+
+def goal_text(value, row):
+    if value is None:
+        return ''
+    return '%g x' % value if row.goal.by == 'x' else number_text(value, row.unit)
+
+
+def met(row):
+    """Which goal our number meets: 'aim', 'reach', 'no'; '' where nothing was measured."""
+    value = row.goal and (ratio(row) if row.goal.by == 'x' else row.ours)
+    if value is None:
+        return ''
+    more = UNITS[row.unit][1]
+    for name in ('aim', 'reach'):
+        goal = getattr(row.goal, name)
+        if value >= goal if more else value <= goal:
+            return name
+    return 'no'
+
+
+HEAD = 'what', 'banwatch', 'peer', "peer's", 'ratio', 'reach', 'aim', 'met'
+
+
+def cells(row):
+    times = ratio(row)
+    return (row.what, number_text(row.ours, row.unit), row.peer,
+            row.quoted + '*' if row.quoted else number_text(row.theirs, row.unit) if row.peer else '',
+            '' if times is None else '%.2f x' % times,
+            goal_text(row.goal and row.goal.reach, row), goal_text(row.goal and row.goal.aim, row), met(row))
+
+
+def table(rows):
+    """Lines of the table; what stands above is not said again."""
+    rows = [HEAD] + [cells(row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
+    above = None
+    for row in rows:
+        shown = ('', '') + row[2:] if row[:2] == above else row
+        above = row[:2]
+        yield '  '.join(cell.ljust(width) if name in ('what', 'peer') else cell.rjust(width)
+                        for cell, width, name in zip(shown, widths, HEAD)).rstrip()
+
+
+# ---- Logs ----------------------------------------------------------------------------------
+# Logs are lists of lines (bytes). `repeat` makes long ones of short ones.
+
+STEP = 7                             # seconds a line
+YEAR_AT_MOST = 330 * 86400           # without a year in its dates a log has to fit into one
+STAMP = re.compile(rb'[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d ')
+MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
+
+
+def stamp(when):
+    """'Dec 10 06:55:46', in UTC."""
+    t = time.gmtime(when)
+    return b'%s %2d %02d:%02d:%02d' % (MONTHS[t.tm_mon - 1].encode(), t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec)
+
+
+def repeat(seed, path, lines, end):
+    """Writes `lines` lines: those of `seed` over and over, one every STEP seconds, the last at `end`."""
+    texts = [line.rstrip(b'\n')[15:] + b'\n' for line in seed if STAMP.match(line)]
+    if not texts:
+        raise Missing('the log has no line that begins like "Dec 10 06:55:46 "')
+    step = min(STEP, YEAR_AT_MOST / lines)
+    with open(path, 'wb', 1 << 20) as f:
+        for n, text in zip(range(lines), itertools.cycle(texts)):
+            f.write(stamp(end - (lines - 1 - n) * step) + text)
+
+
+USERS = 'root admin test oracle postgres ubuntu git pi support guest ftp user webmaster nagios'.split()
+PAM = 'pam_unix(sshd:auth): authentication failure; logname= uid=0 euid=0 tty=ssh ruser= rhost=%s '
+REVERSE = 'reverse mapping checking getaddrinfo for host-%s.example.net [%s] failed - POSSIBLE BREAK-IN ATTEMPT!'
+FAREWELLS = (
+    'Received disconnect from %s: 11: Bye Bye [preauth]',
+    'Connection closed by %s [preauth]',
+    'error: Received disconnect from %s: 14: No more user authentication methods available. [preauth]',
+)
+VISITS = (
+    'Connection closed by %s [preauth]',
+    'Did not receive identification string from %s',
+    'error: Received disconnect from %s: 3: com.jcraft.jsch.JSchException: Auth fail [preauth]',
+)
+# How often one address stands in a log under attack: a few do most of it, the others come by.
+ATTACKERS = [('203.0.113.%d' % n, weight) for n, weight in
+             enumerate((870, 350, 170, 80, 53, 43, 22, 15, 15, 12, 12, 10, 10, 9, 8, 8, 7) + (4,) * 20, 10)]
+
+
+def known_user(rng, ip, port):
+    """One guess at a user who exists: the most frequent connection."""
+    if rng.random() < 0.15:
+        yield REVERSE % (port, ip)
+    rhost = ip if rng.random() < 0.9 else 'host-%s.example.net' % port
+    yield PAM % rhost + ' user=root'
+    yield 'Failed password for root from %s port %d ssh2' % (ip, port)
+    yield 'Received disconnect from %s: 11: Bye Bye [preauth]' % ip
+
+
+def invalid_user(rng, ip, port):
+    user = rng.choice(USERS)
+    if rng.random() < 0.3:
+        yield REVERSE % (port, ip)
+    yield 'Invalid user %s from %s' % (user, ip)
+    yield 'input_userauth_request: invalid user %s [preauth]' % user
+    yield 'pam_unix(sshd:auth): check pass; user unknown'
+    yield PAM % ip
+    yield 'Failed password for invalid user %s from %s port %d ssh2' % (user, ip, port)
+    yield rng.choice(FAREWELLS) % ip
+
+
+def many_guesses(rng, ip, port):
+    """A client that guesses until it is thrown out."""
+    yield PAM % ip + ' user=root'
+    yield 'Failed password for root from %s port %d ssh2' % (ip, port)
+    yield 'message repeated 5 times: [ Failed password for root from %s port %d ssh2]' % (ip, port)
+    yield 'Disconnecting: Too many authentication failures for root [preauth]'
+    yield 'PAM 5 more authentication failures; logname= uid=0 euid=0 tty=ssh ruser= rhost=%s  user=root' % ip
+    yield 'PAM service(sshd) ignoring max retries; 6 > 3'
+
+
+def no_guess(rng, ip, port):
+    yield rng.choice(VISITS) % ip
+
+
+CONNECTIONS = [(known_user, 380), (invalid_user, 112), (no_guess, 40), (many_guesses, 4)]
+
+
+def choices(rng, weighted):
+    """One of the first of each pair, as often as the second says."""
+    return rng.choices([what for what, _ in weighted], [weight for _, weight in weighted])[0]
+
+
+def attack_log(lines, rng):
+    """An OpenSSH server's log under attack; the dates are to be set by `repeat`."""
+    found, pid = [], 24200
+    while len(found) < lines:
+        pid += rng.randint(1, 4)
+        for text in choices(rng, CONNECTIONS)(rng, choices(rng, ATTACKERS), rng.randint(1024, 65535)):
+            found.append(('Dec 10 06:55:46 gate sshd[%d]: %s\n' % (pid, text)).encode())
+    return found[:lines]
+
+
+# Lines of an old Linux host's log, as often as one such host wrote them. {pid} {ip} {name} vary.
+PLAIN = [
+    ('ftpd[{pid}]: connection from {ip} () at Mon Jul 18 03:26:49 2005', 617),
+    ('ftpd[{pid}]: connection from {ip} ({name}) at Mon Jul 18 03:26:49 2005', 292),
+    ('sshd(pam_unix)[{pid}]: authentication failure; logname= uid=0 euid=0 tty=NODEVssh ruser= rhost={name}  user=root', 190),
+    ('sshd(pam_unix)[{pid}]: authentication failure; logname= uid=0 euid=0 tty=NODEVssh ruser= rhost={ip} ', 300),
+    ('sshd(pam_unix)[{pid}]: check pass; user unknown', 116),
+    ('su(pam_unix)[{pid}]: session opened for user cyrus by (uid=0)', 86),
+    ('su(pam_unix)[{pid}]: session closed for user cyrus', 86),
+    ('kernel: ACPI: Interpreter enabled, PCI: Probing PCI hardware (bus 00)', 76),
+    ('logrotate: ALERT exited abnormally with [1]', 43),
+    ('crond[{pid}]: (root) CMD (/usr/lib/sa/sa1 1 1)', 40),
+    ('sshd(pam_unix)[{pid}]: session opened for user test by (uid=509)', 36),
+    ('sshd(pam_unix)[{pid}]: session closed for user test', 36),
+    ('klogind[{pid}]: Authentication failed from {ip} ({ip}): Permission denied in replay cache code', 46),
+    ('named[{pid}]: notify question section contains no SOA', 16),
+    ('cups: cupsd shutdown succeeded', 12),
+    ("udev[{pid}]: removing device node '/udev/vcs2'", 8),
+    ('syslogd 1.4.1: restart.', 7),
+]
+
+
+def plain_log(lines, rng):
+    """A host's log with all sorts of programs in it."""
+    return [('Jun 14 15:16:01 gate %s\n' % choices(rng, PLAIN).format(
+        pid=rng.randint(500, 32000), ip='198.51.100.%d' % rng.randint(1, 254),
+        name='host-%d.example.net' % rng.randint(1, 254))).encode() for _ in range(lines)]
+
+
+def spread(n):
+    """The n-th address of 198.18.0.0/15, the range that is set aside for benchmarks."""
+    return '198.%d.%d.%d' % (18 + (n >> 16), n >> 8 & 255, n & 255)
+
+
+def failure(ip, when=None):
+    """A failed login, as OpenWrt's logread prints it."""
+    date = time.strftime('%a %b %e %H:%M:%S %Y', time.gmtime(when))
+    return "%s authpriv.warn dropbear[1]: Bad password attempt for 'root' from %s:1\n" % (date, ip)
+
+
+def sshd_failure(ip):
+    """A failed login, as syslogd writes it (sshguard 2.4 knows neither logread's form nor today's dropbear)."""
+    return '%s gate sshd[1]: Failed password for root from %s port 1 ssh2\n' % (stamp(time.time()).decode(), ip)
+
+
+# ---- Programs ------------------------------------------------------------------------------
+# Starting them, timing them, stopping them, looking at them through /proc.
+
+PATIENCE = 30                        # seconds for a daemon to start, or to have digested what it got
+HOLD = 3                             # seconds without change that make a number settled
+
+
+def installed(name, package):
+    """The path of a peer's program."""
+    found = shutil.which(name, path='%s:/usr/sbin:/sbin' % os.environ.get('PATH', ''))
+    if found is None:
+        raise Missing('%s is not installed (Debian: apt install %s)' % (os.path.basename(name), package))
+    return found
+
+
+def wait_until(true, what, seconds=PATIENCE, pause=0.05):
+    """Asks `true` again and again; Missing if it stays false."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise Missing('%s: not within %d s' % (what, seconds))
+        time.sleep(pause)
+
+
+def settled(read, what):
+    """The value of `read()` once it has not changed for HOLD seconds."""
+    last = [read(), time.monotonic()]
+
+    def steady():
+        value = read()
+        if value != last[0]:
+            last[:] = value, time.monotonic()
+        return time.monotonic() - last[1] >= HOLD
+    wait_until(steady, what, pause=0.2)
+    return last[0]
+
+
+def call(argv, seconds=600, **more):
+    """(wall seconds, standard output) of a program; Missing with its complaint if it fails."""
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=ENVIRON, timeout=seconds, **more)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise Missing(str(e)) from None
+    took = time.perf_counter() - began
+    if done.returncode:
+        said = done.stderr.decode('utf-8', 'replace').strip().split('\n')[-1]
+        raise Missing('%s ended with %d: %s' % (' '.join(argv[1:3]), done.returncode, said))
+    return took, done.stdout.decode('utf-8', 'replace')
+
+
+def succeeds(argv):
+    try:
+        return bool(call(argv, 10))
+    except Missing:
+        return False
+
+
+def start_pipeline(argvs, stdin):
+    """The programs of `argvs`, each reading from the one before, the first from `stdin`."""
+    started = []
+    for i, argv in enumerate(argvs):
+        last = i == len(argvs) - 1
+        started.append(subprocess.Popen(argv, stdin=started[-1].stdout if started else stdin, env=ENVIRON,
+                                        stdout=subprocess.DEVNULL if last else subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL))
+        if i:
+            started[-2].stdout.close()
+    return started
+
+
+def end(processes, signal_number=signal.SIGTERM):
+    """Stops what we have started; what does not obey in time is killed."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal_number)
+    for process in processes:
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def timed_pipeline(argvs, path):
+    """(wall seconds, '') of a pipeline that reads the file at `path`."""
+    with open(path, 'rb') as f:
+        began = time.perf_counter()
+        started = start_pipeline(argvs, f)
+        try:
+            if any([process.wait(600) for process in started]):
+                raise Missing('%s ended with %s' % (argvs[0][0], [process.returncode for process in started]))
+        except subprocess.TimeoutExpired:
+            raise Missing('not done after 600 s') from None
+        finally:
+            end(started)
+        return time.perf_counter() - began, ''
+
+
+def proc_status(path, *keys):
+    """The sum of these numbers in a status file of /proc; 0 if the process has gone."""
+    try:
+        with open(path) as f:
+            return sum(int(line.split()[1]) for line in f if line.startswith(keys))
+    except OSError:
+        return 0
+
+
+def rss(pids):
+    """Resident memory of these processes together, MB."""
+    return sum(proc_status('/proc/%d/status' % pid, 'VmRSS:') for pid in pids) / 1024
+
+
+def switches(pids):
+    """How often any thread of these processes has been given the processor."""
+    return sum(proc_status('/proc/%d/task/%s/status' % (pid, task), 'voluntary_ctxt', 'nonvoluntary_ctxt')
+               for pid in pids for task in os.listdir('/proc/%d/task' % pid))
+
+
+# ---- Daemons -------------------------------------------------------------------------------
+# Each is a context manager with `pids`, and `write`, which hands it lines of log.
+
+class Banwatch:
+    """A banwatch of ours that listens to a FIFO, or follows a file."""
+
+    def __init__(self, folder, firewall='none', source='fifo', **options):
+        self.folder = tempfile.mkdtemp(dir=folder)
+        self.log = os.path.join(self.folder, 'log')
+        self.conf = os.path.join(self.folder, 'conf')
+        self.source, self.firewall = source, firewall
+        rows = ['[banwatch]', 'source = %s' % (('fifo:' if source == 'fifo' else '') + self.log),
+                'firewall = ' + firewall, 'runtime = %s/run' % self.folder, 'state = %s/state' % self.folder,
+                '[DEFAULT]'] + ['%s = %s' % option for option in options.items()] + ['[dropbear]', 'enabled = true']
+        with open(self.conf, 'w') as f:
+            f.write('\n'.join(rows) + '\n')
+
+    def argv(self, *words):
+        return [sys.executable, BANWATCH, '-c', self.conf] + list(words)
+
+    def __enter__(self):
+        if self.source == 'fifo':
+            os.mkfifo(self.log, 0o600)
+        else:
+            open(self.log, 'w').close()
+        self.said = open(os.path.join(self.folder, 'said'), 'w+')
+        self.process = subprocess.Popen(self.argv('run'), stdin=subprocess.DEVNULL, stdout=self.said,
+                                        stderr=self.said, env=ENVIRON)
+        self.pids = [self.process.pid]
+        try:
+            wait_until(self.ready, 'banwatch run')
+            # held open: else the daemon may see the FIFO end
+            self.out = open(self.log, 'w' if self.source == 'fifo' else 'a')
+        except BaseException:
+            end([self.process])
+            raise
+        return self
+
+    def ready(self):
+        if self.process.poll() is not None:
+            self.said.seek(0)
+            raise Missing('banwatch run: ' + (self.said.read().strip().split('\n')[-1] or 'ended'))
+        answer = self.status()
+        return answer is not None and all(
+            wall['name'] and not wall['trouble'] and not wall['pending'] for wall in answer['firewall'])
+
+    def status(self):
+        """What `status --json` says; None if nobody answers."""
+        try:
+            return json.loads(call(self.argv('status', '--json'), 30)[1])
+        except Missing:
+            return None
+
+    def write(self, text):
+        self.out.write(text)
+        self.out.flush()
+
+    def __exit__(self, *why):
+        end([self.process])
+        self.out.close()
+        self.said.close()
+
+
+class Fail2ban:
+    """A fail2ban-server with Debian's filter for dropbear, iptables, and a log file."""
+
+    def __init__(self, folder):
+        self.server, self.client = installed('fail2ban-server', 'fail2ban'), installed('fail2ban-client', 'fail2ban')
+        self.folder = tempfile.mkdtemp(dir=folder)
+        self.log = os.path.join(self.folder, 'log')
+        for name in ('filter.d', 'action.d'):
+            os.symlink('/etc/fail2ban/' + name, os.path.join(self.folder, name))
+        self.put('fail2ban.conf', '[Definition]', 'loglevel = ERROR', 'logtarget = %s/said' % self.folder,
+                 'syslogsocket = auto', 'dbfile = None', 'dbmaxmatches = 10', 'dbpurgeage = 1d')
+        self.put('jail.conf', '[dropbear]', 'enabled = true', 'filter = dropbear', 'backend = auto',
+                 'maxretry = 1', 'logpath = ' + self.log,
+                 'action = iptables[name=bench, type=allports, protocol=all, blocktype=DROP]')
+
+    def put(self, name, *rows):
+        with open(os.path.join(self.folder, name), 'w') as f:
+            f.write('\n'.join(rows) + '\n')
+
+    def argv(self, program, *words):
+        return [program, '-c', self.folder, '-s', self.folder + '/socket', '-p', self.folder + '/pid'] + list(words)
+
+    def __enter__(self):
+        self.out = open(self.log, 'a')
+        self.process = subprocess.Popen(self.argv(self.server, '-f', 'start'), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRON)
+        self.pids = [self.process.pid]
+        try:
+            wait_until(lambda: succeeds(self.argv(self.client, 'status', 'dropbear')), 'fail2ban-server')
+        except BaseException:
+            end([self.process])
+            raise
+        return self
+
+    def write(self, text):
+        self.out.write(text)
+        self.out.flush()
+
+    def __exit__(self, *why):
+        end([self.process])
+        self.out.close()
+
+
+def sshguard_argvs(*blocker, firewall='sshg-fw-null'):
+    """sshguard's pipeline as its script starts it, with the limits of Debian's conf unless told otherwise."""
+    return [[installed(SSHGUARD + 'sshg-parser', 'sshguard')],
+            [SSHGUARD + 'sshg-blocker'] + list(blocker or ('-a', '30'))
+            + ['-p', '120', '-s', '1800', '-N', '128', '-n', '32'],
+            [SSHGUARD + firewall]]
+
+
+class Sshguard:
+    """sshguard's three processes, fed through a pipe; one failure is enough for a ban."""
+
+    def __init__(self, folder, firewall='sshg-fw-null'):
+        self.argvs = sshguard_argvs('-a', '10', firewall=firewall)         # 10: what one failure weighs
+        self.firewall = firewall
+
+    def __enter__(self):
+        self.processes = start_pipeline(self.argvs, subprocess.PIPE)
+        self.pids = [process.pid for process in self.processes]
+        try:
+            if 'nft' in self.firewall:
+                wait_until(self.ready, 'sshguard')
+        except BaseException:
+            end(self.processes)
+            raise
+        return self
+
+    @staticmethod
+    def ready():
+        try:
+            return 'drop' in call(['nft', 'list', 'table', 'ip', 'sshguard'])[1]
+        except Missing:
+            return False
+
+    def write(self, text):
+        self.processes[0].stdin.write(text.encode())
+        self.processes[0].stdin.flush()
+
+    def __exit__(self, *why):
+        self.processes[0].stdin.close()
+        try:
+            self.processes[-1].wait(5)             # it takes its rules away at the end of its input
+        except subprocess.TimeoutExpired:
+            pass
+        end(self.processes)
+
+
+# ---- Rows ----------------------------------------------------------------------------------
+# A row is a function that yields Results. What fails in it becomes a note under the table.
+
+class Bench:
+    """One run: its logs, its folder, what is to be said under the table."""
+
+    def __init__(self, folder, options):
+        self.folder, self.options = folder, options
+        self.notes = []
+        self.paths = {}              # 'attack', 'plain' -> the long log
+
+    def note(self, text):
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def tried(self, who, function, *args):
+        """What the function returns; None, and a note, if it cannot be had."""
+        try:
+            return function(*args)
+        except (Missing, OSError) as e:
+            self.note('%s: %s' % (who, e))
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def log(self, kind):
+        """The path of the long log of this kind."""
+        if kind not in self.paths:
+            given = {'attack': self.options.log, 'plain': self.options.plain}[kind]
+            if given:
+                with open(given, 'rb') as f:
+                    seed = f.read().split(b'\n')[:-1]
+            else:
+                seed = {'attack': attack_log, 'plain': plain_log}[kind](2000, random.Random(1))
+            repeat(seed, self.path(kind), self.options.lines, time.time())
+            self.paths[kind] = self.path(kind)
+            self.note('%s log: %s lines, %s' % (kind, format(self.options.lines, ','),
+                                                os.path.basename(given) + ' repeated' if given else 'written by the bench'))
+        return self.paths[kind]
+
+    def conf(self, *rows):
+        """A conf file for `replay`: the three jails that are on by default."""
+        with open(self.path('replay.conf'), 'w') as f:
+            f.write('\n'.join(('[banwatch]', 'firewall = none', '[DEFAULT]') + rows + tuple(
+                '[%s]\nenabled = true' % name for name in ('dropbear', 'sshd', 'luci'))) + '\n')
+        return self.path('replay.conf')
+
+
+def best(times, functions):
+    """{name: the least of `times` results, None if there is none}; they take turns, so that a busy
+    moment meets all of them. The least, because what disturbs a run can only make it slower."""
+    found = {name: [] for name in functions}
+    for _ in range(times):
+        for name, function in functions.items():
+            if None not in found[name]:
+                found[name].append(function())
+    return {name: None if None in values else min(values) for name, values in found.items()}
+
+
+def replay_rows(bench):
+    yield from replay_row(bench, 'attack', Goal(2, 4, 'x'))
+    yield from replay_row(bench, 'plain', Goal(4, 10, 'x'))
+
+
+LONG_ENOUGH = 200000                 # lines that take every program much longer than its start
+FAIL2BAN_LINES = 20000               # it is slow: so many lines tell its speed
+
+
+def replay_row(bench, kind, goal):
+    path, short, one = bench.log(kind), bench.path('short'), bench.path('one')
+    lines, few = bench.options.lines, min(bench.options.lines, FAIL2BAN_LINES)
+    head(path, short, few)
+    head(path, one, 1)
+    ours = [sys.executable, BANWATCH, '-c', bench.conf(), 'replay', '--json', path]
+
+    def fail2ban(name):
+        return call([installed('fail2ban-regex', 'fail2ban'), '--usedns', 'no', name, 'sshd'])
+
+    took = best(3, {
+        'banwatch': lambda: bench.tried('banwatch replay', call, ours),
+        'fail2ban': lambda: bench.tried('fail2ban-regex', fail2ban, short),
+        'start': lambda: bench.tried('fail2ban-regex', fail2ban, one),
+        'sshguard': lambda: bench.tried('sshguard', lambda: timed_pipeline(sshguard_argvs(), path)),
+        'parser': lambda: bench.tried('sshguard', lambda: timed_pipeline(sshguard_argvs()[:1], path)),
+    })
+    speed = {name: lines / done[0] for name, done in took.items() if done}
+    if took['fail2ban'] and took['start']:
+        speed['fail2ban'] = bench.tried('fail2ban-regex', lambda: few / reading(took['fail2ban'][0], took['start'][0]))
+    bench.note('lines/s: whole wall time, best of 3 in turn; only fail2ban-regex, which read %s lines, less its start'
+               % format(few, ','))
+    if lines < LONG_ENOUGH:
+        bench.note('under %s lines these numbers tell more about how each program starts' % format(LONG_ENOUGH, ','))
+    bench.note('failures found in 100 lines of the %s log: banwatch %s, fail2ban-regex %s, sshg-parser %s' % (
+        kind, per_100(took['banwatch'] and json.loads(took['banwatch'][1])['failures'], lines),
+        per_100(took['fail2ban'] and matched(took['fail2ban'][1]), few),
+        per_100(took['parser'] and parser_finds(short), few)))
+    what = 'replay, %s log' % kind
+    for name, peer, wanted in (('sshguard', 'sshguard parser+blocker', goal),
+                               ('parser', 'sshguard parser alone', None), ('fail2ban', 'fail2ban-regex', None)):
+        yield result(what, 'lines/s', speed.get('banwatch'), peer, speed.get(name), wanted)
+
+
+def head(path, target, lines):
+    with open(path, 'rb') as f, open(target, 'wb') as out:
+        out.writelines(itertools.islice(f, lines))
+
+
+def reading(took, start):
+    """The seconds left without the start; Missing if they are lost in its jitter."""
+    if took - start < start / 4:
+        raise Missing('so few lines take no longer than its start')
+    return took - start
+
+
+def per_100(found, lines):
+    return '-' if found is None else '%.1f' % (100 * found / lines)
+
+
+def matched(said):
+    """How many lines fail2ban-regex says have matched."""
+    m = re.search(r'(\d+) matched', said)
+    return m and int(m.group(1))
+
+
+def parser_finds(path):
+    """How many attacks sshguard's parser sees in a log; it prints one line for each."""
+    with open(path, 'rb') as f:
+        return subprocess.run(sshguard_argvs()[0], stdin=f, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              env=ENVIRON).stdout.count(b'\n')
+
+
+TRIALS = 20
+
+
+class Attacker:
+    """Someone in 198.51.100.0/24 who sends datagrams to this host and sees whether they arrive.
+
+    The arrival of a packet is what a ban is about, and asking so costs 5 microseconds, without a
+    process: `iptables -S` or `-save` takes milliseconds a look, and `nft monitor` tells when the
+    ruleset was committed, not when packets stop; besides it is one more process to be scheduled.
+    On `lo` a datagram is with its receiver before sendto() returns, or never comes."""
+
+    def __init__(self, ip):
+        self.there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.there.bind(('127.0.0.1', 0))
+        self.there.settimeout(0.002)               # in case the kernel puts a delivery off
+        self.here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.here.bind((ip, 0))
+        self.n = 0
+
+    def arrives(self):
+        self.n += 1
+        sent = b'%d' % self.n
+        try:
+            self.here.sendto(sent, self.there.getsockname())
+            while self.there.recv(16) != sent:
+                pass                               # an earlier one, late
+            return True
+        except OSError:
+            return False
+
+    def stopped(self, seconds):
+        """The moment (perf_counter) of the first datagram after which none arrived."""
+        last = time.perf_counter() + seconds
+        while time.perf_counter() < last:
+            moment = time.perf_counter()
+            if not self.arrives() and not any(self.arrives() for _ in range(3)):
+                return moment
+            time.sleep(0.0001)                     # leaves the processor to those who are measured
+        raise Missing('%s was not shut out within %d s' % (self.here.getsockname()[0], seconds))
+
+    def close(self):
+        self.here.close()
+        self.there.close()
+
+
+def own_network():
+    """Sees to it that 198.51.100.0/24 is on our `lo`; Missing unless the network is ours alone."""
+    if OWN_NET not in os.environ:
+        raise Missing('needs root and unshare(1), for a network namespace')
+    ip = installed('ip', 'iproute2')
+    call([ip, 'link', 'set', 'lo', 'up'])
+    call([ip, 'address', 'replace', '198.51.100.0/24', 'dev', 'lo'])
+
+
+def delays(daemon, line):
+    """Milliseconds from a line until its address is shut out, for each of TRIALS addresses."""
+    found, rng = [], random.Random(1)
+    with daemon:
+        for n in range(1, TRIALS + 1):
+            attacker = Attacker('198.51.100.%d' % n)
+            try:
+                if not attacker.arrives():
+                    raise Missing('198.51.100.%d was shut out before its time' % n)
+                # not an awaited event: who polls must not be met at the same point of each period
+                time.sleep(rng.random())
+                began = time.perf_counter()
+                daemon.write(line('198.51.100.%d' % n))
+                found.append(1000 * (attacker.stopped(15) - began))
+            finally:
+                attacker.close()
+    return found
+
+
+def latency_rows(bench):
+    def measure(who, make, line=failure):
+        return bench.tried('latency, ' + who, lambda: own_network() or delays(make(), line))
+
+    # ignoreself is off because here the attackers' addresses are this machine's own
+    options = {'maxretry': 1, 'ignoreself': 'false'}
+    ours = {source: measure('banwatch', lambda: Banwatch(bench.folder, 'iptables', source, **options))
+            for source in ('fifo', 'file')}
+    sshguard = measure('sshguard', lambda: Sshguard(bench.folder, 'sshg-fw-nft-sets'), sshd_failure)
+    fail2ban = measure('fail2ban', lambda: Fail2ban(bench.folder))
+    if ours['fifo'] or sshguard or fail2ban:
+        bench.note('latency: %d addresses, one line each; sshguard with its nft backend; fail2ban backend auto, iptables'
+                   % TRIALS)
+    for name, pick in (('median', statistics.median), ('worst', max)):
+        goal = Goal(20, 5, 'value') if name == 'median' else None
+        for source, peer, theirs, quoted, goal in (
+                ('fifo', 'sshguard, pipe', sshguard, '4-11 ms', goal),
+                ('file', 'fail2ban, file', fail2ban, '370-480 ms', None)):
+            yield result('line -> dropped, %s, %s' % (source, name), 'ms', ours[source] and pick(ours[source]),
+                         peer, theirs and pick(theirs), goal, '' if theirs or name == 'worst' else quoted)
+
+
+class Bare:
+    """A Python that does nothing."""
+
+    def __init__(self, python):
+        self.argv = [python, '-c', 'import time; time.sleep(3600)']
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.argv, env=ENVIRON)
+        self.pids = [self.process.pid]
+        return self
+
+    def __exit__(self, *why):
+        end([self.process])
+
+
+def idle_rss(daemon):
+    """(resident MB, the program) of a daemon that has nothing to do."""
+    with daemon:
+        return settled(lambda: rss(daemon.pids), 'resident memory'), os.readlink('/proc/%d/exe' % daemon.pids[0])
+
+
+TRACKED, BANNED = 10000, 1000
+
+
+def busy_rss(bench):
+    """Resident MB with TRACKED addresses that have failed once, and BANNED that are banned."""
+    with Banwatch(bench.folder, maxretry=2, findtime='1d', bantime='1d') as daemon:
+        for n in range(BANNED):
+            daemon.write(2 * failure(spread(TRACKED + n)))
+        for n in range(TRACKED):
+            daemon.write(failure(spread(n)))
+
+        def digested():
+            answer = daemon.status()
+            return answer and (answer['tracked'], answer['bans']) == (TRACKED, BANNED)
+        wait_until(digested, '%d tracked and %d banned addresses' % (TRACKED, BANNED), pause=0.5)
+        return settled(lambda: rss(daemon.pids), 'resident memory')
+
+
+def memory_rows(bench):
+    bare = idle_rss(Bare(sys.executable))[0]
+    idle, _ = bench.tried('banwatch memory', lambda: idle_rss(Banwatch(bench.folder))) or (None, '')
+    busy = bench.tried('banwatch memory', busy_rss, bench)
+    fail2ban, python = bench.tried('fail2ban', lambda: idle_rss(root_only(Fail2ban, bench.folder))) or (None, '')
+    sshguard, _ = bench.tried('sshguard', lambda: idle_rss(Sshguard(bench.folder))) or (None, '')
+    # fail2ban may run under another Python than we do
+    fail2ban_bare = idle_rss(Bare(python))[0] if python else None
+    yield result('memory, idle, in all', 'MB', idle, 'bare interpreter', bare)
+    yield result('memory, idle, in all', 'MB', idle, 'fail2ban, 1 jail', fail2ban)
+    yield result('memory, idle, in all', 'MB', idle, 'sshguard, 3 processes', sshguard)
+    yield result('  over a bare interpreter', 'MB', idle and idle - bare, 'fail2ban, 1 jail',
+                 fail2ban and fail2ban - fail2ban_bare, Goal(6, 5, 'value'))
+    yield result('  and 10,000 tracked, 1,000 banned', 'MB', busy and busy - bare, goal=Goal(14, 9, 'value'))
+
+
+def root_only(make, *args):
+    """A peer that wants to write firewall rules as soon as it starts."""
+    if OWN_NET not in os.environ:
+        raise Missing('needs root and unshare(1), for a network namespace')
+    return make(*args)
+
+
+def many_rows(bench):
+    """What 10,000 addresses cost more than one; nobody is banned, so bans do not blur it."""
+    conf = bench.conf('maxretry = 100000')
+    paths = {'one': bench.path('one address'), 'many': bench.path('many addresses')}
+    now = time.time()
+    for name, path in paths.items():
+        with open(path, 'w') as f:
+            f.writelines(failure(spread(n if name == 'many' else 0), now - STEP * (TRACKED - n))
+                         for n in range(TRACKED))
+    took = best(5, {name: lambda path=path: bench.tried('banwatch replay', call, [
+        sys.executable, BANWATCH, '-c', conf, 'replay', '--json', path]) for name, path in paths.items()})
+    extra = None
+    if None not in took.values():
+        extra = took['many'][0] - took['one'][0]
+        bench.note('10,000 addresses: %.3f s; one, as many lines: %.3f s (best of 5); the difference is %.1f us an address'
+                   % (took['many'][0], took['one'][0], extra / TRACKED * 1e6))
+    yield result('10,000 addresses, extra', 's', extra, 'sshguard', None, Goal(0.5, 0.05, 'value'), '74 s')
+    yield result('10,000 addresses, extra', 's', extra, 'fail2ban', None, None, '1.3 s')
+
+
+def median_wall(argvs, times=10):
+    """{name: median wall milliseconds}, in turn."""
+    found = {name: [] for name in argvs}
+    for _ in range(times):
+        for name, argv in argvs.items():
+            found[name].append(1000 * call(argv, 60)[0])
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def status_walls(bench):
+    compiled = bench.path('banwatch.pyc')
+    with Banwatch(bench.folder) as daemon:
+        py_compile.compile(BANWATCH, cfile=compiled, doraise=True)
+        words = daemon.argv('status')
+        return median_wall({'source': words, 'compiled': [words[0], compiled] + words[2:],
+                            'pass': [sys.executable, '-c', 'pass']})
+
+
+def fail2ban_status(bench):
+    with root_only(Fail2ban, bench.folder) as daemon:
+        return median_wall({'status': daemon.argv(daemon.client, 'status')})['status']
+
+
+def status_rows(bench):
+    walls = bench.tried('banwatch status', status_walls, bench) or {}
+    theirs = bench.tried('fail2ban', fail2ban_status, bench)
+    yield result('status, wall', 'ms', walls.get('source'), 'python3 -c pass', walls.get('pass'), Goal(3, 1.5, 'x'))
+    yield result('status, wall', 'ms', walls.get('source'), 'fail2ban-client status', theirs)
+    yield result('status, wall, as byte code', 'ms', walls.get('compiled'), 'python3 -c pass', walls.get('pass'),
+                 Goal(3, 1.5, 'x'))
+
+
+def wakeup_rows(bench):
+    """All of them at once: who sleeps does not disturb."""
+    daemons = {'banwatch': lambda: Banwatch(bench.folder), 'fail2ban': lambda: root_only(Fail2ban, bench.folder),
+               'sshguard': lambda: Sshguard(bench.folder)}
+    with contextlib.ExitStack() as stack:
+        up = {}
+        for name, make in daemons.items():
+            daemon = bench.tried(name + ' idle', lambda: stack.enter_context(make()))
+            if daemon:
+                up[name] = daemon.pids
+        if 'banwatch' in up:
+            bench.tried('banwatch', settled, lambda: switches(up['banwatch']), 'wake-ups')
+        before = {name: switches(pids) for name, pids in up.items()}
+        time.sleep(bench.options.idle)             # this is the measurement
+        count = {name: switches(pids) - before[name] for name, pids in up.items()}
+    bench.note('wake-ups: context switches of all threads in %g s, scaled: %s' % (
+        bench.options.idle, ', '.join('%s %d' % item for item in count.items())))
+    rate = {name: n * 60 / bench.options.idle for name, n in count.items()}
+    yield result('wake-ups, idle', '/min', rate.get('banwatch'), 'fail2ban', rate.get('fail2ban'), Goal(1, 1, 'value'))
+    yield result('wake-ups, idle', '/min', rate.get('banwatch'), 'sshguard', rate.get('sshguard'))
+
+
+Row = collections.namedtuple('Row', 'function help')
+ROWS = {
+    'replay': Row(replay_rows, 'lines a second through `replay`, on an attack log and on a plain log'),
+    'latency': Row(latency_rows, 'from a line in the FIFO or file to the first packet that is dropped'),
+    'memory': Row(memory_rows, 'resident memory, idle and busy, over a bare interpreter'),
+    'many': Row(many_rows, '10,000 addresses with one failure each, against one address'),
+    'status': Row(status_rows, 'how long `status` takes, against `python3 -c pass`'),
+    'wakeups': Row(wakeup_rows, 'context switches while nothing happens'),
+}
+
+
+# ---- Main ----------------------------------------------------------------------------------
+
+def version(name, argv):
+    try:
+        return call(argv, 10)[1].split('\n')[0]
+    except Missing:
+        return 'no ' + name
+
+
+def machine():
+    """What the numbers were measured on, and with."""
+    with open('/proc/cpuinfo') as f:
+        model = re.search(r'model name\s*: (.*)', f.read())
+    return {'cpus': os.cpu_count(), 'cpu': model.group(1) if model else os.uname().machine,
+            'load': os.getloadavg()[0], 'kernel': os.uname().release,
+            'python': '%s (%s)' % (sys.version.split()[0], sys.executable),
+            'banwatch': version('banwatch', [sys.executable, BANWATCH, '--version']),
+            'fail2ban': version('fail2ban', ['fail2ban-server', '--version']), 'sshguard': version('sshguard', ['sshguard', '-v'])}
+
+
+def wrapped(text):
+    """Lines of at most WIDTH columns; what follows the first is indented."""
+    lines = ['']
+    for word in text.split(' '):
+        if lines[-1].strip() and len(lines[-1]) + 1 + len(word) > WIDTH:
+            lines.append('   ')
+        lines[-1] += (' ' if lines[-1] else '') + word
+    return lines
+
+
+def report(here, rows, notes):
+    """Lines of the whole output."""
+    yield from wrapped('%(cpus)d CPUs (%(cpu)s, load %(load).1f), Linux %(kernel)s, Python %(python)s, '
+                       '%(banwatch)s, %(fail2ban)s, %(sshguard)s' % here)
+    yield ''
+    yield from table(rows)
+    yield ''
+    notes = ['ratio: banwatch / peer. reach, aim: what banwatch should and would like to get to.'] + notes
+    if any(row.quoted for row in rows):
+        notes.append('* measured once elsewhere, not in this run')
+    for text in notes:
+        yield from wrapped('- ' + text)
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(
+        description='Measures banwatch beside its peers and prints one table.',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='rows:\n' + '\n'.join('  %-9s %s' % (name, row.help) for name, row in ROWS.items()))
+    parser.add_argument('--log', metavar='FILE', help='an OpenSSH log under attack, to be repeated')
+    parser.add_argument('--plain', metavar='FILE', help='a plain system log, to be repeated')
+    parser.add_argument('--lines', type=int, default=1000000, metavar='N', help='length of the logs (1000000)')
+    parser.add_argument('--idle', type=float, default=15, metavar='SECONDS', help='how long to count wake-ups (15)')
+    parser.add_argument('--json', action='store_true', help='print the results as JSON')
+    parser.add_argument('rows', nargs='*', metavar='ROW', help='which rows (default: all)')
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.rows if name not in ROWS]
+    if unknown or options.lines < 1 or options.idle <= 0:
+        parser.error('no such row: ' + ' '.join(unknown) if unknown else '--lines and --idle must be positive')
+    return options
+
+
+def enter_own_network():
+    """Starts this program anew in a network namespace of its own, if that is possible."""
+    if os.geteuid() == 0 and OWN_NET not in os.environ and succeeds(['unshare', '--net', 'true']):
+        os.environ[OWN_NET] = '1'
+        sys.stdout.flush()
+        os.execvp('unshare', ['unshare', '--net', sys.executable, os.path.abspath(__file__)] + sys.argv[1:])
+
+
+def main(argv):
+    options = arguments(argv)
+    enter_own_network()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))     # so that everything is cleaned up
+    here, rows = machine(), []
+    with tempfile.TemporaryDirectory(prefix='banwatch-bench-') as folder:
+        bench = Bench(folder, options)
+        for name in options.rows or ROWS:
+            print('measuring: %s' % name, file=sys.stderr)
+            rows += bench.tried(name, lambda: list(ROWS[name].function(bench))) or []
+    if options.json:
+        print(json.dumps({'machine': here, 'notes': bench.notes, 'results': [
+            dict(row._asdict(), goal=row.goal and row.goal._asdict(), ratio=ratio(row), met=met(row)) for row in rows]}))
+    else:
+        print('\n'.join(report(here, rows, bench.notes)))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""What all tests share: banwatch can be imported, `need` says what a machine must have, `network` is a small internet."""
+import os
+import shutil
+import sys
+
+import pytest
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.dirname(TESTS), TESTS]
+pytest.register_assert_rewrite('network', 'machine')
+os.environ['PATH'] += ':/usr/sbin:/sbin'               # a user's PATH may lack the administrator's programs
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: takes seconds; left out on all interpreters but the first')
+
+
+def missing(*programs, root=False):
+    """What keeps this machine from running a test; empty if nothing does."""
+    wanted = ['the program ' + name for name in programs if not shutil.which(name)]
+    return wanted + ['root'] * bool(root and os.geteuid())
+
+
+def need(*programs, root=False):
+    """Skips the test where something is missing; under CI nothing may be missing, so there it fails."""
+    wanted = missing(*programs, root=root)
+    if wanted:
+        (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)('needs ' + ', '.join(wanted))
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A router with an attacker outside and a host on its LAN: see network.py."""
+    need('ip', 'unshare', 'nsenter', 'iptables', 'ip6tables', root=True)
+    from network import Network
+    made = Network(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def daemon(network):
+    """A function that starts banwatch on the router: daemon(maxretry=3). It ends with the network."""
+    from network import Daemon
+    return lambda *words, **options: Daemon(network, *words, **options)

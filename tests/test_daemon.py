@@ -1,0 +1,720 @@
+"""The daemon in this process: real files, real sockets and pipes; the clock, the programs and the log are the test's."""
+import json
+import os
+import socket
+
+import pytest
+
+import banwatch
+from machine import FakeMachine, turn
+
+LINE = "Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[%d]: Bad password attempt for 'root' from %s:53066\n"
+
+
+class House:
+    """A daemon on a FakeMachine, and what one does with it."""
+
+    def __init__(self, folder, text='', firewall='none', machine=None, **defaults):
+        self.folder, self.text, self.firewall = folder, text, firewall
+        self.defaults = dict({'maxretry': 3, 'bantime': '10m'}, **defaults)
+        self.machine = machine or FakeMachine()
+        self.fifo = str(folder / 'log')
+        self.start()
+
+    def conf(self):
+        text = '[banwatch]\nsource = fifo:%s\nfirewall = %s\nruntime = %s\nstate = %s\n[DEFAULT]\n%s%s' % (
+            self.fifo, self.firewall, self.folder / 'run', self.folder / 'state',
+            ''.join('%s = %s\n' % (k.replace('_', '.'), v) for k, v in self.defaults.items()), self.text)
+        made, problems = banwatch.read_config(text, 'c')
+        if problems:
+            raise banwatch.Problem('\n'.join(problems), 78)
+        return made
+
+    def start(self):
+        self.daemon = banwatch.Daemon(self.machine, self.conf(), self.conf)
+        self.daemon.start()
+        self.turn()
+
+    def turn(self, times=3):
+        turn(self.daemon, times)
+
+    def pass_time(self, seconds):
+        self.machine.pass_time(seconds)
+        self.turn()
+
+    def write(self, text):
+        with open(self.fifo, 'w') as f:
+            f.write(text)
+        self.turn()
+
+    def fail(self, ip, times=1):
+        self.write(''.join(LINE % (n, ip) for n in range(times)))
+
+    def ask(self, do, **request):
+        answers = []
+        self.daemon.answer(dict(request, do=do), answers.append)
+        self.turn()
+        return answers[0]
+
+    def banned(self):
+        return sorted(row['ip'] for row in self.ask('banned')['banned'])
+
+    def crash(self):
+        """SIGKILL: nothing is saved, all that is open goes."""
+        os.close(self.machine.lock_fd)
+        for source in self.daemon.sources.values():
+            source.close()
+        self.daemon.control.sock.close()
+
+    def restart(self, boot=None, **clocks):
+        old, self.machine = self.machine, FakeMachine()
+        self.machine.now, self.machine.time, self.machine.boot = old.now, old.time, boot or old.boot
+        for name, value in clocks.items():
+            setattr(self.machine, name, value)
+        self.start()
+
+    def stop(self):
+        self.daemon.stop()
+        self.turn()
+        os.close(self.machine.lock_fd)
+
+
+@pytest.fixture
+def house(tmp_path):
+    return House(tmp_path)
+
+
+@pytest.fixture
+def make(tmp_path):
+    return lambda *args, **more: House(tmp_path, *args, **more)
+
+
+# --- from a line to a ban, and to its end
+
+def test_three_failures_ban_and_the_ban_ends(house):
+    house.fail('192.0.2.7', 2)
+    assert house.banned() == []
+    house.fail('192.0.2.7')
+    assert house.banned() == ['192.0.2.7']
+    assert house.machine.said('[dropbear] ban 192.0.2.7 for 10m (3 failures, ban number 1)')
+    house.pass_time(599)
+    assert house.banned() == ['192.0.2.7']
+    house.pass_time(1)
+    assert house.banned() == [] and house.machine.said('unban 192.0.2.7 (its time is over)')
+
+
+def test_the_second_ban_is_longer(house):
+    for until in (600, 1200):
+        house.fail('192.0.2.7', 3)
+        assert house.ask('banned')['banned'][0]['left'] == until
+        house.pass_time(until)
+
+
+def test_live_lines_count_as_now_whatever_their_date(house):
+    house.fail('192.0.2.7', 2)                     # the line says 2024
+    house.pass_time(599)
+    house.fail('192.0.2.7')
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_maxbans_holds_and_status_says_when_it_bites(make):
+    house = make('[banwatch-is-above]\nenabled = false\n')
+    house.daemon.bans.limit = 2
+    for n in range(3):
+        house.fail('192.0.2.%d' % n, 3)
+        house.pass_time(1)
+    assert house.banned() == ['192.0.2.1', '192.0.2.2']
+    assert house.ask('status')['wrong'] == ['maxbans is reached: 1 ban lifted before their time']
+
+
+def test_little_ram_means_fewer_bans(tmp_path):
+    machine = FakeMachine()
+    machine.memory = lambda: (10000, 64000)
+    house = House(tmp_path, machine=machine)
+    assert house.daemon.bans.limit == 6400
+
+
+# --- what must never be banned
+
+def test_an_address_that_becomes_ours_is_released_within_a_minute(house):
+    house.fail('203.0.113.254', 3)
+    assert house.banned() == ['203.0.113.254']
+    house.machine.nets = [banwatch.free('203.0.113.254', 'a gateway')]
+    house.pass_time(60)
+    assert house.banned() == [] and house.machine.said('overlaps 203.0.113.254 (a gateway)')
+
+
+def test_a_restored_ban_that_overlaps_ours_is_released(house):
+    house.fail('192.168.1.7', 3)
+    assert house.banned() == ['192.168.1.7']
+    house.crash()
+    house.restart(nets=[banwatch.free('192.168.1.0/24', 'the LAN')])
+    assert house.banned() == []
+
+
+@pytest.mark.parametrize('net, why', [
+    ('192.168.1.77', 'overlaps 192.168.1.0/24 (the LAN)'), ('192.168.0.0/16', 'overlaps 192.168.1.0/24 (the LAN)'),
+    ('0.0.0.0/0', 'overlaps 192.168.1.0/24 (the LAN)'), ('::/0', 'overlaps'), ('127.0.0.1', 'overlaps 127.0.0.0/8'),
+    ('fe80::1', 'overlaps fe80::/10 (link-local)')])
+def test_a_ban_by_hand_of_ours_is_refused_with_the_reason(house, net, why):
+    house.machine.nets = [banwatch.free('192.168.1.0/24', 'the LAN')]
+    house.pass_time(60)
+    answer = house.ask('ban', networks=[net], seconds=60)
+    assert answer['banned'] == [] and answer['refused'][0].startswith('%s: not banned: overlaps ' % net)
+    if net != '0.0.0.0/0':
+        assert why in answer['refused'][0]
+
+
+def test_rules_are_rendered_without_what_is_ours_even_if_a_ticket_slipped_in(tmp_path):
+    house = House(tmp_path, firewall='iptables')
+    house.machine.nets = [banwatch.free('192.168.1.0/24', 'the LAN')]
+    house.daemon.protect()
+    house.daemon.bans.put(banwatch.Ticket('sshd', '192.168.1.7', 0, None, 1, 5), 0)
+    assert house.daemon.tickets_for(house.daemon.kernels[0]) == []
+
+
+def test_if_netlink_fails_the_last_known_networks_stay_protected(house):
+    house.machine.nets = [banwatch.free('192.168.1.0/24', 'the LAN')]
+    house.pass_time(60)
+
+    def broken():
+        raise OSError(1, 'no netlink')
+    house.machine.networks = broken
+    house.pass_time(60)
+    house.fail('192.168.1.7', 9)
+    assert house.banned() == []
+    assert 'netlink: the addresses of this machine are not known: no netlink' in house.ask('status')['wrong']
+
+
+# --- by hand
+
+def test_ban_and_unban_by_hand(house):
+    answer = house.ask('ban', networks=['192.0.2.7', '198.51.100.0/24'], seconds=3600)
+    assert answer == {'banned': ['192.0.2.7', '198.51.100.0/24'], 'seconds': 3600, 'refused': [], 'trouble': ''}
+    assert {row['jail'] for row in house.ask('banned')['banned']} == {'manual'}
+    answer = house.ask('unban', networks=['198.51.100.77', '203.0.113.9'])
+    assert answer == {'unbanned': ['198.51.100.0/24'], 'missing': ['203.0.113.9'], 'trouble': ''}
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_a_ban_by_hand_for_ever_and_one_over_the_cap(house):
+    assert house.ask('ban', networks=['192.0.2.7'], seconds=-1)['seconds'] == -1
+    assert house.ask('banned')['banned'][0]['until'] is None
+    assert house.ask('ban', networks=['192.0.2.8'], seconds=10 ** 8)['seconds'] == 4 * 604800
+
+
+def test_a_ban_by_hand_again_sets_a_new_end(house):
+    house.ask('ban', networks=['192.0.2.7'], seconds=3600)
+    house.ask('ban', networks=['192.0.2.7'], seconds=60)
+    rows = house.ask('banned')['banned']
+    assert len(rows) == 1 and rows[0]['left'] == 60 and rows[0]['count'] == 1
+
+
+def test_unban_lifts_in_every_jail_forgets_failures_and_keeps_history(house):
+    house.fail('192.0.2.7', 3)
+    house.ask('ban', jail='sshd', networks=['192.0.2.7'], seconds=60)
+    house.daemon.fails.add(('luci', '192.0.2.7'), house.machine.now, 2, 600, 5)
+    house.ask('unban', networks=['192.0.2.7'])
+    assert house.banned() == [] and not house.daemon.fails.recent
+    assert house.daemon.bans.history['dropbear', '192.0.2.7'][0] == 1
+
+
+def test_unban_in_one_jail_leaves_the_others(house):
+    house.fail('192.0.2.7', 3)
+    house.ask('ban', jail='sshd', networks=['192.0.2.7'], seconds=60)
+    house.ask('unban', jail='sshd', networks=['192.0.2.7'])
+    assert [row['jail'] for row in house.ask('banned')['banned']] == ['dropbear']
+
+
+def test_unban_all(house):
+    house.ask('ban', networks=['192.0.2.7', '192.0.2.8', '2001:db8::/48'], seconds=60)
+    assert len(house.ask('unban', networks=[], all=True)['unbanned']) == 3 and house.banned() == []
+
+
+def test_unban_of_an_address_inside_a_banned_64(house):
+    house.fail('2001:db8:5::7', 3)
+    assert house.banned() == ['2001:db8:5::/64']
+    assert house.ask('unban', networks=['2001:db8:5::1234'])['unbanned'] == ['2001:db8:5::/64']
+
+
+@pytest.mark.parametrize('request_', [
+    {}, {'do': 'x'}, {'do': 'ban'}, {'do': 'ban', 'networks': 5}, {'do': 'ban', 'networks': ['1.2.3.4; x']},
+    {'do': 'ban', 'networks': ['192.0.2.7'], 'seconds': 'x'}, {'do': 'ban', 'networks': [['x']], 'seconds': 5},
+    {'do': 'ban', 'networks': ['192.0.2.7'], 'jail': 'nope'}, {'do': 'status', 'jail': ['x']}, {'do': ['x']},
+    {'do': 'unban', 'networks': None}, {'do': 'banned', 'jail': 'nope'}])
+def test_a_senseless_request_gets_an_error_and_changes_nothing(house, request_):
+    answers = []
+    house.daemon.answer(request_, answers.append)
+    house.turn()
+    assert answers[0]['error'] and house.banned() == []
+
+
+# --- crash and restart
+
+def test_what_banned_has_shown_a_sigkill_does_not_lose(house):
+    house.fail('192.0.2.7', 3)
+    assert house.banned() == ['192.0.2.7']
+    house.crash()
+    house.restart()
+    assert house.banned() == ['192.0.2.7'] and house.machine.said('restored 1 ban')
+
+
+def test_what_ban_has_answered_a_sigkill_does_not_lose(house):
+    house.ask('ban', networks=['192.0.2.7'], seconds=3600)
+    house.crash()
+    house.restart()
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_what_unban_has_answered_does_not_come_back(house):
+    house.ask('ban', networks=['192.0.2.7'], seconds=3600)
+    house.ask('unban', networks=['192.0.2.7'])
+    house.crash()
+    house.restart()
+    assert house.banned() == []
+
+
+def test_after_a_second_nothing_is_lost_at_all(house):
+    house.fail('192.0.2.7', 2)
+    house.pass_time(1)
+    house.crash()
+    house.restart()
+    house.fail('192.0.2.7', 1)
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_a_restored_ban_lasts_just_as_long_as_it_had_left(house):
+    house.fail('192.0.2.7', 3)
+    house.banned()
+    house.crash()
+    house.machine.pass_time(100)
+    house.restart()
+    assert house.ask('banned')['banned'][0]['left'] == 500
+    house.pass_time(500)
+    assert house.banned() == []
+
+
+def test_a_ban_that_ended_meanwhile_is_not_restored(house):
+    house.fail('192.0.2.7', 3)
+    house.banned()
+    house.crash()
+    house.machine.pass_time(601)
+    house.restart()
+    assert house.banned() == []
+    house.fail('192.0.2.7', 3)
+    assert house.ask('banned')['banned'][0]['count'] == 2
+
+
+def test_a_reboot_restores_from_the_kept_copy(house):
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    os.unlink(str(house.folder / 'run' / 'state.json'))
+    house.restart(boot='boot-2', now=20.0)
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_power_loss_loses_at_most_save(house):
+    house.fail('192.0.2.7', 3)
+    house.daemon.bans.tickets['dropbear', '192.0.2.7'].until = None
+    house.pass_time(3599)
+    assert not (house.folder / 'state').exists()
+    house.pass_time(1)
+    assert (house.folder / 'state').exists()
+
+
+def test_a_torn_live_state_is_put_aside_and_the_kept_one_used(house):
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    live = house.folder / 'run' / 'state.json'
+    live.write_text(live.read_text()[:-20])
+    house.restart()
+    assert house.banned() == ['192.0.2.7']
+    assert (house.folder / 'run' / 'state.json.bad').exists() and house.machine.said('cannot be used')
+
+
+def test_two_hostile_states_do_not_stop_the_start(house):
+    house.stop()
+    for path in (house.folder / 'run' / 'state.json', house.folder / 'state'):
+        path.write_text('{"banwatch":1,"bans":[["dropbear","0.0.0.0/0",-1,0,1,1],["dropbear","127.0.0.1",-1,0,1,1],["nojail","192.0.2.1",-1,0,1,1]]}')
+    house.restart()
+    assert house.banned() == []
+
+
+def test_idle_time_writes_nothing(house):
+    house.pass_time(5)
+    written = house.machine.written
+    for _ in range(120):
+        house.pass_time(60)
+    assert house.machine.written == written
+
+
+def test_a_thousand_bans_write_little_to_flash(house):
+    for n in range(0, 1000, 10):
+        house.write(''.join(LINE % (k, '10.0.%d.%d' % (k >> 8, k & 255)) for k in range(n, n + 10) for _ in range(3)))
+        house.pass_time(5)
+    house.pass_time(3600)
+    assert 0 < (house.folder / 'state').stat().st_size < 120000
+
+
+def test_a_full_disk_is_one_warning_and_no_loss(house):
+    def full(path, text):
+        raise OSError(28, 'No space left on device')
+    house.machine.replace = full
+    for n in range(5):
+        house.fail('192.0.2.%d' % n, 3)
+        house.pass_time(2)
+    assert len(house.banned()) == 5
+    assert sum('No space left' in line for line in house.machine.logged) == 1
+    assert house.ask('status')['wrong'][0].endswith('not saved: No space left on device')
+    del house.machine.replace
+    house.pass_time(30)
+    house.fail('192.0.2.99', 3)
+    house.pass_time(30)
+    assert house.ask('status')['wrong'] == []
+
+
+# --- the firewall
+
+class Programs:
+    """A stand-in for iptables whose answers the test chooses."""
+
+    def __init__(self, machine):
+        self.problem, self.listing = {}, '-P INPUT ACCEPT\n-P FORWARD ACCEPT\n'
+        self.machine = machine
+        machine.answer = self.answer
+
+    def answer(self, command):
+        name = command.argv[0]
+        return self.problem.get(name, ''), self.listing if '-S' in command.argv else ''
+
+    def restores(self, name='iptables-restore'):
+        return [c.stdin for c in self.machine.ran if c.argv[0] == name]
+
+
+@pytest.fixture
+def walled(tmp_path):
+    machine = FakeMachine()
+    programs = Programs(machine)
+    house = House(tmp_path, firewall='iptables', machine=machine)
+    house.programs = programs
+    return house
+
+
+def test_all_bans_of_one_turn_are_one_batch(walled):
+    before = len(walled.programs.restores())
+    walled.write(''.join(LINE % (n, '10.0.%d.%d' % (n >> 8, n & 255)) for n in range(150) for _ in range(3)))
+    batches = walled.programs.restores()[before:]
+    assert len(batches) == 1 and batches[0].count('-j DROP') == 150
+
+
+def test_a_failing_firewall_is_told_once_shown_and_tried_again_and_nothing_is_lost(walled):
+    walled.programs.problem['iptables-restore'] = 'iptables-restore: Memory allocation problem.'
+    walled.fail('192.0.2.7', 3)
+    for _ in range(20):
+        walled.pass_time(5)
+    assert sum('Memory allocation' in line for line in walled.machine.logged) == 1
+    assert walled.ask('status')['wrong'] == ['iptables: iptables-restore: Memory allocation problem.']
+    assert walled.banned() == ['192.0.2.7']
+    walled.programs.problem.clear()
+    walled.pass_time(60)
+    assert '192.0.2.7/32 -j DROP' in walled.programs.restores()[-1]
+    assert walled.machine.said('iptables: works again') and walled.ask('status')['wrong'] == []
+
+
+def test_ban_by_hand_tells_of_the_firewalls_trouble(walled):
+    walled.programs.problem['iptables-restore'] = 'iptables-restore: no'
+    assert walled.ask('ban', networks=['192.0.2.7'], seconds=60)['trouble'] == 'iptables-restore: no'
+    assert walled.ask('ban', networks=['192.0.2.8'], seconds=60)['trouble'] == 'iptables-restore: no'
+    assert walled.ask('ban', networks=['2001:db8::8'], seconds=60)['trouble'] == ''
+
+
+def test_a_missing_ip6tables_never_stops_ipv4(tmp_path):
+    machine = FakeMachine()
+    programs = Programs(machine)
+    programs.problem['ip6tables'] = 'ip6tables is not installed'
+    house = House(tmp_path, firewall='iptables', machine=machine)
+    house.fail('192.0.2.7', 3)
+    assert '192.0.2.7/32 -j DROP' in programs.restores()[-1]
+    assert house.ask('status')['wrong'] == ['ip6tables: ip6tables is not installed']
+
+
+def test_every_minute_the_kernel_is_compared_and_mended_and_that_is_said(walled):
+    walled.fail('192.0.2.7', 3)
+    ran = len(walled.machine.ran)
+    walled.pass_time(60)
+    assert walled.machine.ran[ran].argv == ['iptables', '-S']
+    assert walled.machine.said('iptables: repaired (INPUT rule missing, FORWARD rule missing, chain banwatch missing)')
+
+
+def test_nothing_is_run_in_between(walled):
+    ran = len(walled.machine.ran)
+    for _ in range(59):
+        walled.pass_time(1)
+    assert len(walled.machine.ran) == ran
+
+
+def test_while_a_batch_is_under_way_the_next_ones_gather(walled):
+    waiting = []
+    walled.machine.run = lambda command, done, seconds=10: (walled.machine.ran.append(command), waiting.append(done))
+    ran = len(walled.machine.ran)
+    for n in range(5):
+        walled.fail('192.0.2.%d' % n, 3)
+    assert len(walled.machine.ran) == ran + 1
+    waiting.pop()('', '')
+    walled.turn()
+    assert len(walled.machine.ran) == ran + 2 and walled.machine.ran[-1].stdin.count('-j DROP') == 5
+
+
+def test_the_answer_to_a_ban_waits_for_the_kernel(walled):
+    waiting, answers = [], []
+    walled.machine.run = lambda command, done, seconds=10: waiting.append(done)
+    walled.daemon.answer({'do': 'ban', 'networks': ['192.0.2.7'], 'seconds': 60}, answers.append)
+    walled.turn()
+    assert not answers
+    waiting.pop()('', '')
+    walled.turn()
+    assert answers[0]['banned'] == ['192.0.2.7']
+
+
+def test_stop_saves_tidies_up_and_ends(walled):
+    walled.fail('192.0.2.7', 3)
+    walled.programs.listing = '-A INPUT -j banwatch\n-N banwatch\n'
+    walled.daemon.stop()
+    walled.turn()
+    assert walled.daemon.stopping
+    assert '-D INPUT -j banwatch' in walled.programs.restores()[-1] and '-X banwatch' in walled.programs.restores()[-1]
+    assert '192.0.2.7' in (walled.folder / 'state').read_text()
+    assert not (walled.folder / 'run' / 'control').exists()
+
+
+def test_stop_does_not_wait_for_ever(walled):
+    walled.machine.run = lambda command, done, seconds=10: None
+    walled.daemon.stop()
+    walled.turn()
+    assert not walled.daemon.stopping
+    walled.pass_time(banwatch.STOP_SECONDS)
+    assert walled.daemon.stopping
+
+
+# --- reload
+
+def test_a_reload_keeps_bans_and_counts_and_takes_the_new_options(house):
+    house.fail('192.0.2.7', 3)
+    house.fail('192.0.2.8', 2)
+    house.defaults['maxretry'] = 5
+    house.daemon.signalled(banwatch.signal.SIGHUP)
+    house.turn()
+    assert house.banned() == ['192.0.2.7']
+    house.fail('192.0.2.8', 2)
+    assert house.banned() == ['192.0.2.7']
+    house.fail('192.0.2.8')
+    assert house.banned() == ['192.0.2.7', '192.0.2.8']
+    assert house.machine.said('reloaded c')
+
+
+def test_an_invalid_conf_changes_nothing_and_is_told(house):
+    house.fail('192.0.2.7', 3)
+    house.defaults['maxretry'] = 'x'
+    house.daemon.signalled(banwatch.signal.SIGHUP)
+    assert house.machine.said("reload refused, nothing has changed: c:7: maxretry: 'x' is not a number")
+    assert house.ask('reload')['code'] == 78
+    house.fail('192.0.2.8', 3)
+    assert house.banned() == ['192.0.2.7', '192.0.2.8']
+
+
+def test_ignoreip_added_while_banned_lifts_the_ban_at_reload(house):
+    house.fail('192.0.2.7', 3)
+    house.defaults['ignoreip'] = '192.0.2.0/24'
+    house.ask('reload')
+    assert house.banned() == []
+
+
+def test_a_jail_that_is_switched_off_releases_its_bans(house):
+    house.fail('192.0.2.7', 3)
+    house.text = '[dropbear]\nenabled = false\n'
+    house.ask('reload')
+    assert house.banned() == [] and house.machine.said('this jail is off')
+
+
+def test_a_reload_opens_new_sources_closes_old_ones_and_leaves_the_rest_alone(house):
+    kept = house.daemon.sources['fifo:' + house.fifo]
+    house.text = '[luci]\nsource = fifo:%s\n' % (house.folder / 'other')
+    house.ask('reload')
+    assert len(house.daemon.sources) == 2 and house.daemon.sources['fifo:' + house.fifo] is kept
+    house.text = ''
+    house.ask('reload')
+    assert list(house.daemon.sources.values()) == [kept]
+
+
+def test_runtime_and_state_need_a_restart(house):
+    house.folder = house.folder / 'elsewhere'
+    assert 'needs a restart' in house.ask('reload')['error']
+
+
+def test_a_reload_from_iptables_to_none_takes_the_rules_out(walled):
+    walled.programs.listing = '-A INPUT -j banwatch\n-N banwatch\n'
+    walled.firewall = 'none'
+    walled.ask('reload')
+    assert '-X banwatch' in walled.programs.restores()[-1]
+    assert [row['name'] for row in walled.ask('status')['firewall']] == ['none']
+
+
+# --- backlog of a file
+
+def dated(machine, ago, n=1, ip='192.0.2.7'):
+    import time
+    when = time.strftime('%b %d %H:%M:%S', time.localtime(machine.time - ago))
+    return ''.join("%s h dropbear[%d]: Bad password attempt for 'root' from %s:5\n" % (when, n, ip) for n in range(n))
+
+
+def test_a_backlog_counts_at_its_own_time(tmp_path):
+    machine = FakeMachine()
+    log = tmp_path / 'file'
+    log.write_text(dated(machine, 3600, 9, '192.0.2.1') + dated(machine, 300, 2) + 'dropbear[1]: undated\n')
+    house = House(tmp_path, '[dropbear]\nsource = %s\n' % log, machine=machine)
+    house.turn()
+    assert house.banned() == [] and house.ask('status')['tracked'] == 1
+    house.pass_time(290)
+    with open(str(log), 'a') as f:
+        f.write(dated(machine, 0))
+    house.pass_time(1)
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_a_backlog_of_now_bans_at_once_and_is_not_counted_twice_after_a_crash(tmp_path):
+    machine = FakeMachine()
+    log = tmp_path / 'file'
+    log.write_text(dated(machine, 60, 2))
+    house = House(tmp_path, '[dropbear]\nsource = %s\n' % log, machine=machine)
+    house.turn()
+    house.pass_time(2)
+    house.crash()
+    house.restart()
+    house.turn()
+    assert house.banned() == []
+    with open(str(log), 'a') as f:
+        f.write(dated(house.machine, 0))
+    house.pass_time(1)
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_a_crash_before_the_save_counts_the_unsaved_lines_again_once(tmp_path):
+    machine = FakeMachine()
+    log = tmp_path / 'file'
+    log.write_text('')
+    house = House(tmp_path, '[dropbear]\nsource = %s\n' % log, machine=machine)
+    house.pass_time(2)
+    house.ask('status')
+    house.daemon.save()
+    with open(str(log), 'a') as f:
+        f.write(dated(machine, 0, 2))
+    house.daemon.sources[str(log)].look()          # read, not yet saved
+    house.crash()
+    house.restart()
+    house.turn()
+    assert len(house.daemon.fails.recent['dropbear', '192.0.2.7']) == 2
+
+
+# --- the socket
+
+def client(house):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(house.folder / 'run' / 'control'))
+    sock.settimeout(2)
+    return sock
+
+
+def test_a_request_over_the_socket_is_answered(house):
+    sock = client(house)
+    sock.sendall(b'{"do":"banned"}\n')
+    house.turn()
+    assert json.loads(sock.recv(1000).decode()) == {'banned': []}
+
+
+@pytest.mark.parametrize('junk', [b'junk\n', b'[]\n', b'\xff\xfe\n', b'5\n', b'[' * 60000 + b'\n'])
+def test_junk_over_the_socket_gets_an_error(house, junk):
+    sock = client(house)
+    sock.sendall(junk)
+    house.turn()
+    assert 'error' in json.loads(sock.recv(1000).decode())
+
+
+def test_a_client_that_talks_too_much_or_says_nothing_is_dropped(house):
+    big, silent = client(house), client(house)
+    house.turn()
+    big.sendall(b'x' * 70000)
+    house.turn()
+    assert len(house.daemon.control.clients) == 1
+    house.pass_time(banwatch.CLIENT_SECONDS)
+    assert not house.daemon.control.clients
+    assert silent.recv(10) == b''
+
+
+def test_too_many_clients_are_turned_away(house):
+    crowd = []
+    for _ in range(banwatch.CLIENTS + 5):
+        crowd.append(client(house))
+        house.turn(2)
+    assert len(house.daemon.control.clients) == banwatch.CLIENTS
+
+
+def test_a_second_daemon_is_refused(house):
+    second = banwatch.Daemon(FakeMachine(), house.conf())
+    with pytest.raises(banwatch.Problem, match='another banwatch is running'):
+        second.start()
+
+
+# --- the loop
+
+def test_idle_there_is_no_wake_up_but_once_a_minute(house):
+    house.turn(5)
+    assert 59 < house.daemon.loop.due() <= 60
+    house.fail('192.0.2.7')
+    house.pass_time(1)
+    house.turn(5)
+    assert 58 < house.daemon.loop.due() <= 60
+
+
+def test_a_bug_in_a_handler_is_told_once_and_the_others_go_on(house):
+    def bug():
+        raise RuntimeError('oops')
+    for _ in range(3):
+        house.daemon.loop.after(0, bug)
+        house.turn()
+    assert sum('RuntimeError: oops' in line for line in house.machine.logged) == 1
+    house.fail('192.0.2.7', 3)
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_dry_run_touches_nothing(tmp_path):
+    machine = FakeMachine()
+    conf, _ = banwatch.read_config('[banwatch]\nsource = fifo:%s\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxretry = 1\n' % (
+        tmp_path / 'log', tmp_path / 'run', tmp_path / 'state'), 'c')
+    daemon = banwatch.Daemon(machine, conf, dry_run=True)
+    daemon.start()
+    turn(daemon, 2)
+    with open(str(tmp_path / 'log'), 'w') as f:
+        f.write(LINE % (1, '192.0.2.7'))
+    turn(daemon, 3)
+    assert machine.said('[dropbear] would ban 192.0.2.7 for 10m') and not machine.ran
+    machine.pass_time(7200)
+    turn(daemon, 3)
+    daemon.stop()
+    turn(daemon)
+    assert daemon.stopping and sorted(p.name for p in tmp_path.iterdir()) == ['log']
+
+
+# --- hostile lines
+
+def test_a_flood_of_junk_neither_bans_nor_breaks(house):
+    junk = [b'x' * 1000000 + b'\n', os.urandom(100000).replace(b'\n', b'') + b'\n', b'\x1b[2J\r' * 1000 + b'\n',
+            b'\0' * 5000 + b'\n', b"dropbear[1]: Bad password attempt for 'root' from 999.1.2.3:5\n" * 9,
+            b"x dropbear[1]: Bad password attempt for 'root' from 192.0.2.9:5\n" * 9]
+    source = house.daemon.sources['fifo:' + house.fifo]
+    for block in junk:
+        source.hand_over(block)
+    house.turn()
+    assert house.banned() == ['192.0.2.9'] or house.banned() == []
+    assert not house.machine.said('bug')
+    house.fail('192.0.2.7', 3)
+    assert '192.0.2.7' in house.banned()
