@@ -1,0 +1,407 @@
+"""The command line: what is typed, what is printed, and the exit code; with real processes."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import banwatch
+from conftest import need
+
+PROGRAM = os.path.abspath(banwatch.__file__)
+LINE = "Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[%d]: Bad password attempt for 'root' from %s:53066\n"
+LOG = ''.join('Nov 20 12:%02d:00 h sshd[%d]: Failed password for root from 192.0.2.7 port 5 ssh2\n' % (n, n) for n in range(12))
+
+
+def banwatch_py(*words, **more):
+    """The CompletedProcess of a command line."""
+    more = dict({'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE,
+                 'universal_newlines': True, 'timeout': 30}, **more)
+    if 'input' in more:
+        del more['stdin']
+    return subprocess.run([sys.executable, PROGRAM] + list(words), **more)
+
+
+class Running:
+    """`banwatch.py run` with a FIFO, no firewall, and files of its own."""
+
+    def __init__(self, folder, more='', firewall='none'):
+        self.fifo, self.conf = folder / 'fifo', folder / 'c.conf'
+        self.text = ('[banwatch]\nsource = fifo:%s\nfirewall = %s\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxretry = 3\n' % (
+            self.fifo, firewall, folder / 'run', folder / 'state'))
+        self.conf.write_text(self.text + more)
+        self.errors = open(str(folder / 'stderr'), 'w+')
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen([sys.executable, PROGRAM, '-c', str(self.conf), 'run'], stderr=self.errors,
+                                        stdin=subprocess.DEVNULL)
+        self.until(lambda: self('status').returncode == 0, 'the start')
+
+    def __call__(self, *words):
+        return banwatch_py('-c', str(self.conf), *words)
+
+    def json(self, *words):
+        return json.loads(self(*words).stdout)
+
+    def until(self, question, what, seconds=10):
+        end = time.time() + seconds
+        while time.time() < end:
+            if question():
+                return
+            time.sleep(0.02)
+        pytest.fail('%s: not within %d s\n%s' % (what, seconds, self.said()))
+
+    def said(self):
+        with open(self.errors.name) as f:
+            return f.read()
+
+    def fail(self, ip, times=3):
+        with open(str(self.fifo), 'w') as f:
+            f.write(''.join(LINE % (n, ip) for n in range(times)))
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(5)
+        self.errors.close()
+
+
+@pytest.fixture
+def running(tmp_path):
+    made = Running(tmp_path)
+    yield made
+    made.close()
+
+
+# --- without a daemon
+
+def test_help_names_every_command_and_the_first_one_to_try():
+    for words in (['--help'], ['-h'], ['help']):
+        done = banwatch_py(*words)
+        assert done.returncode == 0
+    for word, verb in banwatch.COMMANDS.items():
+        assert '  %s' % word in done.stdout and verb.help in done.stdout
+    assert 'banwatch.py replay /var/log/auth.log' in done.stdout
+
+
+@pytest.mark.parametrize('word', sorted(banwatch.COMMANDS))
+def test_every_command_has_help_of_its_own(word):
+    done = banwatch_py(word, '--help')
+    assert done.returncode == 0 and banwatch.COMMANDS[word].help in done.stdout
+
+
+def test_version():
+    assert banwatch_py('--version').stdout == 'banwatch %s\n' % banwatch.VERSION
+
+
+@pytest.mark.parametrize('words, text', [
+    ([], 'which command?'), (['foo'], 'foo: no such command'), (['ban'], 'usage: banwatch.py ban'),
+    (['status', 'a', 'b'], 'usage: banwatch.py status [JAIL] [--json]'), (['status', '--foo'], 'option --foo not recognized'),
+    (['-x'], 'option -x not recognized'), (['ban', '1.2.3'], '1.2.3 is no address or network'),
+    (['ban', '-t', '1x', '192.0.2.7'], '-t 1x is not a duration'), (['ban', '-t', '0', '192.0.2.7'], '-t 0 is too short'),
+    (['unban'], 'unban takes addresses, or --all'), (['unban', '--all', '192.0.2.7'], 'unban takes addresses, or --all'),
+    (['ban', '999.1.1.1'], '999.1.1.1 is no address'), (['ban', '\x1b[31m'], '\\x1b[31m is no address')])
+def test_wrong_words_are_one_line_and_exit_64(words, text):
+    done = banwatch_py(*words)
+    assert done.returncode == 64 and done.stdout == ''
+    assert done.stderr.startswith('banwatch: ' + text) and done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('words', [['status'], ['banned'], ['ban', '192.0.2.7'], ['unban', '192.0.2.7'], ['reload'], ['stop']])
+def test_without_a_daemon_commands_say_so_and_exit_69(words, tmp_path):
+    conf = tmp_path / 'c'
+    conf.write_text('[banwatch]\nruntime = %s\n' % (tmp_path / 'run'))
+    done = banwatch_py('-c', str(conf), *words)
+    assert done.returncode == 69
+    assert done.stderr == 'banwatch: no daemon is running (%s/run/control); start one with: banwatch.py run\n' % tmp_path
+
+
+def test_a_bad_conf_is_all_its_problems_and_exit_78(tmp_path):
+    conf = tmp_path / 'c'
+    conf.write_text('[sshd]\nbantime = 1x\nmaxretry = 0\n[sshx]\n')
+    for word in ('check', 'run', 'status', 'replay'):
+        done = banwatch_py('-c', str(conf), word)
+        assert done.returncode == 78 and done.stdout == ''
+        assert [line[:len(str(conf)) + 3] for line in done.stderr.split('\n')] == ['%s:%d:' % (conf, n) for n in (2, 3, 4)] + ['']
+
+
+@pytest.mark.parametrize('name, text', [('missing', 'No such file or directory'), ('.', 'Is a directory'), ('latin', 'byte 8 is not UTF-8')])
+def test_an_unreadable_conf_is_one_line_and_exit_78(tmp_path, name, text):
+    (tmp_path / 'latin').write_bytes(b'[sshd]\n#\xff\n')
+    done = banwatch_py('-c', str(tmp_path / name), 'check')
+    assert (done.returncode, done.stderr) == (78, '%s: %s\n' % (tmp_path / name, text))
+
+
+def test_check_prints_the_effective_configuration_and_reads_standard_input(tmp_path):
+    assert banwatch_py('-c', '-', 'check', input='[sshd]\nmaxretry = 9\n').stdout == '-: all right\n'
+    printed = banwatch_py('-c', '-', 'check', '--print', input='[sshd]\nmaxretry = 9\n').stdout
+    assert 'maxretry = 9\n' in printed and 'findtime = 10m\n' in printed
+    assert banwatch_py('-c', '-', 'check', '--print', input=printed).stdout == printed
+
+
+def test_replay_says_who_would_have_been_banned_when_and_how_long():
+    done = banwatch_py('replay', '-', input=LOG)
+    assert done.returncode == 0
+    assert done.stdout.split('\n')[0] == '12 lines, 12 failures, 1 ban of 1 address'
+    assert re.search(r'-11-20 12:04:00 +sshd +192.0.2.7 +5 +1 +10m', done.stdout)
+
+
+def test_replay_as_json():
+    answer = json.loads(banwatch_py('replay', '--json', '-', input=LOG).stdout)
+    assert answer['lines'] == 12 and answer['failures'] == 12
+    (ban,) = answer['bans']
+    assert {k: ban[k] for k in ('jail', 'ip', 'seconds', 'count', 'failures')} == {
+        'jail': 'sshd', 'ip': '192.0.2.7', 'seconds': 600, 'count': 1, 'failures': 5}
+    assert time.strftime('%m-%d %H:%M', time.localtime(ban['time'])) == '11-20 12:04'
+
+
+def test_replay_reads_several_files_packed_ones_too_and_without_a_last_newline(tmp_path):
+    import gzip
+    with gzip.open(str(tmp_path / 'a.gz'), 'wb') as f:
+        f.write(''.join(LOG.splitlines(True)[:7]).encode())
+    (tmp_path / 'b').write_text(''.join(LOG.splitlines(True)[7:]).rstrip('\n'))
+    answer = json.loads(banwatch_py('replay', '--json', str(tmp_path / 'a.gz'), str(tmp_path / 'b')).stdout)
+    assert (answer['lines'], answer['failures']) == (12, 12)
+
+
+def test_replay_in_the_logs_own_time_bans_longer_the_second_time():
+    log = ''.join('Nov 20 %02d:%02d:00 h sshd[%d]: Failed password for root from 192.0.2.7 port 5 ssh2\n' % (hour, n, n)
+                  for hour in (1, 2, 3) for n in range(5))
+    bans = json.loads(banwatch_py('replay', '--json', '-', input=log).stdout)['bans']
+    assert [(ban['seconds'], ban['count']) for ban in bans] == [(600, 1), (1200, 2), (2400, 3)]
+
+
+@pytest.mark.parametrize('name, code', [('/no/such/file', 1), ('/etc', 1)])
+def test_replay_of_what_cannot_be_read_is_one_line(name, code):
+    done = banwatch_py('replay', name)
+    assert done.returncode == code and done.stderr.startswith('banwatch: %s: ' % name) and done.stderr.count('\n') == 1
+
+
+def test_a_torn_gz_file_is_one_line(tmp_path):
+    (tmp_path / 'x.gz').write_bytes(b'\x1f\x8b\x08junk')
+    done = banwatch_py('replay', str(tmp_path / 'x.gz'))
+    assert done.returncode == 1 and done.stderr.startswith('banwatch: ') and done.stderr.count('\n') == 1
+
+
+def test_output_into_a_closed_pipe_is_no_error():
+    command = '%s %s --help | true; %s %s replay - </dev/null | head -c1' % ((sys.executable, PROGRAM) * 2)
+    done = subprocess.run(['sh', '-c', command], stderr=subprocess.PIPE)
+    assert done.stderr == b''
+
+
+# --- as somebody else
+
+def as_nobody(*words, **more):
+    need('setpriv', root=True)
+    python = '/usr/bin/python3'
+    need(python)
+    program = os.path.join('/tmp', 'banwatch-test-%d.py' % os.getpid())
+    with open(PROGRAM) as f, open(program, 'w') as g:
+        g.write(f.read())
+    try:
+        return subprocess.run(['setpriv', '--reuid=65534', '--clear-groups', python, program] + list(words), cwd='/',
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=30, **more)
+    finally:
+        os.unlink(program)
+
+
+def test_without_root_run_names_what_it_cannot_do_and_exits_77():
+    done = as_nobody('run')
+    assert done.returncode == 77
+    assert done.stderr == 'banwatch: only root can change the firewall; `run --dry-run` needs no rights\n'
+
+
+def test_without_root_a_command_says_who_may_talk_to_the_daemon(running):
+    os.chmod(str(running.conf), 0o644)
+    for folder in running.conf.parents:
+        if str(folder).startswith('/tmp/') and not os.stat(str(folder)).st_mode & 1:
+            os.chmod(str(folder), 0o755)
+    done = as_nobody('-c', str(running.conf), 'status')
+    assert done.returncode == 77 and 'only root may talk to the daemon' in done.stderr
+
+
+def test_replay_needs_no_rights():
+    done = as_nobody('replay', '/dev/null')
+    assert done.returncode == 0 and done.stdout == '0 lines, 0 failures, 0 bans of 0 addresses\n'
+
+
+# --- with a daemon
+
+def test_from_failures_to_banned_to_unban(running):
+    running.fail('192.0.2.7')
+    running.until(lambda: running.json('banned', '--json'), 'the ban')
+    assert re.search(r'192\.0\.2\.7 +dropbear +\d{4}-\d\d-\d\d [\d:]+ +\d{4}-\d\d-\d\d [\d:]+ +(9m5\ds|10m) +1\n', running('banned').stdout)
+    assert running('unban', '192.0.2.7').stdout == '192.0.2.7: unbanned\n'
+    assert running('banned').stdout == 'nobody is banned\n'
+    done = running('unban', '192.0.2.7')
+    assert (done.returncode, done.stderr) == (1, 'banwatch: 192.0.2.7: is not banned\n')
+
+
+def test_ban_by_hand_says_for_how_long(running):
+    assert running('ban', '-t', '2h', '192.0.2.7', '198.51.100.77/24').stdout == '192.0.2.7: banned for 2h\n198.51.100.0/24: banned for 2h\n'
+    assert running('ban', '-t', '-1', '192.0.2.8').stdout == '192.0.2.8: banned for ever\n'
+    assert 'for ever' in running('banned').stdout
+    assert running('ban', '-j', 'sshd', '192.0.2.9').stdout == '192.0.2.9: banned for 10m\n'
+    assert running('ban', '-t', '1y', '192.0.2.9').stdout == '192.0.2.9: banned for 4w\n(bantime.maxtime is 4w; -t -1 bans for ever)\n'
+    assert [row['ip'] for row in running.json('banned', 'sshd', '--json')] == ['192.0.2.9']
+    assert running('unban', '-j', 'sshd', '192.0.2.9').returncode == 0
+    assert len(running('unban', '--all').stdout.split('\n')) == 5
+
+
+@pytest.mark.parametrize('net', ['127.0.0.1', '0.0.0.0/0', '::/0', 'fe80::/64', '224.0.0.1'])
+def test_ban_of_what_is_ours_is_refused_with_the_reason_and_exit_1(running, net):
+    done = running('ban', net)
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr.startswith('banwatch: %s: not banned: overlaps ' % net)
+
+
+def test_an_unknown_jail_is_told_with_the_known_ones(running):
+    for words in (['ban', '-j', 'nope', '192.0.2.7'], ['status', 'nope'], ['banned', 'nope'], ['unban', '-j', 'nope', '192.0.2.7']):
+        done = running(*words)
+        assert done.returncode == 1 and done.stderr == 'banwatch: nope: no such jail (there are: manual dropbear sshd luci)\n'
+
+
+def test_status_shows_jails_sources_firewall_memory_and_what_is_wrong(running):
+    running.fail('192.0.2.7', 2)
+    running.until(lambda: running.json('status', '--json')['tracked'], 'the failures')
+    text = running('status').stdout
+    assert 'banwatch %s, pid %d, up ' % (banwatch.VERSION, running.process.pid) in text
+    assert re.search(r'source +fifo:\S+/fifo: 2 lines, last \d', text) and re.search(r'firewall +none: 0 bans', text)
+    assert re.search(r'dropbear +2 +1 +0 +0 +0', text)
+    answer = running.json('status', '--json')
+    assert answer['memory'] > 1000 and answer['wrong'] == [] and answer['saved'] is None
+    assert [jail['jail'] for jail in running.json('status', 'sshd', '--json')['jails']] == ['sshd']
+
+
+def test_status_says_what_is_wrong(tmp_path):
+    made = Running(tmp_path, '[luci]\nsource = exec:/no/such/program\n')
+    try:
+        assert 'WRONG: exec:/no/such/program: No such file or directory' in made('status').stdout
+    finally:
+        made.close()
+
+
+def test_a_second_daemon_is_one_line_and_exit_1(running):
+    done = running('run')
+    assert done.returncode == 1
+    assert done.stderr.split('\n')[-2] == 'banwatch: another banwatch is running (%s/run/lock)' % running.conf.parent
+    assert running('status').returncode == 0
+
+
+def test_stop_ends_the_daemon_and_its_bans_come_back(running):
+    running('ban', '192.0.2.7')
+    assert running('stop').stdout == 'stopping\n'
+    assert running.process.wait(5) == 0
+    assert running('status').returncode == 69
+    running.start()
+    assert [row['ip'] for row in running.json('banned', '--json')] == ['192.0.2.7']
+
+
+def test_a_sigkill_loses_no_ban_that_was_shown(running):
+    running('ban', '-t', '1h', '192.0.2.7')
+    running.fail('192.0.2.8')
+    running.until(lambda: len(running.json('banned', '--json')) == 2, 'the ban')
+    running.process.kill()
+    running.process.wait(5)
+    running.start()
+    assert sorted(row['ip'] for row in running.json('banned', '--json')) == ['192.0.2.7', '192.0.2.8']
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_idle_daemon_at_once(running, number):
+    time.sleep(0.3)
+    began = time.time()
+    running.process.send_signal(number)
+    assert running.process.wait(5) == 0
+    assert time.time() - began < 1.5 and running.said().endswith('stopped\n')
+
+
+def test_hup_reloads_at_once_and_a_bad_conf_is_refused(running):
+    running.conf.write_text(running.text.replace('maxretry = 3', 'maxretry = 1'))
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: 'reloaded' in running.said(), 'the reload')
+    running.fail('192.0.2.7', 1)
+    running.until(lambda: running.json('banned', '--json'), 'the ban')
+    running.conf.write_text(running.text.replace('maxretry = 3', 'maxretry = x'))
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: "reload refused, nothing has changed: %s:7: maxretry: 'x'" % running.conf in running.said(), 'the refusal')
+
+
+def test_reload_answers_with_the_problems_of_the_conf(running):
+    assert running('reload').stdout == 'reloaded\n'
+    good = running.conf.read_text()
+    running.conf.write_text(good + '[sshx]\n')
+    done = running('reload')
+    assert done.returncode == 78 and "no filter is called 'sshx'" in done.stderr
+    running.conf.write_text(good)
+    assert running('status').returncode == 0
+
+
+def test_an_idle_daemon_does_not_wake_up(running):
+    time.sleep(0.5)
+
+    def switches():
+        with open('/proc/%d/status' % running.process.pid) as f:
+            return sum(int(n) for n in re.findall(r'ctxt_switches:\s+(\d+)', f.read()))
+    before = switches()
+    time.sleep(3)
+    assert switches() - before <= 1
+
+
+def test_a_slow_client_and_a_flood_of_clients_do_not_stop_the_daemon(running):
+    path = str(running.conf.parent / 'run' / 'control')
+    slow = []
+    for _ in range(8):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        sock.sendall(b'{"do":')
+        slow.append(sock)
+    assert running('status').returncode == 0
+    for _ in range(50):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(b'junk\n')
+    running.fail('192.0.2.7')
+    running.until(lambda: running.json('banned', '--json'), 'the ban')
+
+
+def test_the_runtime_folder_is_ours_alone(running):
+    folder = running.conf.parent / 'run'
+    assert folder.stat().st_mode & 0o777 == 0o700
+    running('banned')
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
+
+
+def test_dry_run_says_whom_it_would_ban_and_touches_nothing(tmp_path):
+    conf = tmp_path / 'c'
+    conf.write_text('[banwatch]\nsource = -\nruntime = %s\nstate = %s\n' % (tmp_path / 'run', tmp_path / 'state'))
+    process = subprocess.Popen([sys.executable, PROGRAM, '-c', str(conf), 'run', '--dry-run'], stdin=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True)
+    process.stdin.write(LOG)
+    process.stdin.close()
+    for line in process.stderr:
+        if 'would ban' in line:
+            break
+    assert line == '[sshd] would ban 192.0.2.7 for 10m (5 failures, ban number 1)\n'
+    process.terminate()
+    assert process.wait(5) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ['c']
+    process.stderr.close()
+
+
+# --- as shipped
+
+def test_the_readme_is_short_and_its_commands_exist():
+    with open(os.path.join(os.path.dirname(PROGRAM), 'README'), encoding='utf-8') as f:
+        text = f.read()
+    assert text.count('\n') <= 200 and max(len(line) for line in text.split('\n')) <= 100
+    for word in re.findall(r'banwatch\.py (?:-c \S+ )?([a-z]+)', text):
+        assert word in banwatch.COMMANDS, word
+    for word in ('python3 banwatch.py replay /var/log/auth.log', 'sh tests/run', 'MIT'):
+        assert word in text
