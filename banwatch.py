@@ -3187,6 +3187,15 @@ def log_blocks(name):
         raise Problem('%s: %s' % (name, getattr(e, 'strerror', None) or e), code) from None
 
 
+def default_log(machine):
+    """The log file of this machine; Problem with what to type instead if it has none."""
+    found = find_source(machine)
+    if not found.startswith('/'):
+        program = 'logread' if found == 'logread' else 'journalctl -o short-iso'
+        raise Problem('this machine keeps no log file; try: %s | banwatch.py replay -' % program)
+    return found
+
+
 class Replay:
     """The whole pipeline over a log, in the log's own time."""
 
@@ -3230,8 +3239,7 @@ class Replay:
 def replay(conf, options, words):
     config, machine = read_conf(conf), Machine()
     trial = Replay(config, machine)
-    default = '-' if not sys.stdin.isatty() else find_source(machine)
-    for name in words or [default]:
+    for name in words or ['-' if not sys.stdin.isatty() else default_log(machine)]:
         for block in log_blocks(name):
             trial.read(block)
     if 'json' in options:
