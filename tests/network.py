@@ -103,7 +103,7 @@ class Namespace:
 
     def command(self, argv):
         """The argv that runs `argv` in here; nsenter then *is* the program, with its pid."""
-        return ['nsenter', '--target', str(self.holder.pid), '--net', '--mount'] + [str(word) for word in argv]
+        return ['nsenter', '--target', str(self.holder.pid), '--net', '--mount', '--root'] + [str(word) for word in argv]
 
     def run(self, argv, **more):
         """Runs a program to its end, 60 s at most; the CompletedProcess with its output as text."""

@@ -182,6 +182,14 @@ def test_an_own_failregex_sees_the_line_without_its_date():
     assert total(b'Nov 20 13:00:00 h web[1]: no entry for 192.0.2.7\n', own(r'^ h web\[\d+\]: no entry for <HOST>$')) == 1
 
 
+def test_the_jail_in_the_readme_works():
+    with open(os.path.join(os.path.dirname(os.path.abspath(banwatch.__file__)), 'README'), encoding='utf-8') as f:
+        regex = re.search(r'failregex = (.*)', f.read()).group(1)
+    block = b'2026-11-20 13:00:00 login failed for bob from 192.0.2.7\n'
+    ((_, seen),) = sightings(banwatch.Jails(own(regex)), block)
+    assert (seen.ip, seen.user) == ('192.0.2.7', 'bob')
+
+
 def test_an_own_ignoreregex_wins():
     block = b'Nov 20 13:00:00 h web[1]: no entry for 192.0.2.7\nNov 20 13:00:00 h web[2]: no entry for 192.0.2.7 again\n'
     assert total(block, own(r'no entry for <HOST>', ignoreregex='again$')) == 1
