@@ -557,15 +557,14 @@ Line = collections.namedtuple('Line', 'date host program pid times message')
 DATE = (br'(?:[A-Z][a-z]{2} )?[A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?= ))?'
         br'|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
         br'|\d{10}(?:\.\d+)?')
-TAG = br'(?P<program>[^\s:\[\]]*)(?:\[(?P<pid>\d+)\])?: ?'
 LEVEL = br'(?:[a-z]+\d?|<unknown>)\.[a-z]+ '
+TAG = br'(?P<program>[^\s:\[\]]*)(?:\[(?P<pid>\d+)\])?:(?: |$)'
 LOGREAD = re.compile(br'(?P<date>[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})(?P<host>)'
                      br'(?: \[\d+\.\d+\])? ' + LEVEL + TAG)
-SYSLOG = re.compile(br'(?:<(?P<pri>\d{1,3})>)?(?:(?P<date>' + DATE + br') )?(?:(?P<host>[^\s:\[\]]+) )?'
-                    br'(?:' + LEVEL + br')?' + TAG)
-RFC5424 = re.compile(br'(?:<\d{1,3}>)1 (?P<date>\S+) (?P<host>\S+) (?P<program>\S+) (?P<pid>\S+) \S+ '
+RFC5424 = re.compile(br'<\d{1,3}>1 (?P<date>\S+) (?P<host>\S+) (?P<program>\S+) (?P<pid>\S+) \S+ '
                      br'(?:-|(?:\[[^\]"]*(?:"(?:[^"\\]|\\.)*"[^\]"]*)*\])+) ?(?:\xef\xbb\xbf)?')
-DATED = re.compile(br'(?:<\d{1,3}>)?(?P<date>' + DATE + br') ')
+HEAD = re.compile(br'(?:<(?P<pri>\d{1,3})>)?(?:(?P<date>' + DATE + br') )?')
+REST = re.compile(br'(?:(?!' + LEVEL + br')(?P<host>[^\s:\[\]]+) )?(?:' + LEVEL + br')?' + TAG)
 PREFIXED = re.compile(br'(?P<program>[^\s:\[\]]+)\[(?P<pid>\d+)\]: ')
 REPEATED = re.compile(br'message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', re.S)
 AUTH = (b'4', b'10')                               # facilities auth and authpriv, as PRI >> 3
@@ -574,13 +573,17 @@ MOST_TIMES = 100                                   # what one `message repeated`
 
 def read_line(line):
     """The Line in `line` (bytes, no newline); program None if it has no tag at all."""
-    m = RFC5424.match(line) or LOGREAD.match(line) or SYSLOG.match(line)
-    if m is None:
-        m = DATED.match(line)
-        return Line(m and m.group('date'), b'', None, None, 1, line[m.end() if m else 0:])
-    date, host, program, pid = m.group('date', 'host', 'program', 'pid')
+    m, pri = RFC5424.match(line) or LOGREAD.match(line), None
+    if m:
+        date, host, program, pid = m.group('date', 'host', 'program', 'pid')
+    else:
+        head = HEAD.match(line)
+        pri, date = head.group('pri', 'date')
+        m = REST.match(line, head.end())
+        if m is None:
+            return Line(date, b'', None, None, 1, line[head.end():])
+        host, program, pid = m.group('host', 'program', 'pid')
     message = line[m.end():]
-    pri = m.re is SYSLOG and m.group('pri')
     if pri and not pid and b'%d' % (int(pri) >> 3) in AUTH:
         inner = PREFIXED.match(message)            # logd's `log_prefix`; only where a login may be logged
         if inner:

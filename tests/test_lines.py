@@ -49,6 +49,18 @@ def test_a_tag_inside_a_message_is_not_the_program():
     assert banwatch.read_line(b'Nov 20 13:00:00 h root: dropbear[3]: ' + MESSAGE).program == b'root'
 
 
+def test_a_date_is_never_taken_for_a_host_and_its_hour_for_a_program():
+    for date in (b'2026-11-20 13:00:00', b'Nov 20 13:00:00', b'2026-11-20T13:00:00Z'):
+        line = banwatch.read_line(date + b' login failed for bob')
+        assert (line.date, line.program, line.message) == (date, None, b'login failed for bob')
+
+
+def test_severity_is_no_part_of_a_connections_identity():
+    lines = {banwatch.read_line(b'Nov  2 13:00:00 %sauthpriv.%s sshd[24]: x' % (host, level))[1:4]
+             for host in (b'', b'h ') for level in (b'warn', b'info')}
+    assert lines == {(None, b'sshd', b'24'), (b'h', b'sshd', b'24')}
+
+
 def test_a_prefix_is_believed_only_where_logins_are_logged():
     assert banwatch.read_line(b'<30>Nov 20 13:03:54 h web: dropbear[24]: ' + MESSAGE).program == b'web'
 
