@@ -1,4 +1,5 @@
 """What all tests share: banwatch can be imported, `need` says what a machine must have, `network` is a small internet."""
+import faulthandler
 import os
 import shutil
 import sys
@@ -11,8 +12,20 @@ pytest.register_assert_rewrite('network', 'machine')
 os.environ['PATH'] += ':/usr/sbin:/sbin'               # a user's PATH may lack the administrator's programs
 
 
+LONGEST = 180                                           # seconds; a test that takes longer hangs
+
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes seconds; left out on all interpreters but the first')
+    config.real_stderr = os.dup(2)                      # while a test runs, 2 is pytest's
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """Ends a run that hangs, with a traceback that says where."""
+    faulthandler.dump_traceback_later(LONGEST, exit=True, file=item.config.real_stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def missing(*programs, root=False):
