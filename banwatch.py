@@ -1500,6 +1500,7 @@ class Loop:
     def __init__(self, ticks, log):
         self.selector = selectors.DefaultSelector()
         self.timers = sched.scheduler(ticks, lambda seconds: None)
+        self.made = 0                # timers so far
         self.ticks = ticks
         self.log = log
         self.bugs = set()            # tracebacks already told
@@ -1512,10 +1513,11 @@ class Loop:
 
     def after(self, seconds, function):
         """A timer that calls `function` once, for `cancel`."""
-        return self.timers.enterabs(self.ticks() + seconds, 0, self.call, (function,))
+        self.made += 1               # before Python 3.10, timers of equal time and priority are equal
+        return self.timers.enterabs(self.ticks() + seconds, self.made, self.call, (function,))
 
     def cancel(self, timer):
-        if timer in self.timers.queue:
+        if timer is not None and timer in self.timers.queue:
             self.timers.cancel(timer)
 
     def call(self, function):

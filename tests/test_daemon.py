@@ -675,6 +675,15 @@ def test_idle_there_is_no_wake_up_but_once_a_minute(house):
     assert 58 < house.daemon.loop.due() <= 60
 
 
+def test_cancelling_a_timer_leaves_another_one_of_the_same_moment_alone(house):
+    called = []
+    timers = [house.daemon.loop.after(5, lambda n=n: called.append(n)) for n in range(3)]
+    house.daemon.loop.cancel(timers[1])
+    house.daemon.loop.cancel(None)
+    house.pass_time(5)
+    assert called == [0, 2]
+
+
 def test_a_bug_in_a_handler_is_told_once_and_the_others_go_on(house):
     def bug():
         raise RuntimeError('oops')
