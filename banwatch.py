@@ -321,11 +321,19 @@ def prefix(least, most):
     return bits
 
 
+SOURCE = re.compile(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
+
+
 def sources(text):
     for line in lines(text):
-        if not re.match(r'(auto|logread|-|/\S.*|(fifo|exec):/\S.*|udp:((\[[\da-fA-F:]+\]|[\d.]+):)?\d{1,5})$', line):
+        m = SOURCE.fullmatch(line)
+        if not m or not 0 < int(m.group('port') or 1) < 65536:
             raise ValueError('%r is no log source (try auto, logread, /var/log/messages, '
                              'fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % line)
+        try:
+            shlex.split(line if line.startswith('exec:') else '')
+        except ValueError as e:
+            raise ValueError('%r: %s' % (line, e)) from None
     return lines(text)
 
 
@@ -1143,7 +1151,7 @@ class Jails:
     def __init__(self, config):
         self.problems = []
         self.listening = {}          # source -> (jails, their Scanner, True if tagless lines count)
-        self.by_name = {MANUAL: Jail(MANUAL, config.jail('DEFAULT'))}
+        self.by_name = {MANUAL: Jail(MANUAL, config.jail(MANUAL))}
         for name in config.jails():
             options = config.jail(name)
             try:
@@ -2599,11 +2607,10 @@ class Daemon:
             self.machine.folder(self.config['runtime'])
             if not self.machine.lock(self.runtime('lock')):
                 raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
+            self.control = Control(self.runtime('control'), self.loop, self.answer)
             self.restore()
         self.protect()
         self.set_firewall()
-        if not self.dry_run:
-            self.control = Control(self.runtime('control'), self.loop, self.answer)
         self.set_sources()
         self.loop.after(MINUTE, self.minute)
 
@@ -3003,6 +3010,10 @@ class Daemon:
         found = ['%s: %s' % (path, text) for path, text in self.troubles.items()]
         found += ['%s: %s' % (k.firewall.name, k.trouble) for k in self.kernels if k.trouble]
         found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
+        for jail in self.jails.watching():
+            if jail.filter.names:
+                found.append('%s: %s named a host instead of an address; names are not looked up' % (
+                    jail.name, plural(jail.filter.names, 'failure')))
         if self.bans.dropped:
             found.append('maxbans is reached: %s lifted before their time' % plural(self.bans.dropped, 'ban'))
         return found
@@ -3326,6 +3337,9 @@ def main(argv):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as e:
+        print('banwatch: %s: %s' % (e.filename or 'the system says', e.strerror or e), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

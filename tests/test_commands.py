@@ -294,6 +294,13 @@ def test_a_second_daemon_is_one_line_and_exit_1(running):
     assert running('status').returncode == 0
 
 
+def test_a_runtime_folder_whose_socket_cannot_be_made_is_one_line(tmp_path):
+    conf = tmp_path / 'c'
+    conf.write_text('[banwatch]\nfirewall = none\nsource = -\nruntime = %s\n' % (tmp_path / ('x' * 120)))
+    done = banwatch_py('-c', str(conf), 'run')
+    assert done.returncode == 1 and 'path too long' in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_stop_ends_the_daemon_and_its_bans_come_back(running):
     running('ban', '192.0.2.7')
     assert running('stop').stdout == 'stopping\n'

@@ -116,6 +116,9 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     ('[banwatch]\nstate = relative', "c:2: state: 'relative' is not an absolute path"),
     ('[banwatch]\nsource = foo', "c:2: source: 'foo' is no log source (try auto, logread, /var/log/messages, "
                                  "fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)"),
+    ('[banwatch]\nsource = udp:99999', "c:2: source: 'udp:99999' is no log source (try auto, logread, /var/log/messages, "
+                                       "fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)"),
+    ('[banwatch]\nsource = exec:/bin/x "y', "c:2: source: 'exec:/bin/x \"y': No closing quotation"),
     ('[banwatch]\nmaxbans = many', "c:2: maxbans: 'many' is not a number from 1 to 1000000"),
     ('[sshd]\nfailregex = ^x (<HOST>', "c:1: [sshd]: '^x (<HOST>' is not a regex: "),
     ('[sshd]\nfailregex = ^x$', "c:1: [sshd]: '^x$' has no <HOST>"),

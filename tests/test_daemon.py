@@ -407,6 +407,29 @@ def test_all_bans_of_one_turn_are_one_batch(walled):
     assert len(batches) == 1 and batches[0].count('-j DROP') == 150
 
 
+def test_restored_bans_go_into_the_kernel_in_one_batch(tmp_path):
+    house = House(tmp_path)
+    for n in range(20):
+        house.fail('10.0.0.%d' % n, 3)
+    house.stop()
+    house.firewall = 'iptables'
+    machine = FakeMachine()
+    programs = Programs(machine)
+    house.machine = machine
+    house.start()
+    assert [text.count('-j DROP') for text in programs.restores()] == [20]
+
+
+def test_bans_by_hand_have_a_section_of_their_own(make):
+    house = make('[manual]\nbantime = 5m\n')
+    assert house.ask('ban', networks=['192.0.2.7'])['seconds'] == 300
+
+
+def test_failures_that_name_a_host_are_told(house):
+    house.write('Nov 20 13:00:00 h sshd[1]: error: PAM: Authentication failure for root from host.example\n')
+    assert house.ask('status')['wrong'] == ['sshd: 1 failure named a host instead of an address; names are not looked up']
+
+
 def test_a_failing_firewall_is_told_once_shown_and_tried_again_and_nothing_is_lost(walled):
     walled.programs.problem['iptables-restore'] = 'iptables-restore: Memory allocation problem.'
     walled.fail('192.0.2.7', 3)
