@@ -193,6 +193,10 @@ def printable(text):
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
+def quoted(text):
+    return "'%s'" % printable(text)
+
+
 def plural(n, word, many=''):
     """'1 ban', '2 bans'."""
     return '%s %s' % (format(n, ','), word if n == 1 else many or word + 's')
@@ -259,12 +263,14 @@ def path(text):
 
 
 def networks(text):
-    found = []
+    found, bad = [], []
     for word in text.replace(',', ' ').split():
         try:
             found.append(free(network(word), 'ignoreip'))
         except ValueError:
-            raise ValueError('%r is no address or network (names are not looked up)' % word) from None
+            bad.append(word)
+    if bad:
+        raise ValueError('%s: no address or network (names are not looked up)' % quoted(' '.join(bad)))
     return tuple(found)
 
 
@@ -285,15 +291,21 @@ def ports(text):
     """'22,8000:8080' for 'ssh,8000:8080'; '' for all ports."""
     if text in ('', 'all', 'any', '0:65535', '1:65535'):
         return ''
-    found = [PORTS.get(word, word) for word in text.replace(',', ' ').split()]
-    for word in found:
-        ends = word.replace('-', ':').split(':')
-        if not (len(ends) < 3 and all(end.isdigit() and 0 < int(end) < 65536 for end in ends)
-                and int(ends[0]) <= int(ends[-1])):
-            raise ValueError('%r is no port (try 22, ssh, 8000:8080)' % word)
-    if sum(1 + (':' in word or '-' in word) for word in found) > 15:
+    words = text.replace(',', ' ').split()
+    found = [PORTS.get(word, word).replace('-', ':') for word in words]
+    bad = [word for word, port in zip(words, found) if not port_range(port)]
+    if bad:
+        raise ValueError('%s: no port (try 22, ssh, 8000:8080)' % quoted(' '.join(bad)))
+    if sum(1 + (':' in port) for port in found) > 15:
         raise ValueError('names over 15 ports, more than one rule can hold (a range counts two)')
-    return ','.join(word.replace('-', ':') for word in found)
+    return ','.join(found)
+
+
+def port_range(text):
+    """True for '22' and '8000:8080'."""
+    ends = text.split(':')
+    return (len(ends) < 3 and all(end.isdigit() and 0 < int(end) < 65536 for end in ends)
+            and int(ends[0]) <= int(ends[-1]))
 
 
 def choice(*known):
@@ -325,16 +337,20 @@ SOURCE = re.compile(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|udp:(?:(?:\[[\d
 
 
 def sources(text):
-    for line in lines(text):
-        m = SOURCE.fullmatch(line)
-        if not m or not 0 < int(m.group('port') or 1) < 65536:
-            raise ValueError('%r is no log source (try auto, logread, /var/log/messages, '
-                             'fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % line)
-        try:
-            shlex.split(line if line.startswith('exec:') else '')
-        except ValueError as e:
-            raise ValueError('%r: %s' % (line, e)) from None
+    bad = [line for line in lines(text) if not is_source(line)]
+    if bad:
+        raise ValueError('%s: no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, '
+                         'udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % quoted(' | '.join(bad)))
     return lines(text)
+
+
+def is_source(line):
+    m = SOURCE.fullmatch(line)
+    try:
+        return bool(m and 0 < int(m.group('port') or 1) < 65536
+                    and (shlex.split(line) if line.startswith('exec:') else not re.search(r'[,\s]/', line)))
+    except ValueError:                             # an open quotation
+        return False
 
 
 Option = collections.namedtuple('Option', 'section name read default help')
@@ -471,8 +487,10 @@ def read_ini(text):
         elif pair and section:
             at, key, value = n, pair.group(1).lower(), [pair.group(2)]
         elif line.strip() and n <= text.count('\n') + 1:
-            yield n, None, None, ('%r stands before any [section]' if pair else
-                                  '%r is neither a [section] nor `option = value`') % printable(line.strip())
+            yield n, None, None, quoted(line.strip()) + (
+                ' stands before any [section]' if pair else
+                ' must begin in the first column' if re.match(r'\s+(\[.+\]|[\w.]+\s*=)', line) else
+                ' is neither a [section] nor `option = value`')
 
 
 def read_config(text, name):
@@ -507,7 +525,8 @@ def take(config, n, section, key, value):
         said[key] = row.read(value), value, n
     except ValueError as e:
         text = str(e)
-        return '%s: %s' % (key, text if text.startswith("'") else '%r %s' % (printable(value), text))
+        hint = ' (a comment after a value starts with ` ;`)' if re.search('[#;]', value) else ''
+        return '%s: %s%s' % (key, text if text.startswith("'") else '%s %s' % (quoted(value), text), hint)
     return ''
 
 
@@ -741,7 +760,7 @@ def compile_regex(text):
     try:
         return re.compile(regex.encode())
     except re.error as e:
-        raise ValueError('%r is not a regex: %s' % (text, e)) from None
+        raise ValueError('%s is not a regex: %s' % (quoted(text), e.msg)) from None
 
 
 def literal(regex):
@@ -905,15 +924,29 @@ class Filter:
         return found
 
 
+def check_regex(text):
+    """ValueError if a failregex from a conf cannot mean what its author wants."""
+    hosts = len(re.findall('<(?:HOST|ADDR|IP4|IP6|DNS)>', text))
+    unknown = re.search(r'</?(?!F-(?:%s)>)[A-Z][A-Z0-9_-]*>' % '|'.join(FIELDS),
+                        re.sub('<(?:%s)>' % '|'.join(TAGS), '', text))
+    complaint = ('has no <HOST>' if not hosts else 'has more than one <HOST>' if hosts > 1 else
+                 'has a tag that is not known: ' + unknown.group() if unknown else
+                 'has %(...)s, which is not expanded here' if re.search(r'%\(\S+\)s', text) else '')
+    if complaint:
+        raise ValueError('%s %s' % (quoted(text), complaint))
+
+
 def make_filter(name, failregex=(), ignoreregex=()):
     """A new Filter for a jail's options; ValueError says what is wrong."""
     row = FILTERS.get(name)
     if row is None and not failregex:
-        raise ValueError('no filter is called %r (there are: %s)' % (name, ' '.join(sorted(FILTERS))))
+        import difflib
+        near = difflib.get_close_matches(name.lower(), list(FILTERS) + list(SECTIONS), 1)
+        raise ValueError('no filter is called %s (%s)' % (quoted(name), 'did you mean %s?' % near[0] if near else
+                                                          'there are: ' + ' '.join(sorted(FILTERS))))
     if failregex:
         for regex in sum(failregex, []):
-            if not re.search('<(HOST|ADDR|IP4|IP6)>', regex):
-                raise ValueError('%r has no <HOST>' % regex)
+            check_regex(regex)
         return Filter(None, failregex, ignoreregex)
     text = '\n'.join(line.strip() for line in row['failregex'].strip().split('\n'))
     kinds = [part.split('\n') for part in text.split('\n\n')]
@@ -1087,7 +1120,7 @@ class Jail:
 
     def protect(self, machine):
         """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine."""
-        frees = NEVER + self.options['ignoreip'] + (tuple(machine) if self.options['ignoreself'] else ())
+        frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + NEVER
         if frees != self.frees:
             self.frees, self.freed = frees, {}
 
@@ -1377,7 +1410,7 @@ FORMAT = 1
 SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has not been set yet
 KEPT_BYTES = 256 * 1024
 
-Restored = collections.namedtuple('Restored', 'tickets history fails logins sources lost')
+Restored = collections.namedtuple('Restored', 'tickets history fails logins sources lost age')
 
 
 def dump(bans, fails, logins, sources, clocks):
@@ -1450,7 +1483,7 @@ def load(text, clocks):
                 lost += 1
     sources = state.get('sources')
     return Restored(restored['bans'], dict(restored['history']), dict(restored['fails']),
-                    dict(restored['logins']), sources if type(sources) is dict else {}, lost)
+                    dict(restored['logins']), sources if type(sources) is dict else {}, lost, gone)
 
 
 def name_and_network(jail, net):
@@ -1744,6 +1777,8 @@ class Machine:
 
     def lock(self, path):
         """True if no other process holds this lock; it is held until we end."""
+        if getattr(self, 'lock_fd', None) is not None:
+            os.close(self.lock_fd)
         self.lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1767,6 +1802,10 @@ class Machine:
             os.fsync(f.fileno())
         os.rename(new, path)
         self.written += len(text)
+
+    def writable(self, path):
+        """False if a file cannot be made here."""
+        return os.access(os.path.dirname(path), os.W_OK)
 
     def recall(self, path):
         """Text of a state file; None if there is none; ValueError if it is not ours to trust."""
@@ -1935,7 +1974,7 @@ class Source:
         self.spec = spec             # as the conf names it
         self.argument = argument     # what to open: a path, an address, a command
         self.machine, self.loop, self.deliver, self.poll = machine, machine.loop, deliver, poll
-        self.what = spec             # the same, with what `auto` has found
+        self.meant = self.what = spec              # what `auto` has found; the same for people
         self.trouble = ''            # why nothing comes, for `status`
         self.reason = ''             # why it was closed last
         self.lines = 0
@@ -2332,7 +2371,7 @@ def make_source(spec, machine, deliver, poll):
         made = Datagrams(spec, (host.strip('[]') or '127.0.0.1', int(port)), machine, deliver)
     else:
         made = Tail(spec, meant, machine, deliver, poll)
-    made.what = meant if meant == spec else '%s: %s' % (spec, meant)
+    made.meant, made.what = meant, meant if meant == spec else '%s: %s' % (spec, meant)
     return made
 
 
@@ -2376,7 +2415,10 @@ class Control:
             client.close()
         self.loop.unwatch(self.sock)
         self.sock.close()
-        os.unlink(self.path)
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass                                   # somebody was faster
 
 
 class Client:
@@ -2470,7 +2512,7 @@ class Kernel:
         self.firewall, self.machine, self.tickets, self.log = firewall, machine, tickets, machine.log
         self.new, self.gone = {}, {}               # tickets by key, not yet told to the kernel
         self.unsure = True           # compare everything with what the kernel has, first
-        self.busy = self.closing = False
+        self.busy = self.closing = self.removed = False
         self.trouble = ''            # why the kernel is not as it should be
         self.attempts = 0
         self.retry = None            # timer
@@ -2515,7 +2557,9 @@ class Kernel:
 
     def compare(self, shown):
         if self.closing:
-            return self.run(self.firewall.stop(shown), self.done)
+            commands = self.firewall.stop(shown)
+            self.removed = bool(commands)
+            return self.run(commands, self.done)
         self.new, self.gone = {}, {}
         amiss, commands = self.firewall.mend(shown, self.tickets(self))
         if amiss and amiss != self.amiss and not self.fresh:
@@ -2604,15 +2648,30 @@ class Daemon:
     def start(self):
         self.machine.log('banwatch %s: %s' % (VERSION, ', '.join(j.name for j in self.jails.watching()) or 'no jail'))
         if not self.dry_run:
-            self.machine.folder(self.config['runtime'])
-            if not self.machine.lock(self.runtime('lock')):
-                raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
-            self.control = Control(self.runtime('control'), self.loop, self.answer)
+            self.open_runtime()
             self.restore()
+            self.machine.writable(self.config['state']) or self.note(self.config['state'], 'cannot be written')
         self.protect()
         self.set_firewall()
         self.set_sources()
         self.loop.after(MINUTE, self.minute)
+
+    def open_runtime(self):
+        """Makes the folder, the lock and the socket; anew if somebody has removed them."""
+        if self.control:
+            self.machine.log('%s: has gone; making it anew' % self.config['runtime'])
+            self.control.close()
+        self.machine.folder(self.config['runtime'])
+        if not self.machine.lock(self.runtime('lock')):
+            raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
+        self.control = Control(self.runtime('control'), self.loop, self.answer)
+        self.changed = True
+
+    def note(self, where, trouble):
+        """Says once that something is wrong; `status` goes on saying so."""
+        if self.troubles.get(where) != trouble:
+            self.machine.log('%s: %s' % (where, trouble))
+        self.troubles[where] = trouble
 
     def runtime(self, name):
         return os.path.join(self.config['runtime'], name)
@@ -2639,18 +2698,25 @@ class Daemon:
             kernel.close()
             self.parting.append(kernel)
 
+    def part(self, source):
+        """Closes a source, and remembers how far it was read."""
+        self.positions[source.meant] = source.position()
+        source.close()
+
     def set_sources(self):
+        """Opens the sources that the configuration names, closes the others; `auto` may mean another one now."""
         wanted = self.jails.sources
+        auto = self.sources.get('auto')
+        if auto and auto.trouble and find_source(self.machine) != auto.meant:
+            self.part(self.sources.pop('auto'))
         for spec in [spec for spec in self.sources if spec not in wanted]:
-            source = self.sources.pop(spec)
-            self.positions[source.what] = source.position()
-            source.close()
+            self.part(self.sources.pop(spec))
         for spec in wanted:
             if spec not in self.sources:
                 source = make_source(spec, self.machine, self.consume, self.config['poll'])
                 self.sources[spec] = source
                 self.machine.log('source: %s' % source.what)
-                source.start(self.positions.get(source.what))
+                source.start(self.positions.get(source.meant))
             self.sources[spec].poll = self.config['poll']
 
     def tickets_for(self, kernel):
@@ -2711,7 +2777,7 @@ class Daemon:
             self.frees = self.machine.networks()
             self.troubles.pop('netlink', None)
         except OSError as e:
-            self.troubles['netlink'] = 'the addresses of this machine are not known: %s' % e.strerror
+            self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
         self.jails.protect(self.frees)
         for ticket in list(self.bans.tickets.values()):
             jail = self.jails.by_name.get(ticket.jail)
@@ -2761,6 +2827,9 @@ class Daemon:
             kernel.unsure = True
         for source in self.sources.values():
             source.check()
+        self.set_sources()
+        if self.control and not self.machine.exists(self.control.path):
+            self.open_runtime()
 
     # signals
     def signalled(self, number):
@@ -2796,8 +2865,7 @@ class Daemon:
         if self.control is None and not self.dry_run:
             return
         for source in self.sources.values():
-            self.positions[source.what] = source.position()
-            source.close()
+            self.part(source)
         self.sources = {}
         if not self.dry_run:
             self.save()
@@ -2826,8 +2894,7 @@ class Daemon:
         """Writes the live state."""
         self.loop.cancel(self.save_timer)
         self.save_timer = None
-        positions = {source.what: source.position() for source in self.sources.values()}
-        self.positions.update(positions)
+        self.positions.update((source.meant, source.position()) for source in self.sources.values())
         logins = {(jail.name, ip, user): until for jail in self.jails.by_name.values()
                   for (ip, user), until in jail.logins.items()}
         before = self.machine.ticks()
@@ -2851,9 +2918,7 @@ class Daemon:
             self.troubles.pop(path, None)
             return True
         except OSError as e:
-            if path not in self.troubles:
-                self.machine.log('%s: not saved: %s' % (path, e.strerror))
-            self.troubles[path] = 'not saved: %s' % e.strerror
+            self.note(path, 'not saved: %s' % e.strerror)
             return False
 
     def restore(self):
@@ -2864,6 +2929,7 @@ class Daemon:
         if state is None:
             return
         now = self.machine.ticks()
+        self.kept = now - state.age
         for key, (n, last) in reversed(list(state.history.items())):
             self.bans.remember(key, n, last)
         for ticket in state.tickets:
@@ -3019,7 +3085,7 @@ class Daemon:
         return found
 
 
-def listen_to_signals(daemon):
+def listen_to_signals(loop, signalled):
     """Makes signals events of the loop: select() goes on after a signal, so they come through a socket."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -3030,9 +3096,17 @@ def listen_to_signals(daemon):
 
     def readable():
         for number in set(ours.recv(4096)):
-            daemon.signalled(number)
-    daemon.loop.watch(ours, readable)
+            signalled(number)
+    loop.watch(ours, readable)
     return ours, theirs
+
+
+def deafen(loop, pair):
+    """Undoes listen_to_signals."""
+    signal.set_wakeup_fd(-1)
+    loop.unwatch(pair[0])
+    for end in pair:
+        end.close()
 
 
 # ---- Commands ------------------------------------------------------------------------------
@@ -3042,22 +3116,25 @@ def listen_to_signals(daemon):
 CONF = '/etc/banwatch.conf'
 
 
-def read_conf(name):
-    """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one)."""
+def read_conf(name, strict=True):
+    """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one). Who
+    only wants to talk to the daemon is not strict: whatever is wrong must not bar him from `stop`."""
     if name is None and not os.path.lexists(CONF):
         return Config()
     name = name or CONF
     try:
         with open(0 if name == '-' else name, 'rb', closefd=name != '-') as f:
-            text = f.read(1 << 20).decode('utf-8')
+            text = f.read(1 << 20).decode('utf-8-sig')
     except OSError as e:
         raise Problem('%s: %s' % (name, e.strerror), os.EX_CONFIG) from None
     except UnicodeDecodeError as e:
         raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
     config, problems = read_config(text, name)
     problems += Jails(config).problems
-    if problems:
+    if problems and strict:
         raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
+    if problems:
+        print('banwatch: %s has mistakes (banwatch.py check tells)' % name, file=sys.stderr)
     return config
 
 
@@ -3068,14 +3145,12 @@ def run(conf, options, words):
     if not dry_run and config['firewall'] != 'none' and not machine.root():
         raise Problem('only root can change the firewall; `run --dry-run` needs no rights', os.EX_NOPERM)
     daemon = Daemon(machine, config, lambda: read_conf(conf), dry_run)
-    pair = listen_to_signals(daemon)
+    pair = listen_to_signals(daemon.loop, daemon.signalled)
     try:
         daemon.start()
         daemon.run()
     finally:
-        signal.set_wakeup_fd(-1)
-        for end in pair:
-            end.close()
+        deafen(daemon.loop, pair)
     machine.log('stopped')
     return 0
 
@@ -3088,7 +3163,7 @@ def check(conf, options, words):
 
 def request(conf, options, words, **more):
     """Asks the daemon; prints the answer as JSON if that is wanted, else returns it."""
-    return ask(read_conf(conf), dict(more, jail=options.get('jail') or (words[0] if words else None)))
+    return ask(read_conf(conf, strict=False), dict(more, jail=options.get('jail') or (words[0] if words else None)))
 
 
 def clock_text(when):
@@ -3161,7 +3236,8 @@ def unban(conf, options, words):
     answer = request(conf, options, [], do='unban', networks=typed_networks(words), all=everything)
     for net in answer['unbanned']:
         print('%s: unbanned' % net)
-    return verdict(answer, ['%s: is not banned' % net for net in answer['missing']])
+    by = ' by ' + options['jail'] if 'jail' in options else ''
+    return verdict(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
 
 
 def verdict(answer, refused):
@@ -3181,8 +3257,29 @@ def reload(conf, options, words):
 def stop(conf, options, words):
     if os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch'):
         raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
-    request(conf, options, words, do='stop')
-    return show(['stopping'])
+    try:
+        request(conf, options, words, do='stop')
+        return show(['stopping'])
+    except Problem as e:
+        if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
+            raise
+        raise Problem('no daemon is running; rules that one had left behind have been taken out', e.code) from None
+
+
+def tidy_up(machine, config):
+    """Takes out the rules of a daemon that was killed; True if there were some."""
+    found = []
+    kind = 'iptables' if config['firewall'] == 'auto' else config['firewall']
+    for firewall in make_firewalls(kind, config['chain'], {}) if machine.root() else ():
+        kernel = Kernel(firewall, machine, lambda kernel: [])
+        kernel.close()
+        pair = listen_to_signals(machine.loop, lambda number: machine.reap())
+        kernel.settle()
+        while kernel.busy:
+            machine.loop.wait(machine.loop.due())
+        found.append(kernel.removed)
+        deafen(machine.loop, pair)
+    return any(found)
 
 
 def log_blocks(name):
@@ -3200,7 +3297,8 @@ def log_blocks(name):
             yield cutter.rest()
     except (OSError, EOFError) as e:
         code = os.EX_NOPERM if isinstance(e, PermissionError) else 1
-        raise Problem('%s: %s' % (name, getattr(e, 'strerror', None) or e), code) from None
+        hint = ' (try: journalctl -o short-iso | banwatch.py replay -)' if name in LOGS else ''
+        raise Problem('%s: %s%s' % (name, getattr(e, 'strerror', None) or e, hint), code) from None
 
 
 def default_log(machine):
@@ -3223,6 +3321,7 @@ class Replay:
         self.chance = machine.chance
         self.now = None              # the log's time
         self.lines = self.failures = 0
+        self.dated = True            # does it begin with lines whose date is known?
         self.found = []              # rows of the answer
 
     def moment(self, date):
@@ -3233,6 +3332,9 @@ class Replay:
         return self.now or 0.0
 
     def read(self, block):
+        if not self.lines:
+            first = [line for line in block.split(b'\n', 100)[:100] if line]
+            self.dated = not first or any(read_line(line).date for line in first)
         self.lines += block.count(b'\n')
         for jail, seen in self.jails.scan(None, block, self.moment):
             self.failures += seen.guesses
@@ -3264,6 +3366,8 @@ def replay(conf, options, words):
             for ban in trial.found]
     print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'), plural(len(rows), 'ban'),
                                 plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')))
+    if not trial.dated:
+        print('banwatch: it does not begin with lines that have a date: is this a log?', file=sys.stderr)
     return show(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
 
 
@@ -3278,7 +3382,8 @@ COMMANDS = {
     'banned': Verb('[JAIL] [--json]', ['json'], 0, 1, 'who is banned, since when, until when', banned),
     'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
                 'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban),
-    'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY, 'lift bans, and forget the failures', unban),
+    'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY, 
+                  'lift the bans that touch these, and forget their failures; how often they were banned stays known', unban),
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
     'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop),
     'replay': Verb('[FILE...] [--json]', ['json'], 0, ANY,
@@ -3329,16 +3434,19 @@ def dispatch(argv):
 
 def main(argv):
     try:
-        return dispatch(argv)
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
     except Problem as e:
         for line in str(e).split('\n'):
-            print('banwatch: ' + line if e.code != os.EX_CONFIG else line, file=sys.stderr)
+            print(line if re.match(r'.+?:\d+: ', line) and e.code == os.EX_CONFIG else 'banwatch: ' + line, file=sys.stderr)
         return e.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as e:
         print('banwatch: %s: %s' % (e.filename or 'the system says', e.strerror or e), file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what standard output still holds
         return 1
     except KeyboardInterrupt:
         return 130

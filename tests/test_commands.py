@@ -125,7 +125,7 @@ def test_without_a_daemon_commands_say_so_and_exit_69(words, tmp_path):
 def test_a_bad_conf_is_all_its_problems_and_exit_78(tmp_path):
     conf = tmp_path / 'c'
     conf.write_text('[sshd]\nbantime = 1x\nmaxretry = 0\n[sshx]\n')
-    for word in ('check', 'run', 'status', 'replay'):
+    for word in ('check', 'run', 'replay'):
         done = banwatch_py('-c', str(conf), word)
         assert done.returncode == 78 and done.stdout == ''
         assert [line[:len(str(conf)) + 3] for line in done.stderr.split('\n')] == ['%s:%d:' % (conf, n) for n in (2, 3, 4)] + ['']
@@ -135,7 +135,7 @@ def test_a_bad_conf_is_all_its_problems_and_exit_78(tmp_path):
 def test_an_unreadable_conf_is_one_line_and_exit_78(tmp_path, name, text):
     (tmp_path / 'latin').write_bytes(b'[sshd]\n#\xff\n')
     done = banwatch_py('-c', str(tmp_path / name), 'check')
-    assert (done.returncode, done.stderr) == (78, '%s: %s\n' % (tmp_path / name, text))
+    assert (done.returncode, done.stderr) == (78, 'banwatch: %s: %s\n' % (tmp_path / name, text))
 
 
 def test_check_prints_the_effective_configuration_and_reads_standard_input(tmp_path):
@@ -338,6 +338,41 @@ def test_hup_reloads_at_once_and_a_bad_conf_is_refused(running):
     running.conf.write_text(running.text.replace('maxretry = 3', 'maxretry = x'))
     running.process.send_signal(signal.SIGHUP)
     running.until(lambda: "reload refused, nothing has changed: %s:7: maxretry: 'x'" % running.conf in running.said(), 'the refusal')
+
+
+def test_a_mistake_in_the_conf_never_bars_the_way_out(running):
+    running('ban', '192.0.2.7')
+    running.conf.write_text(running.text + '[sshd\n')
+    done = running('unban', '192.0.2.7')
+    assert (done.returncode, done.stdout) == (0, '192.0.2.7: unbanned\n')
+    assert done.stderr == 'banwatch: %s has mistakes (banwatch.py check tells)\n' % running.conf
+    assert running('status').returncode == 0 and running('stop').returncode == 0
+    assert running.process.wait(5) == 0
+
+
+def test_the_daemon_outlives_its_runtime_folder_and_can_be_stopped(running):
+    import shutil
+    shutil.rmtree(str(running.conf.parent / 'run'))
+    running.process.terminate()
+    assert running.process.wait(5) == 0
+    assert 'bug' not in running.said()
+
+
+def test_a_conf_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / 'c').write_bytes(b'\xef\xbb\xbf[sshd]\nmaxretry = 9\n')
+    assert banwatch_py('-c', str(tmp_path / 'c'), 'check').returncode == 0
+
+
+def test_output_to_a_full_disk_is_one_line():
+    with open('/dev/full', 'w') as full:
+        done = banwatch_py('--help', stdout=full)
+    assert done.returncode == 1 and done.stderr == 'banwatch: the system says: No space left on device\n'
+
+
+def test_replay_of_what_is_no_log_asks_whether_it_is_one():
+    done = banwatch_py('replay', '-', input='PK rubbish\n' * 50)
+    assert done.returncode == 0 and 'is this a log?' in done.stderr
+    assert banwatch_py('replay', '-', input=LOG).stderr == ''
 
 
 def test_reload_answers_with_the_problems_of_the_conf(running):

@@ -86,6 +86,10 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     assert config('[sshd]\nLogPath = /var/log/x\n').get('sshd', 'source') == ['/var/log/x']
 
 
+SOURCES = (': no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, udp:127.0.0.1:5514, '
+           'exec:/PROGRAM ARGS, -)')
+
+
 @pytest.mark.parametrize('text, complaint', [
     ('maxretry = 3', "c:1: 'maxretry = 3' stands before any [section]"),
     ('[sshd]\nfoo', "c:2: 'foo' is neither a [section] nor `option = value`"),
@@ -93,7 +97,7 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     ('[sshd]\nmaxretri = 3', 'c:2: maxretri: no such option in [sshd] (did you mean maxretry?)'),
     ('[sshd]\nmaxretry = 3\nmaxretry = 4', 'c:3: maxretry: stands in [sshd] twice'),
     ('[sshd]\nmaxretry = 3\n[sshd]', 'c:3: [sshd] stands here twice'),
-    ('[sshx]\nenabled = true', "c:1: [sshx]: no filter is called 'sshx' (there are: dropbear luci sshd)"),
+    ('[sshx]\nenabled = true', "c:1: [sshx]: no filter is called 'sshx' (did you mean sshd?)"),
     ('[a b]', "c:1: [a b]: a jail's name is up to 30 letters, digits, dots and dashes"),
     ('[sshd]\nbantime = 1x', "c:2: bantime: '1x' is not a duration (try 600, 10m, 2h30m, 7d)"),
     ('[sshd]\nbantime = 0', "c:2: bantime: '0' is too short (1s at least)"),
@@ -102,10 +106,15 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     ('[sshd]\nenabled = maybe', "c:2: enabled: 'maybe' is neither true nor false"),
     ('[sshd]\nbantime.factor = x', "c:2: bantime.factor: 'x' is not a number (try 1, 2.5)"),
     ('[sshd]\nbantime.multipliers = 1 x', "c:2: bantime.multipliers: '1 x' is not a number (try 1, 2.5)"),
-    ('[sshd]\nignoreip = 10.0.0.1 my.host', "c:2: ignoreip: 'my.host' is no address or network (names are not looked up)"),
-    ('[sshd]\nport = 22,foo', "c:2: port: 'foo' is no port (try 22, ssh, 8000:8080)"),
-    ('[sshd]\nport = 70000', "c:2: port: '70000' is no port (try 22, ssh, 8000:8080)"),
-    ('[sshd]\nport = 9:8', "c:2: port: '9:8' is no port (try 22, ssh, 8000:8080)"),
+    ('[shop]\nenabled = true', "c:1: [shop]: no filter is called 'shop' (there are: dropbear luci sshd)"),
+    ('[banwach]\nenabled = true', "c:1: [banwach]: no filter is called 'banwach' (did you mean banwatch?)"),
+    ('[sshd]\n  [luci]', "c:2: '[luci]' must begin in the first column"),
+    ('[sshd]\nmaxretry = 2  # two', "c:2: maxretry: '2  # two' is not a number from 1 to 1000000 (a comment after a value starts with ` ;`)"),
+    ('[sshd]\nignoreip = 10.0.0.1 my.host 300.1.1.1', "c:2: ignoreip: 'my.host 300.1.1.1': no address or network (names are not looked up)"),
+    ('[sshd]\nport = 22,foo', "c:2: port: 'foo': no port (try 22, ssh, 8000:8080)"),
+    ('[sshd]\nport = 22,htttp,0', "c:2: port: 'htttp 0': no port (try 22, ssh, 8000:8080)"),
+    ('[sshd]\nport = 70000', "c:2: port: '70000': no port (try 22, ssh, 8000:8080)"),
+    ('[sshd]\nport = 9:8', "c:2: port: '9:8': no port (try 22, ssh, 8000:8080)"),
     ('[sshd]\nport = 1:2,3:4,5:6,7:8,9:10,11:12,13:14,15:16',
      "c:2: port: '1:2,3:4,5:6,7:8,9:10,11:12,13:14,15:16' names over 15 ports, more than one rule can hold (a range counts two)"),
     ('[sshd]\nprotocol = icmp', "c:2: protocol: 'icmp' is not a choice of: tcp udp"),
@@ -114,14 +123,16 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     ('[banwatch]\nfirewall = pf', "c:2: firewall: 'pf' is not one of: auto iptables none"),
     ('[banwatch]\nchain = OUTPUT', "c:2: chain: 'OUTPUT' is not a choice of: INPUT FORWARD"),
     ('[banwatch]\nstate = relative', "c:2: state: 'relative' is not an absolute path"),
-    ('[banwatch]\nsource = foo', "c:2: source: 'foo' is no log source (try auto, logread, /var/log/messages, "
-                                 "fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)"),
-    ('[banwatch]\nsource = udp:99999', "c:2: source: 'udp:99999' is no log source (try auto, logread, /var/log/messages, "
-                                       "fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)"),
-    ('[banwatch]\nsource = exec:/bin/x "y', "c:2: source: 'exec:/bin/x \"y': No closing quotation"),
+    ('[banwatch]\nsource = foo', "c:2: source: 'foo'" + SOURCES),
+    ('[banwatch]\nsource = udp:99999', "c:2: source: 'udp:99999'" + SOURCES),
+    ('[banwatch]\nsource = exec:/bin/x "y', "c:2: source: 'exec:/bin/x \"y'" + SOURCES),
+    ('[banwatch]\nsource = /a, /b\n    /c /d\n    /e', "c:2: source: '/a, /b | /c /d'" + SOURCES),
     ('[banwatch]\nmaxbans = many', "c:2: maxbans: 'many' is not a number from 1 to 1000000"),
     ('[sshd]\nfailregex = ^x (<HOST>', "c:1: [sshd]: '^x (<HOST>' is not a regex: "),
     ('[sshd]\nfailregex = ^x$', "c:1: [sshd]: '^x$' has no <HOST>"),
+    ('[sshd]\nfailregex = ^x <HOST> <ADDR>', "c:1: [sshd]: '^x <HOST> <ADDR>' has more than one <HOST>"),
+    ('[sshd]\nfailregex = ^<F-USR>x</F-USR> <HOST>', "c:1: [sshd]: '^<F-USR>x</F-USR> <HOST>' has a tag that is not known: <F-USR>"),
+    ('[sshd]\nfailregex = ^%(__prefix_line)sx <HOST>', "c:1: [sshd]: '^%(__prefix_line)sx <HOST>' has %(...)s, which is not expanded here"),
     ('[sshd]\nx\x1b[31m = 1', 'c:2: x\\x1b[31m: no such option in [sshd]'),
 ])
 def test_a_mistake_is_told_with_its_line(text, complaint):

@@ -582,6 +582,63 @@ def test_a_reload_from_iptables_to_none_takes_the_rules_out(walled):
     assert [row['name'] for row in walled.ask('status')['firewall']] == ['none']
 
 
+def test_a_runtime_folder_that_has_gone_is_made_anew_within_a_minute(house):
+    import shutil
+    house.fail('192.0.2.7', 3)
+    shutil.rmtree(str(house.folder / 'run'))
+    house.pass_time(60)
+    assert house.machine.said('run: has gone; making it anew')
+    house.pass_time(1)
+    assert json.loads((house.folder / 'run' / 'state.json').read_text())['bans']
+    sock = client(house)
+    sock.sendall(b'{"do":"banned"}\n')
+    house.turn()
+    assert '192.0.2.7' in sock.recv(9999).decode()
+
+
+def test_auto_looks_again_while_what_it_chose_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(banwatch, 'LOGS', (str(tmp_path / 'auth.log'), str(tmp_path / 'messages')))
+    machine = FakeMachine()
+    machine.exists, machine.which = lambda path: os.path.exists(path) and 'tmp' in path, lambda name: None
+    house = House(tmp_path, '[dropbear]\nsource = auto\n', machine=machine)
+    assert house.daemon.sources['auto'].meant == '/var/log/messages'
+    house.daemon.sources['auto'].trouble = 'waiting for it to appear'
+    (tmp_path / 'messages').write_text('')
+    machine.time = (tmp_path / 'messages').stat().st_mtime
+    house.pass_time(60)
+    assert house.daemon.sources['auto'].meant == str(tmp_path / 'messages')
+
+
+def test_positions_belong_to_the_file_not_to_the_words_in_the_conf(tmp_path):
+    machine = FakeMachine()
+    (tmp_path / 'logfile').write_text(dated(machine, 5, 3))
+    house = House(tmp_path, '[dropbear]\nsource = %s\n' % (tmp_path / 'logfile'), machine=machine)
+    house.turn()
+    assert house.banned() == ['192.0.2.7']
+    house.ask('unban', networks=['192.0.2.7'])
+    house.text = ''
+    house.ask('reload')
+    house.text = '[dropbear]\nsource = %s\n' % (tmp_path / 'logfile')
+    house.ask('reload')
+    house.turn()
+    assert house.banned() == []
+
+
+def test_a_state_that_cannot_be_written_is_told_at_the_start(tmp_path):
+    machine = FakeMachine()
+    machine.writable = lambda path: False
+    house = House(tmp_path, machine=machine)
+    assert house.ask('status')['wrong'] == ['%s: cannot be written' % (tmp_path / 'state')]
+
+
+def test_after_a_restart_status_tells_when_the_state_was_saved(house):
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    house.machine.pass_time(30)
+    house.restart()
+    assert house.ask('status')['saved'] == pytest.approx(house.machine.time - 30, abs=0.1)
+
+
 # --- backlog of a file
 
 def dated(machine, ago, n=1, ip='192.0.2.7'):

@@ -282,3 +282,17 @@ def firewall(network):
     """What iptables-save and ip6tables-save say, without dates and counters."""
     text = network.router.script('iptables-save; ip6tables-save')
     return re.sub(r'\[\d+:\d+\]', '', re.sub(r'(?m)^#.*\n', '', text))
+
+
+@pytest.mark.slow
+def test_stop_tidies_up_after_a_daemon_that_was_killed(network, daemon):
+    network.router.script('iptables -A INPUT -i lan -j ACCEPT; ip6tables -A INPUT -i lan -j ACCEPT; '
+                          'iptables -P OUTPUT ACCEPT; ip6tables -P FORWARD ACCEPT')
+    before = firewall(network)
+    guard = daemon()
+    guard.command('ban', '-t', '-1', '198.51.100.7')
+    guard.kill()
+    assert 'banwatch' in firewall(network)
+    done = guard.command('stop')
+    assert done.returncode == 69 and 'rules that one had left behind have been taken out' in done.stderr
+    assert firewall(network) == before
