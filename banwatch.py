@@ -147,6 +147,8 @@ def address(text):
 @functools.lru_cache(maxsize=2048)
 def network(text, ipv4prefix=32, ipv6prefix=128):
     """The network around `text` (an address or network) as text; a single address has no prefix."""
+    if '%' in text and '/' in text:
+        raise ValueError('a network has no zone')
     net = ipaddress.ip_network(text if '/' in text else address(text), strict=False)
     if '/' not in text:
         prefix = ipv4prefix if net.version == 4 else ipv6prefix
@@ -413,7 +415,8 @@ OPTIONS = [Option(*row) for row in (
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
-JAILS = ('dropbear', 'sshd', 'luci')               # the jails that are on without being written down
+# the jails that are on without being written down, and what they do not take from [DEFAULT]
+JAILS = {'dropbear': {}, 'sshd': {}, 'luci': {'port': 'http,https', 'ignorelogin': '0'}}
 MANUAL = 'manual'                                  # the jail of bans by hand
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
@@ -435,10 +438,13 @@ class Config:
 
     def get(self, section, option):
         """The value in force, parsed."""
-        for place in (section, 'DEFAULT'):
-            if option in self.settings.get(place, ()):
-                return self.settings[place][option][0]
         row = ROWS['banwatch' if section == 'banwatch' else 'DEFAULT', option]
+        if option in self.settings.get(section, ()):
+            return self.settings[section][option][0]
+        if option in JAILS.get(section, ()):
+            return row.read(JAILS[section][option])
+        if option in self.settings.get('DEFAULT', ()):
+            return self.settings['DEFAULT'][option][0]
         return row.read(row.default)
 
     def text(self, section, option):
@@ -558,9 +564,9 @@ def config_text(config):
         out.append('')
     out.append('; A jail. Without a `filter` of its own it takes the one that is named like it.')
     for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS]:
-        said = {'enabled': (True, 'true', 0)}
-        said.update(config.settings.get(name, {}))
-        out += ['[%s]' % name] + [setting_text(key, said[key][1]) for key in said] + ['']
+        said = dict({'enabled': 'true'}, **JAILS.get(name, {}))
+        said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
+        out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
     return '\n'.join(out)
 
 
@@ -603,6 +609,7 @@ def read_line(line):
     m, pri = RFC5424.match(line) or LOGREAD.match(line), None
     if m:
         date, host, program, pid = m.group('date', 'host', 'program', 'pid')
+        program, pid = (None if field == b'-' else field for field in (program, pid))        # RFC 5424's NILVALUE
     else:
         head = HEAD.match(line)
         pri, date = head.group('pri', 'date')
@@ -638,7 +645,8 @@ def date_time(date, today):
             return iso_time(m)
         m = CTIME.match(text)
         if m is None:
-            return float(text)
+            when = float(text)
+            return when if abs(when) < 1e11 else None
         month, day = MONTHS.index(m.group(1)) + 1, int(m.group(2))
         clock = int(m.group(3)), int(m.group(4)), int(m.group(5)), 0, 0, -1
         year = int(m.group(7) or time.gmtime(today * 86400).tm_year)
@@ -686,11 +694,11 @@ FILTERS = {
             ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
             ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<HOST>:\d+>: \(user '.*', \d+ fails\): .*$
             ^<F-NOFAIL>[Ee]xit before auth</F-NOFAIL>(?: \(user '.*', \d+ fails\))?: Max auth tries reached - user '.*' from <HOST>:\d+$
-            ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>' (?:with .* )?from <HOST>:\d+$
+            ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>'(?: with (?:\S+ )?key (?:\S+ )?\S+)? from <HOST>:\d+$
 
             ^[Bb]ad (?:PAM )?password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
             ^Too-long password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
-            ^Pubkey auth bad signature for '<F-USER>.*</F-USER>' with .* from <HOST>:\d+$
+            ^Pubkey auth bad signature for '<F-USER>.*</F-USER>' with (?:\S+ )?key (?:\S+ )?\S+ from <HOST>:\d+$
             ^[Ll]ogin attempt for nonexistent user(?: '.*')? from <HOST>:\d+$
             ^Login attempt for nonexistent user$
             ^Login attempt with wrong user \S+ from <HOST>:\d+$
@@ -706,11 +714,16 @@ FILTERS = {
         """},
     'sshd': {
         'program': r'sshd(?:-session|-auth|\(pam_unix\))?',
-        'prefregex': r'^(?:error: |fatal: )?<F-CONTENT>.+?</F-CONTENT>(?: \[preauth\])?$',
+        # sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII: where
+        # a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
+        'prefregex': r'^(?!(?=.{150,256}$).*\\\d\d\d)(?:error: |fatal: )?<F-CONTENT>.+?</F-CONTENT>(?: \[preauth\])?$',
         'failregex': r"""
             ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: .*)?$
 
-            ^Failed (?!none |publickey |hostbased )\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
+            ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
+            ^PAM: (?:(?! for ).)+(?: for service)? for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?$
+
+            ^Failed keyboard-interactive\S* for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
 
             ^Failed publickey for (?:invalid user|illegal user) <F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?$
 
@@ -721,8 +734,6 @@ FILTERS = {
 
             ^(?:pam_\w+\(sshd:auth\): )?<F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d+ euid=\d+ tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
 
-            ^PAM: .+ for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?$
-
             ^User <F-USER>.*</F-USER> from <HOST> not allowed because (?:not listed in AllowUsers|listed in DenyUsers|not in any group|none of user's groups are listed in AllowGroups|a group is listed in DenyGroups|account is locked|shell \S+ (?:does not exist|is not executable))$
 
             ^ROOT LOGIN REFUSED FROM <HOST>(?: port \d+)?$
@@ -730,10 +741,12 @@ FILTERS = {
             ^maximum authentication attempts exceeded for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
         """},
     'luci': {
-        # The path and the user are the client's own text, and logd cuts a line at 1023 bytes: a
-        # line that may have been cut could end in an address that the client wrote.
+        # The path and the user are the client's own text, and logd cuts a line at 1023 bytes: one that
+        # may have been cut could end in an address that the client wrote. Nor can this log be trusted
+        # beyond that (a user name may hold line breaks), so its bans close the web's ports only, and
+        # its logins forgive nobody: see JAILS.
         'program': r'(?:uhttpd|luci|nginx|uwsgi|lighttpd|dispatcher\.uc)?',
-        'prefregex': r'^(?=.{0,900}$)(?:\[info\] )?(?:luci: )?<F-CONTENT>(?:failed|accepted) login on /.*</F-CONTENT>$',
+        'prefregex': r'^(?!.{960,1024}$)(?:\[info\] )?(?:luci: )?<F-CONTENT>(?:failed|accepted) login on /.*</F-CONTENT>$',
         'failregex': r"""
             ^<F-MLFGAINED>accepted login</F-MLFGAINED> on .* for <F-USER>\S+</F-USER> from <HOST>$
 
@@ -749,6 +762,7 @@ TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
 TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
 FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CONTENT', 'CHILD')
 SESSIONS = 1000                                    # connections remembered per filter
+CHILDREN = 64                                      # ... and of one address, those that may be a child of another
 SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
 
 
@@ -819,10 +833,10 @@ class Filter:
     def match(self, line, raw):
         """The Match for a line, or None."""
         if self.program is None:                   # as in fail2ban: all of the line but its date
-            message = raw.replace(line.date, b'', 1).rstrip() if line.date else raw.rstrip()
+            message = raw.replace(line.date, b'', 1) if line.date else raw
         else:
-            message = line.message.rstrip()
-        before = {}
+            message = line.message
+        message, before = message.rstrip(b'\r\n'), {}
         if self.prefregex:
             m = self.prefregex.match(message)
             if m is None:
@@ -890,7 +904,7 @@ class Filter:
             self.parents.pop(home, None)
             self.parents[home] = identity
         elif not session.lines:
-            self.children.setdefault(home, []).append(identity)
+            self.children.setdefault(home, collections.deque(maxlen=CHILDREN)).append(identity)
         for known in (self.parents, self.children):
             if len(known) > SESSIONS:
                 del known[next(iter(known))]
@@ -911,9 +925,9 @@ class Filter:
 
     def adopt(self, session, home, most):
         """How many of a connection's `most` new guesses its children have told already."""
-        waiting, found = self.children.pop(home, []), 0
+        waiting, found = self.children.pop(home, ()), 0
         while waiting and found < most:
-            child = self.sessions.get(waiting.pop(0))
+            child = self.sessions.get(waiting.popleft())
             if child is not None and child is not session and child.ip == session.ip and len(child.lines) == 1:
                 (kind, _), = child.lines.items()
                 session.lines[kind] = session.lines.get(kind, 0) + 1
@@ -1133,23 +1147,24 @@ class Jail:
         return self.freed[network]
 
     def cell(self, ip):
-        """The network that an address is counted by; itself where the network holds a free address."""
+        """(network that an address is counted by, network that it is banned by): the address itself
+        is banned where the network holds a free address."""
         net = network(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
-        return ip if self.refusal(net) else net
+        return net, ip if self.refusal(net) else net
 
     def weigh(self, seen, fails, bans, jails, chance):
         """The Offence that a Sighting completes, else None; counts it in `fails`."""
         if seen.login:
-            return self.admit(seen, fails, bans)
+            return self.admit(seen, bans)
         if self.refusal(seen.ip) or self.forgiven(seen):
             self.ignored += seen.guesses
             return None
         self.failures += seen.guesses
-        options, net = self.options, self.cell(seen.ip)
+        options, (cell, net) = self.options, self.cell(seen.ip)
         ticket = bans.tickets.get((self.name, net))
         if ticket:
             return self.longer(ticket, seen)
-        n = fails.add((self.name, net), seen.when, seen.guesses, options['findtime'], options['maxretry'])
+        n = fails.add((self.name, cell), seen.when, seen.guesses, options['findtime'], options['maxretry'])
         if n < options['maxretry']:
             return None
         everywhere = jails if options['bantime.overalljails'] else None
@@ -1164,11 +1179,9 @@ class Jail:
         seconds = min(ticket.until - seen.when + extra, self.options['bantime.maxtime'])
         return Offence(ticket.network, ticket.failures + seen.guesses, seconds)
 
-    def admit(self, seen, fails, bans):
-        """Remembers a login, unless the address is banned or about to be."""
-        key = self.name, self.cell(seen.ip)
-        near = len(fails.recent.get(key, ())) >= self.options['maxretry'] or key in bans.tickets
-        if self.options['ignorelogin'] and not near:
+    def admit(self, seen, bans):
+        """Remembers a login, unless the address is banned (so it had fewer than maxretry failures)."""
+        if self.options['ignorelogin'] and (self.name, self.cell(seen.ip)[1]) not in bans.tickets:
             self.logins.pop((seen.ip, seen.user), None)
             self.logins[seen.ip, seen.user] = seen.when + self.options['ignorelogin']
             if len(self.logins) > 1000:
@@ -1529,7 +1542,7 @@ LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logi
 # is written. A program gets an argv list, its own process group, a deadline and LC_ALL=C; what it
 # prints is bounded; it is never waited for, its pipes and its end are events of the loop.
 
-OUTPUT_BYTES = 1 << 20
+OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them in this
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
              '/run/systemd/resolve/resolv.conf')
@@ -1668,6 +1681,8 @@ class Program:
 
     def problem(self, err):
         said = [line for line in err.decode('utf-8', 'replace').split('\n') if line.strip() and line[:1] != '#']
+        if max(map(len, self.read.values())) >= OUTPUT_BYTES:
+            return '%s says more than can be read' % self.name
         if self.late:
             return '%s did not answer in time' % self.name
         if self.process.returncode:
@@ -2196,8 +2211,8 @@ class Tail(Source):
         for row in known:
             try:
                 self.resume(*row)
-            except (OSError, TypeError, ValueError):
-                pass
+            except (OSError, TypeError, ValueError, LookupError, OverflowError):
+                pass                               # a position that makes no sense is as good as none
         self.discover(first=not known, backlog=True)
         self.look()
 
@@ -2265,6 +2280,9 @@ class Tail(Source):
 
     def resume(self, path, identity, offset, mark, head):
         """Goes on where an earlier run left off, also if the file has been renamed or copied since."""
+        for size, checksum in (mark, head):
+            if not 0 <= size <= 2 * MARK or not 0 <= size <= offset < 1 << 50:
+                raise ValueError('no position')
         for other in self.beside(path):
             there = os.stat(other)
             if [there.st_dev, there.st_ino] != identity:
@@ -2398,12 +2416,20 @@ class Control:
         os.chmod(path, 0o600)
         self.sock.listen(CLIENTS)
         self.sock.setblocking(False)
-        loop.watch(self.sock, self.accept)
+        self.listen()
+
+    def listen(self):
+        if self.sock.fileno() >= 0:
+            self.loop.watch(self.sock, self.accept)
 
     def accept(self):
         try:
             sock, _ = self.sock.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:                            # no descriptor is free: it would be ready for ever
+            self.loop.unwatch(self.sock)
+            self.loop.after(1, self.listen)
             return
         if len(self.clients) >= CLIENTS:
             sock.close()
@@ -2413,7 +2439,8 @@ class Control:
     def close(self):
         for client in list(self.clients):
             client.close()
-        self.loop.unwatch(self.sock)
+        if self.sock in self.loop.selector.get_map():
+            self.loop.unwatch(self.sock)
         self.sock.close()
         try:
             os.unlink(self.path)
@@ -2518,22 +2545,25 @@ class Kernel:
         self.retry = None            # timer
         self.amiss = ''              # what was mended last
         self.fresh = True            # nothing there yet: what is amiss is no news
+        self.worked = False          # has it ever?
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
 
     def take(self, firewall):
         """Goes on with a firewall of the same kind that has other settings."""
-        self.firewall, self.unsure, self.fresh = firewall, True, True
+        self.firewall, self.unsure, self.fresh, self.closing = firewall, True, True, False
 
     def handles(self, network):
         return self.firewall.family in (None, span(network)[0])
 
     def ban(self, ticket):
-        self.gone.pop(ticket.key, None)
-        self.new[ticket.key] = ticket
+        if not self.closing:
+            self.gone.pop(ticket.key, None)
+            self.new[ticket.key] = ticket
 
     def unban(self, ticket):
-        self.new.pop(ticket.key, None)
-        self.gone[ticket.key] = ticket
+        if not self.closing:
+            self.new.pop(ticket.key, None)
+            self.gone[ticket.key] = ticket
 
     def idle(self):
         return not (self.busy or self.new or self.gone or self.unsure)
@@ -2583,7 +2613,7 @@ class Kernel:
         self.busy = False
         if self.trouble:
             self.log('%s: works again' % self.firewall.name)
-        self.trouble, self.attempts = '', 0
+        self.trouble, self.attempts, self.worked = '', 0, True
         self.answer()
 
     def fail(self, problem):
@@ -2607,9 +2637,14 @@ class Kernel:
     def close(self):
         """Leaves nothing of ours in the kernel."""
         self.closing = self.unsure = True
+        self.new, self.gone = {}, {}
         if self.retry:
             self.machine.loop.cancel(self.retry)
             self.retry = None
+
+    def closed(self):
+        """True when nothing of ours is left, or never was."""
+        return self.idle() or bool(self.trouble) and not self.worked
 
 
 def merge(commands):
@@ -2626,7 +2661,8 @@ class Daemon:
         self.machine, self.loop, self.config = machine, machine.loop, config
         self.reread = reread or (lambda: config)   # reads the conf anew, or raises Problem
         self.dry_run = dry_run
-        self.stopping = False
+        self.ending = self.stopping = False
+        self.left_behind = []        # firewalls that still had rules of ours at the end
         self.jails = Jails(config)
         if self.jails.problems:
             raise Problem('\n'.join(self.jails.problems), os.EX_CONFIG)
@@ -2688,8 +2724,8 @@ class Daemon:
 
     def set_firewall(self):
         """Wires the firewalls of the configuration; those that are there already take it over."""
-        there = {kernel.firewall.name: kernel for kernel in self.kernels}
-        self.kernels = []
+        there = {kernel.firewall.name: kernel for kernel in self.parting + self.kernels}
+        self.kernels, self.parting = [], []
         for firewall in self.firewalls(self.jails.by_name):
             kernel = there.pop(firewall.name, None) or Kernel(firewall, self.machine, self.tickets_for)
             kernel.take(firewall)
@@ -2802,7 +2838,9 @@ class Daemon:
             self.unban(ticket, 'maxbans')
         for kernel in self.kernels + self.parting:
             kernel.settle()
-        self.parting = [kernel for kernel in self.parting if not kernel.idle()]
+        self.parting = [kernel for kernel in self.parting if not kernel.closed()]
+        if self.ending and all(kernel.closed() for kernel in self.kernels + self.parting):
+            self.stopping = True
         self.set_timers(now)
 
     def set_timers(self, now):
@@ -2823,6 +2861,8 @@ class Daemon:
         self.protect()
         self.fails.purge(now, {j.name: j.options['findtime'] for j in self.jails.watching()})
         self.bans.purge(now, self.config['dbpurgeage'])
+        if self.ending:
+            return
         for kernel in self.kernels:
             kernel.unsure = True
         for source in self.sources.values():
@@ -2862,7 +2902,7 @@ class Daemon:
 
     def stop(self):
         """Saves, takes our rules out of the kernel, and ends the loop when that is done."""
-        if self.control is None and not self.dry_run:
+        if self.ending:
             return
         for source in self.sources.values():
             self.part(source)
@@ -2872,18 +2912,15 @@ class Daemon:
             self.keep()
             self.control.close()
             self.control = None
+        self.ending = True
         for kernel in self.kernels:
             kernel.close()
-            kernel.waiting.append(lambda trouble: self.stopped())
-        self.loop.after(STOP_SECONDS, self.end)
-        if not self.kernels:
-            self.end()
+        self.loop.after(STOP_SECONDS, self.give_up)
 
-    def stopped(self):
-        if all(kernel.trouble or kernel.idle() for kernel in self.kernels):
-            self.end()
-
-    def end(self):
+    def give_up(self):
+        self.left_behind = [k.firewall.name for k in self.kernels + self.parting if not k.closed()]
+        for name in self.left_behind:
+            self.machine.log('%s: our rules could not be taken out; `banwatch.py stop` tries again' % name)
         self.stopping = True
 
     # the files
@@ -3152,7 +3189,7 @@ def run(conf, options, words):
     finally:
         deafen(daemon.loop, pair)
     machine.log('stopped')
-    return 0
+    return 1 if daemon.left_behind else 0
 
 
 def check(conf, options, words):

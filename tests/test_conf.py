@@ -47,6 +47,12 @@ def test_what_is_no_address_is_refused(text):
         banwatch.address(text)
 
 
+@pytest.mark.parametrize('text', ['2001:db8::%x/64', '2001:db8::%x y/64', '192.0.2.0/33', '/24', '192.0.2.0/x'])
+def test_what_is_no_network_is_refused(text):
+    with pytest.raises(ValueError):
+        banwatch.network(text)
+
+
 def test_networks_are_written_without_host_bits_and_single_ones_without_prefix():
     assert banwatch.network('198.51.100.77/24') == '198.51.100.0/24'
     assert banwatch.network('198.51.100.77/32') == '198.51.100.77'

@@ -510,6 +510,87 @@ def test_stop_saves_tidies_up_and_ends(walled):
     assert not (walled.folder / 'run' / 'control').exists()
 
 
+def test_a_firewall_that_fails_once_at_the_stop_is_tried_again(walled):
+    walled.programs.listing = '-A INPUT -j banwatch\n-N banwatch\n'
+    walled.programs.problem['iptables'] = 'iptables: Resource temporarily unavailable.'
+    walled.daemon.stop()
+    walled.turn()
+    assert not walled.daemon.stopping
+    walled.programs.problem.clear()
+    walled.pass_time(2)
+    assert walled.daemon.stopping and not walled.daemon.left_behind
+    assert '-X banwatch' in walled.programs.restores()[-1]
+
+
+def test_rules_that_could_not_be_taken_out_are_told(walled):
+    walled.programs.problem['iptables'] = 'iptables: no'
+    walled.daemon.stop()
+    for _ in range(10):
+        walled.pass_time(1)
+    assert walled.daemon.stopping and walled.daemon.left_behind == ['iptables']
+    assert walled.machine.said('iptables: our rules could not be taken out')
+
+
+def test_a_firewall_that_never_worked_does_not_delay_the_stop(tmp_path):
+    machine = FakeMachine()
+    programs = Programs(machine)
+    programs.problem['ip6tables'] = 'ip6tables is not installed'
+    house = House(tmp_path, firewall='iptables', machine=machine)
+    house.daemon.stop()
+    house.turn()
+    assert house.daemon.stopping and not house.daemon.left_behind
+
+
+def test_a_ban_that_ends_while_stopping_brings_no_rules_back(walled):
+    walled.fail('192.0.2.7', 3)
+    held = []
+    answer, walled.machine.run = walled.machine.run, lambda command, done, seconds=10: (
+        held.append((command, done)) if command.argv[0] == 'ip6tables' else FakeMachine.run(walled.machine, command, done))
+    walled.daemon.stop()
+    walled.turn()
+    ran = len(walled.machine.ran)
+    walled.pass_time(601)
+    assert len(walled.machine.ran) == ran
+
+
+def test_a_quick_change_of_mind_about_the_firewall_ends_with_rules(walled):
+    walled.fail('192.0.2.7', 3)
+    held = []
+    walled.machine.run = lambda command, done, seconds=10: held.append((command, done))
+    for firewall in ('none', 'iptables'):
+        walled.firewall = firewall
+        walled.ask('reload')
+    texts = []
+    while held:
+        command, done = held.pop(0)
+        texts.append(command.stdin)
+        done('', '-A INPUT -j banwatch\n-N banwatch\n' if '-S' in command.argv else '')
+        walled.turn()
+    assert '192.0.2.7/32 -j DROP' in [text for text in texts if 'banwatch' in text][-1] or \
+        any('192.0.2.7/32 -j DROP' in text for text in texts[-3:])
+
+
+def test_without_a_free_descriptor_the_socket_rests_for_a_second(house):
+    class Full:
+        def accept(self):
+            raise OSError(24, 'Too many open files')
+    control = house.daemon.control
+    real, control.sock = control.sock, Full()
+    control.sock.fileno = real.fileno
+    control.accept()
+    assert real not in house.daemon.loop.selector.get_map()
+    control.sock = real
+    house.pass_time(1)
+    assert real in house.daemon.loop.selector.get_map()
+
+
+def test_a_socket_that_somebody_removed_does_not_keep_the_daemon_from_stopping(house):
+    os.unlink(str(house.folder / 'run' / 'control'))
+    house.daemon.stop()
+    house.turn()
+    assert house.daemon.stopping
+
+
 def test_stop_does_not_wait_for_ever(walled):
     walled.machine.run = lambda command, done, seconds=10: None
     walled.daemon.stop()

@@ -294,7 +294,11 @@ def test_a_64_that_holds_one_of_ours_is_banned_by_single_addresses_only():
     court = Court(maxretry=2, protected=PROTECTED)
     court.see('2001:db8:5::66', 0)
     assert court.see('2001:db8:5::66', 0).network == '2001:db8:5::66'
-    assert court.see('2001:db8:5::67', 0) is None
+
+
+def test_a_neighbour_who_changes_his_address_inside_our_64_gains_nothing_by_it():
+    court = Court(maxretry=3, protected=PROTECTED)
+    assert [bool(court.see('2001:db8:5::%x' % n, n)) for n in range(0x66, 0x70)] == [False] * 2 + [True] * 8
 
 
 def test_an_ipv4_network_that_holds_one_of_ours_is_banned_by_single_addresses_only():

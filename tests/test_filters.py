@@ -230,3 +230,88 @@ def test_a_login_that_comes_by_udp_forgives_nobody():
                                   b'Nov 20 13:00:00 h sshd[1]: Failed password for ' + b'\xff' * 1000 + b' from 1.2.3 port x\n'])
 def test_junk_is_never_a_sighting(junk):
     assert sightings(banwatch.Jails(banwatch.Config()), junk) == []
+
+
+# --- what attackers tried
+
+def luci(text):
+    return b'Thu Mar  7 12:34:56 2024 daemon.err uhttpd[9]: %s\n' % text.encode()
+
+
+def test_a_line_that_ends_in_blanks_may_have_been_cut_and_is_no_evidence():
+    assert total(luci('luci: failed login on / for x from 198.51.100.99' + ' ' * 500)) == 0
+
+
+def test_a_long_path_hides_no_guess():
+    for n in (100, 500, 880, 1100, 3000):
+        assert total(luci('luci: failed login on /%s for root from 192.0.2.7' % ('a' * n))) == 1, n
+
+
+def test_a_login_that_luci_logs_forgives_nobody():
+    jails = banwatch.Jails(banwatch.Config())
+    jails.protect([])
+    jail = jails.by_name['luci']
+    for _, seen in sightings(jails, luci('luci: accepted login on / for root from 192.0.2.7')):
+        jail.weigh(seen, banwatch.Fails(9), banwatch.Bans(9), {}, 0)
+    assert not jail.logins and jail.options['port'] == '80,443'
+
+
+def test_a_global_ignorelogin_is_not_lucis():
+    made, _ = banwatch.read_config('[DEFAULT]\nignorelogin = 2h\nport = 22\n', 'c')
+    assert made.get('luci', 'ignorelogin') == 0 and made.get('luci', 'port') == '80,443'
+    made, _ = banwatch.read_config('[luci]\nignorelogin = 2h\n', 'c')
+    assert made.get('luci', 'ignorelogin') == 7200
+
+
+def test_a_name_of_escapes_that_fills_a_short_line_is_no_evidence():
+    """busybox may cut a line at 255 bytes; sshd writes four characters for a byte that is not ASCII."""
+    user = '\\303' * 40 + ' from 198.51.100.99 port 22zz'
+    whole = 'Nov 20 13:00:00 h sshd[1]: Failed password for invalid user %s from 192.0.2.7 port 5 ssh2' % user
+    for size in range(200, 262):
+        found = [s.ip for _, s in sightings(banwatch.Jails(banwatch.Config()), whole.encode()[:size] + b'\n')]
+        assert '198.51.100.99' not in found, size
+
+
+def test_two_methods_on_one_connection_add_up():
+    pam = 'error: PAM: Authentication failure for root from 192.0.2.7'
+    interactive = 'Failed keyboard-interactive/pam for root from 192.0.2.7 port 5 ssh2'
+    assert total(lines(pam, interactive, pam, interactive, *[FAILED] * 4)) == 6
+
+
+def test_a_child_is_adopted_once_and_by_its_own_address_only():
+    pam = 'error: PAM: Authentication failure for root from 192.0.2.7'
+    block = b''.join(lines(PAM, tag='sshd[%d]' % (100 + n)) + lines(pam, tag='sshd[1]') for n in range(5))
+    assert total(block) == 5
+    assert total(lines(PAM.replace('.7 ', '.8 '), tag='sshd[100]') + lines(pam, tag='sshd[1]')) == 2
+
+
+def test_children_that_nobody_adopts_do_not_pile_up():
+    jails = banwatch.Jails(banwatch.Config())
+    for n in range(2000):
+        sightings(jails, lines(PAM, tag='sshd[%d]' % n))
+    assert len(jails.by_name['sshd'].filter.children['h'.encode(), '192.0.2.7']) == banwatch.CHILDREN
+
+
+def test_rfc_5424_without_a_pid_joins_no_connections():
+    head = '<84>1 2026-11-20T13:03:54Z h dropbear - - - '
+    block = (head + 'Child connection from 192.0.2.9:5\n' + head + 'Login attempt for nonexistent user\n').encode()
+    assert total(block) == 0
+
+
+@pytest.mark.parametrize('name, text', regexes())
+def test_no_built_in_regex_is_slow_on_a_line_made_against_it(name, text):
+    """Repeated pieces of the messages, up to the longest line there is: far below what a turn may take."""
+    import time
+    made = banwatch.make_filter(name)
+    regex = banwatch.compile_regex(text)
+    head = re.sub(r'\W', lambda m: m.group(), banwatch.literal(regex.pattern).decode())
+    for piece in (' from ', ' for ', ' for  from ', "' with ", "' from ", ' port 1', ' for x from 1.2.3.4', '1.', 'a:', '\\303', ' '):
+        for lead in ('', head):
+            line = (lead + piece * 8192)[:8192].encode()
+            best = 9
+            for _ in range(3):
+                began = time.perf_counter()
+                regex.search(line)
+                made.prefregex.match(line)
+                best = min(best, time.perf_counter() - began)
+            assert best < 0.05, (piece, lead, best)

@@ -92,7 +92,8 @@ def utc(monkeypatch):
     (b'2026-11-20T13:01:45Z', NOW), (b'2026-11-20T14:01:45+01:00', NOW), (b'2026-11-20T08:01:45-0500', NOW),
     (b'2026-11-20 13:01:45,250', NOW + .25), (b'2026-11-20T13:01:45', NOW), (b'1795179705.5', NOW + .5),
     (b'Nov 21 13:01:45', NOW + 86400), (b'Dec 31 13:01:45', 1767186105), (b'Jan  1 00:00:00', 1767225600),
-    (b'Xxx 20 13:01:45', None), (b'2026-13-45T13:01:45Z', None), (b'', None)])
+    (b'Xxx 20 13:01:45', None), (b'2026-13-45T13:01:45Z', None), (b'', None),
+    (b'nan', None), (b'1e300', None), (b'inf', None)])
 def test_dates_are_read_and_missing_years_filled_in(utc, date, when):
     assert banwatch.date_time(date, NOW // 86400) == when
 

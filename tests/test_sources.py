@@ -261,8 +261,13 @@ def test_a_file_copied_and_truncated_while_we_were_down_is_read_to_its_end(tail,
     assert Reader(str(log)).start(position).new() == ['rest', 'new']
 
 
-@pytest.mark.parametrize('position', [5, 'x', [5], [[]], [['a', [1, 2], 0, [0, 0], [0, 0]]], [[None] * 5], {}, [['/', [1, 2], -1, [-5, 0], [9, 'x']]]])
+@pytest.mark.parametrize('position', [5, 'x', [5], [[]], [['a', [1, 2], 0, [0, 0], [0, 0]]], [[None] * 5], {}, [['/', [1, 2], -1, [-5, 0], [9, 'x']]],
+                                      'mark []', 'mark {}', 'huge', 'long'])
 def test_a_senseless_position_is_as_good_as_none(log, position):
+    there = log.stat()
+    odd = {'mark []': [], 'mark {}': {}, 'huge': [2 ** 62, 0], 'long': [10 ** 30, 0]}
+    if type(position) is str and position in odd:
+        position = [[str(log), [there.st_dev, there.st_ino], 2 ** 63, odd[position], [0, 0]]]
     reader = Reader(str(log)).start(position)
     assert set(reader.new()) <= {'old one', 'old two'} and reader.source.trouble == ''
 
