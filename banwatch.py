@@ -14,7 +14,8 @@ What it touches, as root
     runs      iptables, ip6tables (and their -save, -restore forms); logread or journalctl if they
               are the log source; the programs named in `source = exec:...`. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
-              nothing else; a FIFO that `source` names is made if it is missing.
+              nothing else (each with .new while it is written, .bad if it could not be used); a
+              FIFO that `source` names is made if it is missing.
     reads     the log files, its conf, /proc, the resolv.conf files, addresses and routes (netlink).
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told otherwise.
 
@@ -166,22 +167,22 @@ def span(text):
 
 def free(text, why):
     """The row for an address or network that must never be banned, because it is `why`."""
-    return Free(*(span(network(text)) + ('%s (%s)' % (network(text), why) if why else text,)))
+    return Free(*(span(network(text)) + ('%s (%s)' % (network(text), why),)))
 
 
 def overlap(text, frees):
     """Which of `frees` the network touches, as text; '' if none."""
-    version, first, last = span(text)
-    for row in frees:
-        if row.version == version and row.first <= last and first <= row.last:
-            return row.why
-    return ''
+    return next((row.why for row in frees if meet(span(text), row)), '')
+
+
+def meet(one, other):
+    """True if two spans share an address."""
+    return one[0] == other[0] and one[1] <= other[2] and other[1] <= one[2]
 
 
 def touches(one, other):
     """True if two networks share an address."""
-    a, b = span(one), span(other)
-    return a[0] == b[0] and a[1] <= b[2] and b[1] <= a[2]
+    return meet(span(one), span(other))
 
 
 NEVER = tuple(free(text, why) for text, why in (
@@ -750,7 +751,7 @@ FILTERS = {
         'failregex': r"""
             ^<F-MLFGAINED>accepted login</F-MLFGAINED> on .* for <F-USER>\S+</F-USER> from <HOST>$
 
-            ^failed login on .* for <F-USER>.*</F-USER> from <HOST>$
+            ^failed login on .* for <F-USER>(?:(?! for ).)*</F-USER> from <HOST>$
         """},
 }
 
@@ -773,8 +774,8 @@ def compile_regex(text):
     regex = re.sub(r'<(%s)>' % '|'.join(TAGS), lambda m: TAGS[m.group(1)], regex)
     try:
         return re.compile(regex.encode())
-    except re.error as e:
-        raise ValueError('%s is not a regex: %s' % (quoted(text), e.msg)) from None
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
 
 
 def literal(regex):
@@ -784,14 +785,16 @@ def literal(regex):
         from re import _parser as parser           # since Python 3.11
     except ImportError:
         import sre_parse as parser
-    runs = [b'']
-    todo = list(parser.parse(regex))[::-1]
+    runs, parsed = [b''], parser.parse(regex)
+    if (getattr(parsed, 'state', None) or parsed.pattern).flags & re.I:        # `pattern` until Python 3.7
+        return b''
+    todo = list(parsed)[::-1]
     while todo:
         op, arg = todo.pop()
         name = str(op)
         if name == 'LITERAL':
             runs[-1] += bytes([arg])
-        elif name == 'SUBPATTERN':
+        elif name == 'SUBPATTERN' and not arg[1] & re.I:
             todo += list(arg[-1])[::-1]
         elif name not in ('AT', 'ASSERT', 'ASSERT_NOT'):
             runs.append(b'')
@@ -994,6 +997,7 @@ def cut(line):
 # `limit` networks at most, least recently seen first.
 
 class Fails:
+    """Counts failures in a sliding window."""
 
     def __init__(self, limit):
         self.limit = limit
@@ -1040,6 +1044,7 @@ def ban_length(options, bans, chance):
 
 
 class Bans:
+    """Who is banned until when, and how often before."""
 
     def __init__(self, limit):
         self.limit = limit
@@ -1122,6 +1127,7 @@ class Bans:
 # one of `frees` is never an Offence, whatever the log says.
 
 class Jail:
+    """One jail: turns what its filter has seen into Offences."""
 
     def __init__(self, name, options, filter=None):
         self.name = name
@@ -1196,7 +1202,7 @@ class Jails:
 
     def __init__(self, config):
         self.problems = []
-        self.listening = {}          # source -> (jails, their Scanner, True if tagless lines count)
+        self.listening = {}          # source -> (jails, their Scanner)
         self.by_name = {MANUAL: Jail(MANUAL, config.jail(MANUAL))}
         for name in config.jails():
             options = config.jail(name)
@@ -1220,7 +1226,8 @@ class Jails:
                 jail.logins, jail.failures, jail.banned, jail.ignored = (
                     before.logins, before.failures, before.banned, before.ignored)
                 if jail.filter and before.filter:
-                    jail.filter.sessions = before.filter.sessions
+                    for name in ('sessions', 'parents', 'children', 'names'):
+                        setattr(jail.filter, name, getattr(before.filter, name))
 
     def protect(self, machine):
         for jail in self.by_name.values():
@@ -1259,7 +1266,7 @@ class Jails:
 
 class Null:
     """firewall = none: counts and reports, bans nobody."""
-    name, tools, family, capacity = 'none', (), None, None
+    name, family, capacity = 'none', None, None
 
     def check(self):
         return []
@@ -1280,36 +1287,31 @@ class IPTables:
     """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
     packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
     CHAIN = 'banwatch'
-    LEADING = {4: 5, 6: 16}          # 32 sub-chains at most; in IPv6 those that are in use
     capacity = 2000                  # each packet pays for each rule it meets
 
     def __init__(self, family, hooks, doors):
         self.family = family
         self.name = 'iptables' if family == 4 else 'ip6tables'
-        self.tools = self.name, self.name + '-restore'
+        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # 32 sub-chains; in IPv6 those in use
         self.hooks = hooks           # ['INPUT', 'FORWARD']
         self.doors = doors           # jail -> matches in front of DROP, [''] for all packets
         self.ours = re.compile(r'%s(-[0-9a-f]+)?$' % self.CHAIN)
 
     def chain(self, net):
         """The chain that a network's rules stand in; the main one if it is wider than a sub-chain."""
-        bits, lead = (32 if self.family == 4 else 128), self.LEADING[self.family]
-        _, first, last = span(net)
-        if first >> (bits - lead) != last >> (bits - lead):
-            return self.CHAIN
-        return '%s-%0*x' % (self.CHAIN, (lead + 3) // 4, first >> (bits - lead))
+        first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
+        return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
 
     def rules(self, tickets):
         """chain -> its rules, as `iptables -S` prints them; the main chain always."""
         chains = {self.CHAIN: set()}
-        bits, lead = (32 if self.family == 4 else 128), self.LEADING[self.family]
         for ticket in tickets:
             chain = self.chain(ticket.network)
             if chain not in chains:
                 chains[chain] = set()
-                base = network('%s/%d' % (ticket.network.partition('/')[0], lead))
+                base = network('%s/%d' % (ticket.network.partition('/')[0], self.lead))
                 chains[self.CHAIN].add('-A %s -s %s -j %s' % (self.CHAIN, base, chain))
-            net = ticket.network if '/' in ticket.network else '%s/%d' % (ticket.network, bits)
+            net = ticket.network if '/' in ticket.network else '%s/%d' % (ticket.network, self.bits)
             for door in self.doors.get(ticket.jail, ['']):
                 chains[chain].add('-A %s -s %s%s -j DROP' % (chain, net, door))
         return chains
@@ -1466,10 +1468,13 @@ def dump_kept(bans, clocks):
 def elapsed(state, clocks):
     """Seconds since a state was written."""
     boot, now, wall = clocks
-    if state.get('boot') == boot and moment(state.get('ticks')) <= now:
-        return now - state['ticks']
-    then = moment(state.get('wall'))
-    return wall - then if SANE <= then <= wall else 0
+    try:
+        if state.get('boot') == boot and moment(state.get('ticks')) <= now:
+            return now - state['ticks']
+        then = moment(state.get('wall'))
+        return wall - then if SANE <= then <= wall else 0
+    except ValueError:
+        return 0
 
 
 def moment(value, least=-1e10):
@@ -1565,10 +1570,13 @@ class Loop:
     def unwatch(self, fd):
         self.selector.unregister(fd)
 
-    def after(self, seconds, function):
+    def at(self, when, function):
         """A timer that calls `function` once, for `cancel`."""
         self.made += 1               # before Python 3.10, timers of equal time and priority are equal
-        return self.timers.enterabs(self.ticks() + seconds, self.made, self.call, (function,))
+        return self.timers.enterabs(when, self.made, self.call, (function,))
+
+    def after(self, seconds, function):
+        return self.at(self.ticks() + seconds, function)
 
     def cancel(self, timer):
         if timer is not None and timer in self.timers.queue:
@@ -1691,6 +1699,7 @@ class Program:
 
 
 class Machine:
+    """What the program may do to the machine it runs on; tests have one of their own."""
 
     def __init__(self):
         self.loop = Loop(self.ticks, self.log)
@@ -1706,6 +1715,7 @@ class Machine:
         return time.time()
 
     def clocks(self):
+        """(boot id, ticks, wall), as the state files want them."""
         return self.boot_id(), self.ticks(), self.wall()
 
     def boot_id(self):
@@ -1806,17 +1816,27 @@ class Machine:
     def replace(self, path, text):
         """Writes a file of ours as a whole: after a crash there is the old one or the new one."""
         new = path + '.new'
+        self.remove(new)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.unlink(new)
+            with open(fd, 'wb') as f:
+                f.write(text.encode())
+                f.flush()
+                os.fsync(f.fileno())
+            os.rename(new, path)
+        except OSError:
+            self.remove(new)
+            raise
+        self.written += len(text)
+
+    def remove(self, path):
+        try:
+            os.unlink(path)
         except FileNotFoundError:
             pass
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, 'wb') as f:
-            f.write(text.encode())
-            f.flush()
-            os.fsync(f.fileno())
-        os.rename(new, path)
-        self.written += len(text)
+
+    def make_fifo(self, path):
+        os.mkfifo(path, 0o600)
 
     def writable(self, path):
         """False if a file cannot be made here."""
@@ -1930,7 +1950,9 @@ def netlink_dump(ask, answer):
             answers, at = link.recv(1 << 18), 0
             while at + 16 <= len(answers):
                 size, kind = struct.unpack_from('=IH', answers, at)
-                if kind in (2, 3) or size < 16:    # NLMSG_ERROR, NLMSG_DONE
+                if kind == 2:                      # NLMSG_ERROR
+                    raise OSError(-struct.unpack_from('=i', answers, at + 16)[0], 'netlink')
+                if kind == 3 or size < 16:         # NLMSG_DONE
                     return
                 if kind == answer:
                     yield answers[at + 16:at + size]
@@ -1951,7 +1973,9 @@ def netlink_attributes(body, at):
 # lines, each once; one that ends or fails is opened again, later and later, and neither spins nor
 # disturbs the others.
 
+LIVE, RECENT, OLD = range(3)         # a line counts as of now; at its own time, else now; at its own time, else not
 CHUNK = 1 << 18
+SOON = 0.001                         # seconds to the next chunk: signals and clients come in between
 BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
 MARK = 64                            # bytes before an offset that tell whether it is still the same file
 RETIRE = 600                         # a renamed file that has been quiet for so long is let go
@@ -1983,7 +2007,7 @@ class Cutter:
 
 
 class Source:
-    """One place that lines come from; `deliver(source, block, backlog)` takes them."""
+    """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or OLD."""
 
     def __init__(self, spec, argument, machine, deliver, poll=1):
         self.spec = spec             # as the conf names it
@@ -1998,6 +2022,7 @@ class Source:
         self.timer = None
 
     def start(self, position=None):
+        self.since = self.machine.ticks()
         try:
             self.trouble = ''
             self.open(position)
@@ -2017,13 +2042,14 @@ class Source:
         self.loop.cancel(self.timer)
         self.shut()
 
-    def hand_over(self, block, backlog=False):
+    def hand_over(self, block, age=LIVE):
         if not block:
             return
         self.lines += block.count(b'\n')
         self.last = self.machine.ticks()
-        self.tries = 0
-        self.deliver(self, block, backlog)
+        if self.last - self.since > PATIENCE:
+            self.tries = 0
+        self.deliver(self, block, age)
 
     def position(self):
         """What `start` needs to go on from here after a restart; None if there is no such thing."""
@@ -2042,7 +2068,7 @@ class Pipe(Source):
             self.fd = os.dup(0)
         else:
             if not os.path.lexists(self.argument):
-                os.mkfifo(self.argument, 0o600)
+                self.machine.make_fifo(self.argument)
             self.fd = os.open(self.argument, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             if not stat.S_ISFIFO(os.fstat(self.fd).st_mode):
                 raise OSError(0, 'is not a FIFO')
@@ -2050,7 +2076,7 @@ class Pipe(Source):
         try:
             self.loop.watch(self.fd, self.readable)
         except PermissionError:                    # epoll takes no regular file
-            self.timer = self.loop.after(0, self.whole_file)
+            self.timer = self.loop.after(SOON, self.whole_file)
 
     def readable(self):
         try:
@@ -2067,7 +2093,7 @@ class Pipe(Source):
 
     def whole_file(self):
         if self.readable():
-            self.timer = self.loop.after(0, self.whole_file)
+            self.timer = self.loop.after(SOON, self.whole_file)
 
     def check(self):
         if self.argument != '-' and self.fd is not None:
@@ -2094,7 +2120,7 @@ class Child(Source):
 
     def open(self, position):
         self.process = self.machine.spawn(self.argument, subprocess.DEVNULL)
-        self.cutter, self.said, self.since = Cutter(), '', self.machine.ticks()
+        self.cutter, self.said = Cutter(), ''
         for stream, handler in ((self.process.stdout, self.readable), (self.process.stderr, self.complaint)):
             os.set_blocking(stream.fileno(), False)
             self.loop.watch(stream.fileno(), handler)
@@ -2108,8 +2134,6 @@ class Child(Source):
             self.hand_over(self.cutter.feed(chunk))
             return
         self.hand_over(self.cutter.rest())
-        if self.machine.ticks() - self.since > PATIENCE:
-            self.tries = 0
         self.complaint()
         self.fail('ended' + (': ' + self.said if self.said else ''))
 
@@ -2172,16 +2196,15 @@ class Datagrams(Source):
 
 class Followed:
     """One log file that a Tail has open."""
-    __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen', 'backlog')
+    __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen', 'age')
 
-    def __init__(self, fd, path, offset, now, backlog):
-        there = os.fstat(fd)
+    def __init__(self, fd, path, offset, now, age):
         self.fd, self.path, self.offset = fd, path, offset
-        self.identity = there.st_dev, there.st_ino
+        self.identity = identity(os.fstat(fd))
         self.cutter = Cutter()
         self.changed = None          # its mtime when we last read to its end
         self.seen = now              # when it last had something for us, or was at its path
-        self.backlog = backlog       # True until its end is reached: lines count with their own time
+        self.age = age               # of what it holds; LIVE once its end was reached
         self.remember()
 
     def remember(self):
@@ -2192,6 +2215,10 @@ class Followed:
 
     def position(self):
         return [self.path, list(self.identity), self.offset - self.cutter.held, self.mark, self.head]
+
+
+def identity(info):
+    return info.st_dev, info.st_ino
 
 
 def fingerprint(fd, at, size):
@@ -2213,103 +2240,91 @@ class Tail(Source):
                 self.resume(*row)
             except (OSError, TypeError, ValueError, LookupError, OverflowError):
                 pass                               # a position that makes no sense is as good as none
-        self.discover(first=not known, backlog=True)
+        self.discover(RECENT if known else OLD, near_end=not known)
         self.look()
 
     def look(self):
-        """Reads what is new, then looks for new files; at once again if there is more."""
+        """Reads what is new, then looks for new files; soon again if there is more."""
         more = False
-        for file in list(self.files.values()):
-            try:
+        try:
+            for file in list(self.files.values()):
                 more |= self.read(file)
-            except OSError as e:
-                self.machine.log('%s: %s' % (file.path, e.strerror))
-                self.let_go(file)
-        more |= self.discover()
-        self.timer = self.loop.after(0 if more else self.poll, self.look)
+            more |= self.discover()
+        finally:
+            self.timer = self.loop.after(SOON if more else self.poll, self.look)
 
     def read(self, file):
         """Hands over what a file has that is new; True if there is more."""
-        there = os.fstat(file.fd)
-        if there.st_size == file.offset and there.st_mtime_ns == file.changed:
+        try:
+            there = os.fstat(file.fd)
+            if there.st_size == file.offset and there.st_mtime_ns == file.changed:
+                return False
+            self.rewound(file, there.st_size)
+            chunk = os.pread(file.fd, CHUNK, file.offset)
+        except OSError as e:
+            self.machine.log('%s: %s' % (file.path, e.strerror))
+            self.let_go(file)
             return False
-        self.rewound(file, there.st_size)
-        chunk = os.pread(file.fd, CHUNK, file.offset)
         file.changed = there.st_mtime_ns
+        age = file.age
         if chunk:
             file.seen = self.machine.ticks()
             file.offset += len(chunk)
-            block, backlog = file.cutter.feed(chunk), file.backlog
-            file.remember()
-            self.hand_over(block, backlog)
         more = file.offset < there.st_size
-        file.backlog = file.backlog and more
+        file.age = age if more else LIVE
+        if chunk:
+            block = file.cutter.feed(chunk)
+            file.remember()
+            self.hand_over(block, age)
         return more
 
     def rewound(self, file, size):
         """If a file is not the one it was, starts it anew, after what is left of the old one in a copy."""
-        size_then, _ = file.mark
         at = file.offset - file.cutter.held
-        if size >= file.offset and fingerprint(file.fd, at - size_then, size_then) == file.mark:
+        if size >= file.offset and fingerprint(file.fd, at - file.mark[0], file.mark[0]) == file.mark:
             return
-        self.read_copy(file.path, at, file.mark, file.head)
-        file.offset, file.cutter = 0, Cutter()
+        copy = self.find(file.path, at, file.mark, file.head)
+        while copy and self.read(copy):
+            pass
+        file.offset, file.cutter, file.age = 0, Cutter(), RECENT
         file.remember()
 
-    def read_copy(self, path, offset, mark, head):
-        """Reads the lines after `offset` from a copy that logrotate's copytruncate left beside `path`."""
-        for other in self.beside(path):
+    def find(self, path, offset, mark, head):
+        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset."""
+        beside = [p for p in glob.glob(glob.escape(path) + '*') if os.path.isfile(p)]
+        for other in sorted(beside, key=os.path.getmtime, reverse=True)[:20]:      # the newest are enough
             fd = open_log(other)
-            try:
-                if ((os.fstat(fd).st_dev, os.fstat(fd).st_ino) not in self.files
-                        and mark[0] and same(fd, offset, mark, head)):
-                    cutter, chunk = Cutter(), os.pread(fd, CHUNK, offset)
-                    while chunk:
-                        offset += len(chunk)
-                        self.hand_over(cutter.feed(chunk), backlog=True)
-                        chunk = os.pread(fd, CHUNK, offset)
-                    self.hand_over(cutter.rest(), backlog=True)
-                    return
-            finally:
-                os.close(fd)
-
-    def beside(self, path):
-        """The file, and what log rotation may have made of it, newest first."""
-        found = glob.glob(glob.escape(path) + '*')
-        return sorted((p for p in found if os.path.isfile(p)), key=os.path.getmtime, reverse=True)[:20]
-
-    def resume(self, path, identity, offset, mark, head):
-        """Goes on where an earlier run left off, also if the file has been renamed or copied since."""
-        for size, checksum in (mark, head):
-            if not 0 <= size <= 2 * MARK or not 0 <= size <= offset < 1 << 50:
-                raise ValueError('no position')
-        for other in self.beside(path):
-            there = os.stat(other)
-            if [there.st_dev, there.st_ino] != identity:
-                continue
-            fd = open_log(other)
-            if same(fd, offset, mark, head):
-                file = Followed(fd, path, offset, self.machine.ticks(), backlog=True)
+            if identity(os.fstat(fd)) not in self.files and mark[0] and same(fd, offset, mark, head):
+                file = Followed(fd, path, offset, self.machine.ticks(), OLD)
                 self.files[file.identity] = file
-                return
+                return file
             os.close(fd)
-        self.read_copy(path, offset, mark, head)
+        return None
 
-    def discover(self, first=False, backlog=False):
+    def resume(self, path, known, offset, mark, head):
+        """Goes on where an earlier run left off, also if the file has been renamed or copied since."""
+        for size, _ in (mark, head):
+            if not 0 <= size <= min(2 * MARK, offset) or offset > 1 << 50:
+                raise ValueError('no position')
+        if self.find(path, offset, mark, head) is None and offset == 0 and list(identity(os.stat(path))) == known:
+            self.follow(path, 0, RECENT)           # it was empty, and is still the same file
+
+    def discover(self, age=None, near_end=False):
         """Opens files that have come; lets go of those that have gone. True if there are new ones."""
         now, paths = self.machine.ticks(), sorted(glob.glob(self.argument))
         there, new, trouble = set(), False, '' if paths else 'waiting for it to appear'
         for path in paths:
             try:
                 info = os.stat(path)
-                identity = info.st_dev, info.st_ino
-                there.add(identity)
-                if identity in self.files:
-                    self.files[identity].path, self.files[identity].seen = path, now
+                there.add(identity(info))
+                known = self.files.get(identity(info))
+                if known:
+                    known.path, known.seen = path, now
                 elif not stat.S_ISREG(info.st_mode):
                     raise OSError(0, 'is not a file')
                 elif not path.endswith(('.gz', '.bz2', '.xz', '.zst')):
-                    new |= self.follow(path, info.st_size, first, backlog)
+                    start = max(0, info.st_size - BACKLOG) if near_end else 0
+                    new |= self.follow(path, start, self.age_of_new(path) if age is None else age)
             except OSError as e:
                 trouble = '%s: %s' % (path, e.strerror)
         for file in list(self.files.values()):
@@ -2320,23 +2335,28 @@ class Tail(Source):
         self.trouble = self.told = trouble
         return new
 
-    def follow(self, path, size, first, backlog):
-        """Opens a file from its beginning; one that is seen for the first time ever, near its end."""
+    def age_of_new(self, path):
+        """LIVE for the next file of one that is followed (rotation), RECENT for one that just came."""
+        return LIVE if any(file.path == path for file in self.files.values()) else RECENT
+
+    def follow(self, path, start, age):
+        """Opens a file at the first whole line from `start`; a copy of what we know, at its end."""
         fd = open_log(path)
-        start = max(0, size - BACKLOG) if first else 0
         for other in self.files.values():
             if other.head[0] > MARK and fingerprint(fd, 0, other.head[0]) == other.head:
-                start = size                       # a copy of what we know: log rotation with a wide glob
-        if start and start != size:
-            start += os.pread(fd, PLAIN_LINE, start).find(b'\n') + 1
-        file = Followed(fd, path, start, self.machine.ticks(), backlog)
+                start = os.fstat(fd).st_size       # log rotation with a wide glob
+                break
+        else:
+            if start:
+                start += os.pread(fd, PLAIN_LINE, start).find(b'\n') + 1
+        file = Followed(fd, path, start, self.machine.ticks(), age)
         self.files[file.identity] = file
         return True
 
     def let_go(self, file):
-        self.hand_over(file.cutter.rest(), file.backlog)
         os.close(file.fd)
         del self.files[file.identity]
+        self.hand_over(file.cutter.rest(), file.age)
 
     def position(self):
         return [file.position() for file in self.files.values()]
@@ -2403,6 +2423,7 @@ CLIENT_SECONDS = 15
 
 
 class Control:
+    """The listening end; `answer(request, reply)` is called for each request."""
 
     def __init__(self, path, loop, answer):
         self.path, self.loop, self.answer = path, loop, answer
@@ -2529,7 +2550,7 @@ def ask(config, request):
 # only two ways in and out of the tickets; one batch per firewall is under way at a time.
 
 MINUTE = 60
-STOP_SECONDS = 8                     # less than an init script waits before it kills
+STOP_SECONDS = 4                     # procd kills after 5
 
 
 class Kernel:
@@ -2656,6 +2677,7 @@ def merge(commands):
 
 
 class Daemon:
+    """The wiring: `start`, then `run` until something calls `stop`."""
 
     def __init__(self, machine, config, reread=None, dry_run=False):
         self.machine, self.loop, self.config = machine, machine.loop, config
@@ -2674,7 +2696,7 @@ class Daemon:
         self.positions = {}          # of sources, from the state file
         self.control = None
         self.began = machine.ticks()
-        self.saved = self.kept = None              # ticks of the last save of either file
+        self.saved, self.kept = float('-inf'), None            # ticks of the last save of either file
         self.cost = 0                # seconds that the last save of the live file took
         self.changed = self.ban_changed = False    # since the last save
         self.troubles = {}           # what is wrong, by where
@@ -2761,17 +2783,18 @@ class Daemon:
                 if kernel.handles(t.network) and not self.jails.by_name[t.jail].refusal(t.network)]
 
     # from a line to a ban
-    def consume(self, source, block, backlog):
-        """Takes whole lines from a source; those of a backlog count at their own time."""
+    def consume(self, source, block, age):
+        """Takes whole lines from a source; `age` says whether they count as of now or at their own time."""
         now, wall = self.machine.ticks(), self.machine.wall()
         oldest = now - max([jail.options['findtime'] for jail in self.jails.watching()] or [0])
 
         def own_time(date):
             when = date_time(date, int(wall) // 86400) if date else None
-            when = None if when is None else min(now, now - wall + when)
-            return when if when is not None and when > oldest else None
+            if when is None:
+                return now if age == RECENT else None
+            return min(now, now - wall + when) if now - wall + when > oldest else None
 
-        for jail, seen in self.jails.scan(source.spec, block, own_time if backlog else lambda date: now):
+        for jail, seen in self.jails.scan(source.spec, block, own_time if age else lambda date: now):
             self.changed = True
             offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance())
             if offence:
@@ -2844,13 +2867,13 @@ class Daemon:
         self.set_timers(now)
 
     def set_timers(self, now):
+        """Wakes us up for the next end of a ban, and for the files if they are behind."""
         ticket = self.bans.next_end()
-        if ticket and (not self.next_timer or self.next_timer.time > ticket.until or self.next_timer.time <= now):
+        if ticket and (not self.next_timer or self.next_timer.time != ticket.until):
             self.loop.cancel(self.next_timer)
-            self.next_timer = self.loop.after(ticket.until - now, lambda: None)
+            self.next_timer = self.loop.at(ticket.until, lambda: None)
         if self.changed and not self.save_timer and not self.dry_run:
-            pause = max(1, 20 * self.cost) - (now - self.saved if self.saved is not None else now)
-            self.save_timer = self.loop.after(max(0, pause), self.save)
+            self.save_timer = self.loop.at(max(now, self.saved + max(1, 20 * self.cost)), self.save)
         if self.ban_changed and not self.keep_timer and not self.dry_run:
             self.keep_timer = self.loop.after(self.config['save'], self.keep)
 
@@ -2885,6 +2908,8 @@ class Daemon:
 
     def reload(self):
         """Takes over a changed conf with every ban and count kept; Problem, and no change, if it is invalid."""
+        if self.ending:
+            return
         config = self.reread()
         jails = Jails(config)
         if jails.problems:
@@ -2924,9 +2949,6 @@ class Daemon:
         self.stopping = True
 
     # the files
-    def clocks(self):
-        return self.machine.clocks()
-
     def save(self):
         """Writes the live state."""
         self.loop.cancel(self.save_timer)
@@ -2936,7 +2958,7 @@ class Daemon:
                   for (ip, user), until in jail.logins.items()}
         before = self.machine.ticks()
         self.changed = not self.write(self.runtime('state.json'), dump(
-            self.bans, self.fails, logins, {k: v for k, v in self.positions.items() if v}, self.clocks()))
+            self.bans, self.fails, logins, {k: v for k, v in self.positions.items() if v}, self.machine.clocks()))
         self.saved = self.machine.ticks()
         self.cost = self.saved - before
 
@@ -2945,8 +2967,8 @@ class Daemon:
         self.loop.cancel(self.keep_timer)
         self.keep_timer = None
         if self.ban_changed:
-            self.ban_changed = not self.write(self.config['state'], dump_kept(self.bans, self.clocks()))
-            self.kept = self.machine.ticks()
+            self.ban_changed = not self.write(self.config['state'], dump_kept(self.bans, self.machine.clocks()))
+            self.kept = self.kept if self.ban_changed else self.machine.ticks()
 
     def write(self, path, text):
         """True if the file could be written; if not, that is said once, and in `status`."""
@@ -2983,9 +3005,10 @@ class Daemon:
     def recall(self, path):
         try:
             text = self.machine.recall(path)
-            state = text and load(text, self.clocks())
-        except (ValueError, RecursionError) as e:
-            self.machine.log('%s: cannot be used (%s); kept as %s' % (path, printable(str(e))[:100], self.machine.put_aside(path)))
+            state = text and load(text, self.machine.clocks())
+        except (ValueError, RecursionError, OSError) as e:
+            self.machine.log('%s: cannot be used (%s); kept as %s' % (
+                path, printable(str(e))[:100], self.machine.put_aside(path)))
             return None
         if state and state.lost:
             self.machine.log('%s: %s could not be read; the rest is used' % (path, plural(state.lost, 'entry', 'entries')))
@@ -3059,6 +3082,8 @@ class Daemon:
                 self.changed = True
         if request.get('all'):
             tickets = [t for t in self.bans.tickets.values() if name in (None, t.jail)]
+            for key in [k for k in self.fails.recent if name in (None, k[0])]:
+                self.fails.forget(key)
         for ticket in tickets:
             self.unban(ticket, 'by hand')
         self.when_settled(tickets, lambda trouble: self.shown(reply, {
@@ -3074,7 +3099,7 @@ class Daemon:
 
     def banned(self, request, reply):
         self.jail_named(request)
-        clocks = self.clocks()
+        clocks = self.machine.clocks()
         self.shown(reply, {'banned': [self.describe(t, clocks) for t in sorted(
             self.bans.tickets.values(), key=lambda t: t.since) if request.get('jail') in (None, t.jail)]})
 
@@ -3199,7 +3224,7 @@ def check(conf, options, words):
 
 
 def request(conf, options, words, **more):
-    """Asks the daemon; prints the answer as JSON if that is wanted, else returns it."""
+    """The daemon's answer to a command, which may name a jail."""
     return ask(read_conf(conf, strict=False), dict(more, jail=options.get('jail') or (words[0] if words else None)))
 
 

@@ -23,7 +23,7 @@ EFFECTS = {
     'time.time': {'Machine'}, 'time.clock_gettime': {'Machine'}, 'time.monotonic': set(), 'time.sleep': set(),
     'os.rename': {'Machine'}, 'os.replace': set(), 'os.system': set(), 'os.popen': set(), 'os.fork': set(),
     'os.unlink': {'Machine', 'Control'}, 'os.remove': set(), 'os.open': {'Machine', 'Sources', 'Main'},
-    'os.mkfifo': {'Sources'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
+    'os.mkfifo': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
     'subprocess.Popen': {'Machine'}, 'selectors.DefaultSelector': {'Machine'},
 }
 CALLS = {'open': {'Machine', 'Commands'}, 'print': {'Commands', 'Main'}, 'eval': set(), 'exec': set(),

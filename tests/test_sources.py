@@ -17,14 +17,15 @@ class Reader:
     def __init__(self, spec, poll=1):
         self.machine = FakeMachine()
         self.machine.spawn = lambda argv, stdin: banwatch.Machine.spawn(self.machine, argv, stdin)
-        self.got, self.backlog = [], []
+        self.got, self.backlog, self.ages = [], [], []
         self.source = banwatch.make_source(spec, self.machine, self.deliver, poll)
 
-    def deliver(self, source, block, backlog):
+    def deliver(self, source, block, age):
         assert block.endswith(b'\n')
         lines = block.decode('latin-1').split('\n')[:-1]
         self.got += lines
-        self.backlog += lines if backlog else []
+        self.ages += [age] * len(lines)
+        self.backlog += lines if age else []
 
     def start(self, position=None):
         self.source.start(position)
@@ -36,6 +37,7 @@ class Reader:
         for _ in range(8):
             self.machine.loop.due()
             self.machine.loop.wait(0)
+            self.machine.pass_time(2 * banwatch.SOON)
 
     def until(self, done, seconds=5):
         end = time.time() + seconds
@@ -170,7 +172,83 @@ def test_a_file_that_does_not_exist_yet_is_read_whole_when_it_comes(tmp_path):
     reader = Reader(str(tmp_path / 'later')).start()
     assert reader.new() == []
     append(tmp_path / 'later', 'first')
-    assert reader.new() == ['first'] and not reader.backlog
+    assert reader.new() == ['first'] and reader.ages == [banwatch.RECENT]
+    append(tmp_path / 'later', 'second')
+    assert reader.new() == ['second'] and reader.ages[-1] == banwatch.LIVE
+
+
+def test_what_is_in_a_file_that_comes_or_is_refilled_counts_at_its_own_time(tail, log):
+    append(log, *['line %d' % n for n in range(20)])
+    tail.new()
+    tail.ages = []
+    text = log.read_text()
+    log.write_text(text[60:])                      # `tail -n 20 log > t; cat t > log`
+    tail.new()
+    assert set(tail.ages) == {banwatch.RECENT}
+    tail.ages = []
+    os.unlink(str(log))
+    tail.new()
+    tail.machine.pass_time(banwatch.RETIRE + 1)
+    tail.new()
+    log.write_text(text)
+    assert tail.new() and set(tail.ages) == {banwatch.RECENT}
+
+
+def test_the_next_file_of_a_rotation_is_live(tail, log):
+    tail.ages = []
+    os.rename(str(log), str(log) + '.1')
+    append(log, 'new')
+    assert tail.new() == ['new'] and tail.ages == [banwatch.LIVE]
+
+
+def test_copytruncate_with_a_wide_glob_reads_nothing_twice(tmp_path):
+    path = tmp_path / 'log'
+    append(path, *['line number %d' % n for n in range(50)])
+    reader = Reader(str(path) + '*').start()
+    reader.new()
+    append(path, 'unread 1', 'unread 2')
+    shutil.copy(str(path), str(path) + '.1')
+    path.write_text('fresh\n')
+    assert reader.new() == ['unread 1', 'unread 2', 'fresh']
+    assert reader.new() == []
+    again = restart(reader)
+    assert again.new() == []
+
+
+def test_the_same_content_under_a_new_inode_while_we_were_down_is_not_read_twice(tail, log):
+    append(log, *['line number %d' % n for n in range(20)])
+    tail.new()
+    position = eval_json(tail.source.position())
+    tail.source.close()
+    shutil.copy(str(log), str(log) + 'x')
+    os.rename(str(log) + 'x', str(log))
+    append(log, 'meanwhile')
+    assert Reader(str(log)).start(position).new() == ['meanwhile']
+
+
+def test_other_timers_run_between_the_chunks_of_a_large_file(tmp_path):
+    path = tmp_path / 'log'
+    path.write_bytes(b'x' * 99 + b'\n')
+    reader = Reader(str(path)).start()
+    reader.new()
+    with open(str(path), 'ab') as f:
+        f.write((b'x' * 99 + b'\n') * 40000)
+    reader.machine.pass_time(1)
+    reader.got = []
+    reader.machine.loop.due()
+    assert 0 < len(reader.got) < 4000
+
+
+def test_a_bug_in_whoever_takes_the_lines_does_not_stop_a_tail(tail, log):
+    def broken(source, block, age):
+        raise RuntimeError('oops')
+    good, tail.source.deliver = tail.source.deliver, broken
+    append(log, 'lost')
+    tail.tick()
+    assert tail.machine.said('RuntimeError: oops')
+    tail.source.deliver = good
+    append(log, 'next')
+    assert tail.new() == ['next']
 
 
 def test_a_glob_gains_files(tmp_path):
