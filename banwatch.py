@@ -336,7 +336,8 @@ def prefix(least, most):
     return bits
 
 
-SOURCE = re.compile(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
+SOURCE = re.compile(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
+                    r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
 
 
 def sources(text):
@@ -472,7 +473,8 @@ class Config:
 
 
 def read_ini(text):
-    """Yields (line number, section, key, value), key None for a section's head; (line number, None, None, complaint)."""
+    """Yields (line number, section, key, value), key None for a section's head, and (line number,
+    None, None, complaint) for what is neither."""
     section = key = None
     at, value = 0, []
     for n, raw in enumerate(text.split('\n') + ['[]'], 1):
@@ -610,7 +612,7 @@ def read_line(line):
     m, pri = RFC5424.match(line) or LOGREAD.match(line), None
     if m:
         date, host, program, pid = m.group('date', 'host', 'program', 'pid')
-        program, pid = (None if field == b'-' else field for field in (program, pid))        # RFC 5424's NILVALUE
+        program, pid = (None if field == b'-' else field for field in (program, pid))  # NILVALUE
     else:
         head = HEAD.match(line)
         pri, date = head.group('pri', 'date')
@@ -666,7 +668,8 @@ def iso_time(m):
         return time.mktime(fields + (0, 0, -1)) + fraction
     import calendar
     digits = zone.strip(' Z').replace(':', '')
-    offset = (int(digits[1:3]) * 3600 + int(digits[3:]) * 60) * (-1 if digits[0] == '-' else 1) if digits else 0
+    offset = int(digits[1:3]) * 3600 + int(digits[3:]) * 60 if digits else 0
+    offset = -offset if digits[:1] == '-' else offset
     return calendar.timegm(fields + (0, 0, 0)) - offset + fraction
 
 
@@ -763,7 +766,7 @@ TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
 TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
 FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CONTENT', 'CHILD')
 SESSIONS = 1000                                    # connections remembered per filter
-CHILDREN = 64                                      # ... and of one address, those that may be a child of another
+CHILDREN = 64                                      # ... and per address, those that may be a child
 SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
 
 
@@ -864,8 +867,8 @@ class Filter:
         elif group.get('dns'):
             self.names += verdict == 'fail'
             return None
-        return Match(kind, verdict, ip, user and user.decode('utf-8', 'backslashreplace'), group.get('mlfid'),
-                     bool(group.get('child')))
+        user = user and user.decode('utf-8', 'backslashreplace')
+        return Match(kind, verdict, ip, user, group.get('mlfid'), bool(group.get('child')))
 
     def read(self, line, raw, when):
         """The Sighting that a line is, or completes; None if it is none."""
@@ -920,7 +923,9 @@ class Filter:
             n = session.lines[match.kind] = session.lines.get(match.kind, 0) + line.times
             new = max(0, n - session.counted)
             session.counted += new
-            session.pending += new if match.child else new - self.adopt(session, (line.host, session.ip), new)
+            if not match.child:
+                new -= self.adopt(session, (line.host, session.ip), new)
+            session.pending += new
         if not session.ip:
             return 0
         new, session.pending = session.pending, 0
@@ -931,7 +936,8 @@ class Filter:
         waiting, found = self.children.pop(home, ()), 0
         while waiting and found < most:
             child = self.sessions.get(waiting.popleft())
-            if child is not None and child is not session and child.ip == session.ip and len(child.lines) == 1:
+            if (child is not None and child is not session
+                    and child.ip == session.ip and len(child.lines) == 1):
                 (kind, _), = child.lines.items()
                 session.lines[kind] = session.lines.get(kind, 0) + 1
                 child.lines, child.counted = {}, 0
@@ -959,8 +965,8 @@ def make_filter(name, failregex=(), ignoreregex=()):
     if row is None and not failregex:
         import difflib
         near = difflib.get_close_matches(name.lower(), list(FILTERS) + list(SECTIONS), 1)
-        raise ValueError('no filter is called %s (%s)' % (quoted(name), 'did you mean %s?' % near[0] if near else
-                                                          'there are: ' + ' '.join(sorted(FILTERS))))
+        hint = 'did you mean %s?' % near[0] if near else 'there are: ' + ' '.join(sorted(FILTERS))
+        raise ValueError('no filter is called %s (%s)' % (quoted(name), hint))
     if failregex:
         for regex in sum(failregex, []):
             check_regex(regex)
@@ -987,7 +993,7 @@ class Scanner:
 
 
 def cut(line):
-    """A line of at most PLAIN_LINE bytes; a mark makes sure that a cut one does not end like a whole one."""
+    """A line of at most PLAIN_LINE bytes; a cut one gets a mark, so that it never ends like a whole one."""
     return line if len(line) <= PLAIN_LINE else line[:PLAIN_LINE] + b' [cut]'
 
 
@@ -1109,11 +1115,6 @@ class Bans:
         while len(self.tickets) > self.limit:
             self.dropped += 1
             yield self.next_end() or next(iter(self.tickets.values()))
-
-    def touching(self, network, jail=None):
-        """Tickets whose network shares an address with `network`."""
-        return [t for t in self.tickets.values()
-                if jail in (None, t.jail) and touches(t.network, network)]
 
     def purge(self, now, age):
         """Forgets history whose last ban ended more than `age` ago and is not running."""
@@ -1292,7 +1293,7 @@ class IPTables:
     def __init__(self, family, hooks, doors):
         self.family = family
         self.name = 'iptables' if family == 4 else 'ip6tables'
-        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # 32 sub-chains; in IPv6 those in use
+        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # at most 32, or as many as in use
         self.hooks = hooks           # ['INPUT', 'FORWARD']
         self.doors = doors           # jail -> matches in front of DROP, [''] for all packets
         self.ours = re.compile(r'%s(-[0-9a-f]+)?$' % self.CHAIN)
@@ -1363,7 +1364,9 @@ class IPTables:
         times = there.count(jump)
         if not wanted:
             return 'not wanted' if times else ''
-        return 'missing' if not times else 'doubled' if times > 1 else 'not first' if there[0] != jump else ''
+        if times != 1:
+            return 'doubled' if times else 'missing'
+        return '' if there[0] == jump else 'not first'
 
     @staticmethod
     def fill(wanted, gone=()):
@@ -1444,14 +1447,14 @@ def dump_bans(bans, clocks):
     boot, now, wall = clocks
     by_left = sorted(bans.tickets.values(), key=lambda t: (t.until is not None, -(t.until or 0)))
     return {'banwatch': FORMAT, 'boot': boot, 'ticks': round(now, 2), 'wall': round(wall, 2),
-            'bans': [[t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2), t.count, t.failures]
-                     for t in by_left],
+            'bans': [[t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2),
+                      t.count, t.failures] for t in by_left],
             'history': [[jail, net, n, round(now - last, 2)]
                         for (jail, net), (n, last) in reversed(list(bans.history.items()))]}
 
 
 def dump_kept(bans, clocks):
-    """The kept state as text, at most KEPT_BYTES: the bans that last longest and the latest history first."""
+    """The kept state as text, at most KEPT_BYTES: the longest bans and the latest history first."""
     state = dump_bans(bans, clocks)
     room = KEPT_BYTES - 200
     for part in ('bans', 'history'):
@@ -1513,7 +1516,8 @@ def name_and_network(jail, net):
 def load_ban(row, now, gone):
     jail, net, left, age, n, failures = row
     until = None if left == FOREVER else now + moment(left, 0) - gone
-    return Ticket(*(name_and_network(jail, net) + (now - moment(age) - gone, until, whole(n), whole(failures))))
+    jail, net = name_and_network(jail, net)
+    return Ticket(jail, net, now - moment(age) - gone, until, whole(n), whole(failures))
 
 
 def whole(n):
@@ -1670,7 +1674,7 @@ class Program:
         if self.process.poll() is None:
             return
         out, err = self.read
-        for fd in (out, err):                      # what is still in the pipes; a grandchild may hold them open
+        for fd in (out, err):                      # the rest; a grandchild may hold the pipes open
             for _ in range(64):
                 if fd not in self.open or not self.drained(fd):
                     break
@@ -1688,13 +1692,15 @@ class Program:
         return self.readable(fd) and len(self.read[fd]) != before
 
     def problem(self, err):
-        said = [line for line in err.decode('utf-8', 'replace').split('\n') if line.strip() and line[:1] != '#']
+        said = [line for line in err.decode('utf-8', 'replace').split('\n')
+                if line.strip() and line[:1] != '#']
         if max(map(len, self.read.values())) >= OUTPUT_BYTES:
             return '%s says more than can be read' % self.name
         if self.late:
             return '%s did not answer in time' % self.name
         if self.process.returncode:
-            return '%s: %s' % (self.name, printable(said[0])[:200] if said else 'exit code %d' % self.process.returncode)
+            said = said or ['exit code %d' % self.process.returncode]
+            return '%s: %s' % (self.name, printable(said[0])[:200])
         return ''
 
 
@@ -1765,9 +1771,10 @@ class Machine:
         path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
+        environment = {'PATH': os.environ.get('PATH', '') + ':' + SBIN, 'LC_ALL': 'C'}
         return subprocess.Popen(
-            [path] + list(argv[1:]), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-            cwd='/', start_new_session=True, env={'PATH': os.environ.get('PATH', '') + ':' + SBIN, 'LC_ALL': 'C'})
+            [path] + list(argv[1:]), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            bufsize=0, cwd='/', start_new_session=True, env=environment)
 
     def run(self, command, done, seconds=10):
         """Starts a Command; `done(problem, output)` is called when it has ended."""
@@ -1793,8 +1800,8 @@ class Machine:
             os.makedirs(path, 0o700, exist_ok=True)
             there = os.lstat(path)
         except OSError as e:
-            raise Problem('%s: %s (see `runtime` in the conf)' % (path, e.strerror),
-                          os.EX_NOPERM if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1) from None
+            code = os.EX_NOPERM if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
+            raise Problem('%s: %s (see `runtime` in the conf)' % (path, e.strerror), code) from None
         if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
             raise Problem('%s: not a folder of our own; remove it or set `runtime`' % path)
         if there.st_mode & 0o077:
@@ -1868,15 +1875,17 @@ class Machine:
 
     # network
     def networks(self):
-        """Frees of this machine: its addresses, its LANs, the gateways, the resolvers; OSError if unknown."""
+        """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are unknown."""
         found = [(text, 'a resolver') for text in self.resolvers()]
         addresses, gateways, outward = read_netlink()
         found += [(text, 'a gateway') for text in gateways]
         for ip, peer, bits, index in addresses:
             name = interface(index)
-            found += [(ip, 'this machine, %s' % name), (peer, 'the other end of %s' % name)][:1 + (peer != ip)]
+            found += [(ip, 'this machine, %s' % name)]
+            found += [(peer, 'the other end of %s' % name)] * (peer != ip)
             if index not in outward:
-                found.append(('%s/%d' % (peer, bits), 'the LAN, %s' % name if name != 'lo' else 'this machine'))
+                what = 'this machine' if name == 'lo' else 'the LAN, %s' % name
+                found += [('%s/%d' % (peer, bits), what)]
         rows = {}
         for text, why in found:
             try:
@@ -1973,7 +1982,7 @@ def netlink_attributes(body, at):
 # lines, each once; one that ends or fails is opened again, later and later, and neither spins nor
 # disturbs the others.
 
-LIVE, RECENT, OLD = range(3)         # a line counts as of now; at its own time, else now; at its own time, else not
+LIVE, RECENT, OLD = range(3)         # lines count: as of now; at their own time, else now; ... else not
 CHUNK = 1 << 18
 SOON = 0.001                         # seconds to the next chunk: signals and clients come in between
 BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
@@ -2121,7 +2130,8 @@ class Child(Source):
     def open(self, position):
         self.process = self.machine.spawn(self.argument, subprocess.DEVNULL)
         self.cutter, self.said = Cutter(), ''
-        for stream, handler in ((self.process.stdout, self.readable), (self.process.stderr, self.complaint)):
+        for stream, handler in ((self.process.stdout, self.readable),
+                                (self.process.stderr, self.complaint)):
             os.set_blocking(stream.fileno(), False)
             self.loop.watch(stream.fileno(), handler)
 
@@ -2306,7 +2316,8 @@ class Tail(Source):
         for size, _ in (mark, head):
             if not 0 <= size <= min(2 * MARK, offset) or offset > 1 << 50:
                 raise ValueError('no position')
-        if self.find(path, offset, mark, head) is None and offset == 0 and list(identity(os.stat(path))) == known:
+        if self.find(path, offset, mark, head) is None and offset == 0 \
+                and list(identity(os.stat(path))) == known:
             self.follow(path, 0, RECENT)           # it was empty, and is still the same file
 
     def discover(self, age=None, near_end=False):
@@ -2536,7 +2547,8 @@ def ask(config, request):
     except PermissionError:
         raise Problem('%s: only root may talk to the daemon (try sudo)' % path, os.EX_NOPERM) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Problem('no daemon is running (%s); start one with: banwatch.py run' % path, os.EX_UNAVAILABLE) from None
+        raise Problem('no daemon is running (%s); start one with: banwatch.py run' % path,
+                      os.EX_UNAVAILABLE) from None
     except (OSError, ValueError):
         raise Problem('the daemon does not answer on %s' % path, os.EX_UNAVAILABLE) from None
     if 'error' in answer:
@@ -2704,11 +2716,13 @@ class Daemon:
 
     # the start
     def start(self):
-        self.machine.log('banwatch %s: %s' % (VERSION, ', '.join(j.name for j in self.jails.watching()) or 'no jail'))
+        names = ', '.join(jail.name for jail in self.jails.watching())
+        self.machine.log('banwatch %s: %s' % (VERSION, names or 'no jail'))
         if not self.dry_run:
             self.open_runtime()
             self.restore()
-            self.machine.writable(self.config['state']) or self.note(self.config['state'], 'cannot be written')
+            if not self.machine.writable(self.config['state']):
+                self.note(self.config['state'], 'cannot be written')
         self.protect()
         self.set_firewall()
         self.set_sources()
@@ -2762,7 +2776,7 @@ class Daemon:
         source.close()
 
     def set_sources(self):
-        """Opens the sources that the configuration names, closes the others; `auto` may mean another one now."""
+        """Opens the sources that the conf names, closes the others; `auto` may mean another one now."""
         wanted = self.jails.sources
         auto = self.sources.get('auto')
         if auto and auto.trouble and find_source(self.machine) != auto.meant:
@@ -2812,9 +2826,9 @@ class Daemon:
         if not known:
             jail.banned += 1
         self.tell('ban', ticket)
-        self.machine.log('[%s] %s %s %s (%s)' % (
-            jail.name, 'extend' if known else 'would ban' if self.dry_run else 'ban', network, for_text(seconds),
-            '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'))
+        verb = 'extend' if known else 'would ban' if self.dry_run else 'ban'
+        why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
+        self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
         return ''
 
     def unban(self, ticket, why):
@@ -2878,7 +2892,7 @@ class Daemon:
             self.keep_timer = self.loop.after(self.config['save'], self.keep)
 
     def minute(self):
-        """Once a minute: what must never be banned, what is forgotten, and whether the kernel still holds."""
+        """Once a minute: what must never be banned, what is forgotten, what the kernel still has."""
         now = self.machine.ticks()
         self.loop.after(MINUTE, self.minute)
         self.protect()
@@ -2907,7 +2921,7 @@ class Daemon:
             self.machine.reap()
 
     def reload(self):
-        """Takes over a changed conf with every ban and count kept; Problem, and no change, if it is invalid."""
+        """Takes over a changed conf, keeps bans and counts; Problem, and no change, if it is invalid."""
         if self.ending:
             return
         config = self.reread()
@@ -2916,7 +2930,8 @@ class Daemon:
             raise Problem('\n'.join(jails.problems), os.EX_CONFIG)
         for name in ('runtime', 'state'):
             if config[name] != self.config[name]:
-                raise Problem('%s: a new `%s` needs a restart' % (config.where('banwatch', name), name), os.EX_CONFIG)
+                where = config.where('banwatch', name)
+                raise Problem('%s: a new `%s` needs a restart' % (where, name), os.EX_CONFIG)
         jails.adopt(self.jails)
         self.jails, self.config = jails, config
         self.fails.limit, self.bans.limit = config['maxtracked'], self.room()
@@ -2957,8 +2972,9 @@ class Daemon:
         logins = {(jail.name, ip, user): until for jail in self.jails.by_name.values()
                   for (ip, user), until in jail.logins.items()}
         before = self.machine.ticks()
-        self.changed = not self.write(self.runtime('state.json'), dump(
-            self.bans, self.fails, logins, {k: v for k, v in self.positions.items() if v}, self.machine.clocks()))
+        known = {source: position for source, position in self.positions.items() if position}
+        text = dump(self.bans, self.fails, logins, known, self.machine.clocks())
+        self.changed = not self.write(self.runtime('state.json'), text)
         self.saved = self.machine.ticks()
         self.cost = self.saved - before
 
@@ -2967,7 +2983,8 @@ class Daemon:
         self.loop.cancel(self.keep_timer)
         self.keep_timer = None
         if self.ban_changed:
-            self.ban_changed = not self.write(self.config['state'], dump_kept(self.bans, self.machine.clocks()))
+            text = dump_kept(self.bans, self.machine.clocks())
+            self.ban_changed = not self.write(self.config['state'], text)
             self.kept = self.kept if self.ban_changed else self.machine.ticks()
 
     def write(self, path, text):
@@ -3011,14 +3028,15 @@ class Daemon:
                 path, printable(str(e))[:100], self.machine.put_aside(path)))
             return None
         if state and state.lost:
-            self.machine.log('%s: %s could not be read; the rest is used' % (path, plural(state.lost, 'entry', 'entries')))
+            lost = plural(state.lost, 'entry', 'entries')
+            self.machine.log('%s: %s could not be read; the rest is used' % (path, lost))
         return state
 
     # requests
     def answer(self, request, reply):
         """Answers a client; `reply` is called with a dict, now or when the kernel has said yes."""
-        verbs = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand, 'unban': self.unban_by_hand,
-                 'reload': self.reload_by_hand, 'stop': self.stop_by_hand}
+        verbs = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand,
+                 'unban': self.unban_by_hand, 'reload': self.reload_by_hand, 'stop': self.stop_by_hand}
         try:
             verbs[request['do']](request, reply)
         except Problem as e:
@@ -3033,7 +3051,7 @@ class Daemon:
         reply(answer)
 
     def when_settled(self, tickets, reply):
-        """Calls `reply` with the firewalls' trouble ('' if none) once the kernel has these tickets' change."""
+        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets."""
         kernels = [k for k in self.kernels if any(k.handles(t.network) for t in tickets)]
         troubles, left = [], [len(kernels)]
 
@@ -3051,7 +3069,8 @@ class Daemon:
     def jail_named(self, request):
         name = request.get('jail')
         if name is not None and name not in self.jails.by_name:
-            raise Problem('%s: no such jail (there are: %s)' % (printable(str(name)), ' '.join(self.jails.by_name)))
+            known = ' '.join(self.jails.by_name)
+            raise Problem('%s: no such jail (there are: %s)' % (printable(str(name)), known))
         return self.jails.by_name.get(name)
 
     def ban_by_hand(self, request, reply):
@@ -3068,22 +3087,20 @@ class Daemon:
             else:
                 tickets.append(self.bans.tickets[jail.name, net])
         self.when_settled(tickets, lambda trouble: self.shown(reply, {
-            'banned': [t.network for t in tickets], 'seconds': seconds, 'refused': refused, 'trouble': trouble}))
+            'banned': [t.network for t in tickets], 'seconds': seconds,
+            'refused': refused, 'trouble': trouble}))
 
     def unban_by_hand(self, request, reply):
-        jail, name = self.jail_named(request), request.get('jail')
-        tickets, missing = [], []
-        for net in [network(text) for text in request['networks']]:
-            found = self.bans.touching(net, name)
-            tickets += [t for t in found if t not in tickets]
-            missing += [net] if not found else []
-            for key in [k for k in self.fails.recent if (jail is None or k[0] == name) and touches(k[1], net)]:
-                self.fails.forget(key)
-                self.changed = True
-        if request.get('all'):
-            tickets = [t for t in self.bans.tickets.values() if name in (None, t.jail)]
-            for key in [k for k in self.fails.recent if name in (None, k[0])]:
-                self.fails.forget(key)
+        self.jail_named(request)
+        name, everything = request.get('jail'), request.get('all')
+        nets = [network(text) for text in request['networks']]
+        tickets = [t for t in self.bans.tickets.values() if name in (None, t.jail)
+                   and (everything or any(touches(t.network, net) for net in nets))]
+        missing = [net for net in nets if not any(touches(t.network, net) for t in tickets)]
+        for key in [key for key in self.fails.recent if name in (None, key[0])
+                    and (everything or any(touches(key[1], net) for net in nets))]:
+            self.fails.forget(key)
+            self.changed = True
         for ticket in tickets:
             self.unban(ticket, 'by hand')
         self.when_settled(tickets, lambda trouble: self.shown(reply, {
@@ -3120,16 +3137,21 @@ class Daemon:
             'version': VERSION, 'pid': os.getpid(), 'conf': self.config.name,
             'uptime': round(now - self.began, 1), 'jails': rows,
             'sources': [{'source': s.what, 'lines': s.lines, 'trouble': s.trouble,
-                         'idle': None if s.last is None else round(now - s.last, 1)} for s in self.sources.values()],
-            'firewall': [{'name': k.firewall.name, 'trouble': k.trouble, 'rules': len(self.tickets_for(k)),
-                          'pending': not k.idle()} for k in self.kernels],
-            'bans': len(self.bans.tickets), 'maxbans': self.bans.limit, 'tracked': len(self.fails.recent),
-            'maxtracked': self.fails.limit, 'memory': self.machine.memory()[0], 'written': self.machine.written,
-            'saved': None if self.kept is None else round(wall - now + self.kept, 1), 'wrong': self.wrong()})
+                         'idle': None if s.last is None else round(now - s.last, 1)}
+                        for s in self.sources.values()],
+            'firewall': [{'name': k.firewall.name, 'trouble': k.trouble, 'pending': not k.idle(),
+                          'rules': len(self.tickets_for(k))} for k in self.kernels],
+            'bans': len(self.bans.tickets), 'maxbans': self.bans.limit,
+            'tracked': len(self.fails.recent), 'maxtracked': self.fails.limit,
+            'memory': self.machine.memory()[0], 'written': self.machine.written,
+            'saved': None if self.kept is None else round(wall - now + self.kept, 1),
+            'wrong': self.wrong()})
 
     def jail_status(self, jail):
-        return {'jail': jail.name, 'filter': (jail.options['filter'] or jail.name) if jail.filter else None,
-                'failures': jail.failures, 'ignored': jail.ignored, 'names': jail.filter.names if jail.filter else 0,
+        name = jail.options['filter'] or jail.name
+        return {'jail': jail.name, 'filter': name if jail.filter else None,
+                'failures': jail.failures, 'ignored': jail.ignored,
+                'names': jail.filter.names if jail.filter else 0,
                 'tracked': sum(key[0] == jail.name for key in self.fails.recent),
                 'banned': sum(key[0] == jail.name for key in self.bans.tickets), 'bans': jail.banned}
 
@@ -3143,7 +3165,8 @@ class Daemon:
                 found.append('%s: %s named a host instead of an address; names are not looked up' % (
                     jail.name, plural(jail.filter.names, 'failure')))
         if self.bans.dropped:
-            found.append('maxbans is reached: %s lifted before their time' % plural(self.bans.dropped, 'ban'))
+            dropped = plural(self.bans.dropped, 'ban')
+            found.append('maxbans is reached: %s lifted before their time' % dropped)
         return found
 
 
@@ -3225,7 +3248,8 @@ def check(conf, options, words):
 
 def request(conf, options, words, **more):
     """The daemon's answer to a command, which may name a jail."""
-    return ask(read_conf(conf, strict=False), dict(more, jail=options.get('jail') or (words[0] if words else None)))
+    jail = options.get('jail') or (words[0] if words else None)
+    return ask(read_conf(conf, strict=False), dict(more, jail=jail))
 
 
 def clock_text(when):
@@ -3246,11 +3270,13 @@ def status(conf, options, words):
     rows = ['banwatch %s, pid %d, up %s, %s kB, conf: %s' % (
         answer['version'], answer['pid'], duration_text(answer['uptime']), answer['memory'], answer['conf'])]
     for source in answer['sources']:
-        rows.append('source    %s: %s' % (source['source'], source['trouble'] or plural(source['lines'], 'line') + (
-            '' if source['idle'] is None else ', last %s ago' % duration_text(source['idle']))))
+        last = '' if source['idle'] is None else ', last %s ago' % duration_text(source['idle'])
+        said = source['trouble'] or plural(source['lines'], 'line') + last
+        rows.append('source    %s: %s' % (source['source'], said))
     for wall in answer['firewall']:
         rows.append('firewall  %s: %s' % (wall['name'], wall['trouble'] or plural(wall['rules'], 'ban')))
-    rows.append('state     %s' % ('not saved yet' if answer['saved'] is None else 'saved ' + clock_text(answer['saved'])))
+    saved = 'not saved yet' if answer['saved'] is None else 'saved ' + clock_text(answer['saved'])
+    rows.append('state     ' + saved)
     rows += [''] + list(table(head, [[jail[key] for key in keys] for jail in answer['jails']]))
     rows += [''] * bool(answer['wrong']) + ['WRONG: ' + printable(text) for text in answer['wrong']]
     return show(rows)
@@ -3262,9 +3288,9 @@ def banned(conf, options, words):
         return show([json.dumps(rows)])
     if not rows:
         return show(['nobody is banned'])
-    return show(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'),
-                      [(row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
-                        '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
+    return show(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
+        (row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
+         '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
 
 
 def typed_networks(words):
@@ -3307,7 +3333,8 @@ def verdict(answer, refused):
     for text in refused:
         print('banwatch: ' + text, file=sys.stderr)
     if answer['trouble']:
-        print('banwatch: it is on record, but the firewall does not take it: %s' % printable(answer['trouble']), file=sys.stderr)
+        print('banwatch: it is on record, but the firewall does not take it: %s'
+              % printable(answer['trouble']), file=sys.stderr)
     return 1 if refused or answer['trouble'] else 0
 
 
@@ -3325,7 +3352,8 @@ def stop(conf, options, words):
     except Problem as e:
         if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
             raise
-        raise Problem('no daemon is running; rules that one had left behind have been taken out', e.code) from None
+        raise Problem('no daemon is running; rules that one had left behind have been taken out',
+                      e.code) from None
 
 
 def tidy_up(machine, config):
@@ -3412,8 +3440,9 @@ class Replay:
         self.fails.forget((jail.name, offence.network))
         ticket = self.bans.add(jail.name, offence.network, when, offence.seconds, offence.failures)
         if not known:
-            self.found.append({'time': when, 'jail': jail.name, 'ip': ticket.network, 'seconds': offence.seconds,
-                               'count': ticket.count, 'failures': offence.failures})
+            self.found.append({
+                'time': when, 'jail': jail.name, 'ip': ticket.network, 'seconds': offence.seconds,
+                'count': ticket.count, 'failures': offence.failures})
 
 
 def replay(conf, options, words):
@@ -3424,10 +3453,11 @@ def replay(conf, options, words):
             trial.read(block)
     if 'json' in options:
         return show([json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
-    rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'], duration_text(ban['seconds']))
-            for ban in trial.found]
-    print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'), plural(len(rows), 'ban'),
-                                plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')))
+    rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'],
+             duration_text(ban['seconds'])) for ban in trial.found]
+    addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
+    print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'),
+                                plural(len(rows), 'ban'), addresses))
     if not trial.dated:
         print('banwatch: it does not begin with lines that have a date: is this a log?', file=sys.stderr)
     return show(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
@@ -3440,12 +3470,14 @@ COMMANDS = {
                 'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing', run),
     'check': Verb('[--print]', ['print'], 0, 0,
                   'find all mistakes in the conf; --print shows it with every default', check),
-    'status': Verb('[JAIL] [--json]', ['json'], 0, 1, 'how the daemon is, what it has seen, and what is wrong', status),
+    'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
+                   'how the daemon is, what it has seen, and what is wrong', status),
     'banned': Verb('[JAIL] [--json]', ['json'], 0, 1, 'who is banned, since when, until when', banned),
     'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
                 'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban),
     'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY, 
-                  'lift the bans that touch these, and forget their failures; how often they were banned stays known', unban),
+                  'lift the bans that touch these and forget their failures (not how often they were '
+                  'banned)', unban),
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
     'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop),
     'replay': Verb('[FILE...] [--json]', ['json'], 0, ANY,
@@ -3482,8 +3514,10 @@ def dispatch(argv):
             raise Problem('which command? (%s; --help tells more)' % ' '.join(COMMANDS), os.EX_USAGE)
         verb = COMMANDS.get(rest[0])
         if verb is None:
-            raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), ' '.join(COMMANDS)), os.EX_USAGE)
-        options, words = getopt.gnu_getopt(rest[1:], 'c:hj:t:' if 'jail=' in verb.flags else 'c:h', verb.flags + ['help'])
+            known = ' '.join(COMMANDS)
+            raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known), os.EX_USAGE)
+        short = 'c:hj:t:' if 'jail=' in verb.flags else 'c:h'
+        options, words = getopt.gnu_getopt(rest[1:], short, verb.flags + ['help'])
     except getopt.GetoptError as e:
         raise Problem('%s (see --help)' % e, os.EX_USAGE) from None
     options = {SHORT.get(key, key.lstrip('-')): value for key, value in options}
@@ -3501,7 +3535,8 @@ def main(argv):
         return code
     except Problem as e:
         for line in str(e).split('\n'):
-            print(line if re.match(r'.+?:\d+: ', line) and e.code == os.EX_CONFIG else 'banwatch: ' + line, file=sys.stderr)
+            located = e.code == os.EX_CONFIG and re.match(r'.+?:\d+: ', line)
+            print(line if located else 'banwatch: ' + line, file=sys.stderr)
         return e.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
