@@ -392,7 +392,7 @@ def test_an_idle_daemon_does_not_wake_up(running):
         with open('/proc/%d/status' % running.process.pid) as f:
             return sum(int(n) for n in re.findall(r'ctxt_switches:\s+(\d+)', f.read()))
     before = switches()
-    time.sleep(3)
+    time.sleep(2)
     assert switches() - before <= 1
 
 

@@ -11,7 +11,7 @@ from network import PASSWORDS, poll
 
 ROUTER = {4: '203.0.113.1', 6: '2001:db8:1::1'}
 ATTACKER = {4: '198.51.100.7', 6: '2001:db8:bad::7'}
-BOTH = pytest.mark.parametrize('version', [4, 6], ids=['IPv4', 'IPv6'])
+BOTH = pytest.mark.parametrize('version', [4, pytest.param(6, marks=pytest.mark.slow)], ids=['IPv4', 'IPv6'])
 # Debian's own, but for the two seconds that pam_unix waits after a wrong password
 PAM = """
 auth [success=1 default=ignore] pam_unix.so nodelay
@@ -140,8 +140,8 @@ def test_guessing_users_that_do_not_exist_is_cut_off_too(network, daemon, server
 
 @pytest.mark.parametrize('server, method', [
     (dropbear, 'password'),
-    pytest.param(sshd, 'password', marks=pytest.mark.slow),
-    pytest.param(sshd, 'keyboard-interactive', marks=pytest.mark.slow)])
+    (sshd, 'password'), (sshd, 'keyboard-interactive')])
+@pytest.mark.slow
 def test_five_wrong_passwords_on_one_connection_are_five_failures(network, daemon, server, method):
     busybox_syslogd(network)
     server(network)
@@ -246,6 +246,7 @@ def test_no_further_byte_of_an_open_connection_passes_after_the_ban(network, dae
 
 # --- the daemon's end
 
+@pytest.mark.slow
 def test_a_ban_survives_a_killed_daemon_and_is_taken_up_by_the_next(network, daemon):
     dropbear(network)
     banwatch = daemon()
