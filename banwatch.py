@@ -1021,6 +1021,11 @@ class Fails:
             del self.recent[next(iter(self.recent))]
         return len(seen)
 
+    def put(self, key, seen):
+        """Takes in a restored list of moments, oldest first."""
+        if seen and len(self.recent) < self.limit:
+            self.recent[key] = seen
+
     def forget(self, key):
         self.recent.pop(key, None)
 
@@ -1531,7 +1536,7 @@ def load_history(row, now, gone):
 
 def load_fails(row, now, gone):
     jail, net, ages = row
-    return name_and_network(jail, net), sorted(now - moment(age, 0) - gone for age in ages[:1000000])
+    return name_and_network(jail, net), sorted(now - moment(age, 0) - gone for age in ages[:1000])
 
 
 def load_login(row, now, gone):
@@ -2446,6 +2451,7 @@ class Control:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.sock.bind(path)
         os.chmod(path, 0o600)
+        self.inode = os.stat(path).st_ino
         self.sock.listen(CLIENTS)
         self.sock.setblocking(False)
         self.listen()
@@ -2474,10 +2480,15 @@ class Control:
         if self.sock in self.loop.selector.get_map():
             self.loop.unwatch(self.sock)
         self.sock.close()
-        try:
+        if self.stands():
             os.unlink(self.path)
+
+    def stands(self):
+        """False if the socket's file has been removed, or is another daemon's."""
+        try:
+            return os.stat(self.path).st_ino == self.inode
         except OSError:
-            pass                                   # somebody was faster
+            return False
 
 
 class Client:
@@ -2652,7 +2663,7 @@ class Kernel:
     def fail(self, problem):
         """Nothing is lost: the tickets stay, and all of them are compared with the kernel next time."""
         self.busy, self.unsure = False, True
-        if problem != self.trouble:
+        if problem != self.trouble and (self.worked or not self.closing):
             self.log('%s: %s; trying again' % (self.firewall.name, problem))
         self.trouble = problem
         self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9)), self.again)
@@ -2669,7 +2680,7 @@ class Kernel:
 
     def close(self):
         """Leaves nothing of ours in the kernel."""
-        self.closing = self.unsure = True
+        self.closing, self.unsure, self.trouble = True, True, ''
         self.new, self.gone = {}, {}
         if self.retry:
             self.machine.loop.cancel(self.retry)
@@ -2677,7 +2688,7 @@ class Kernel:
 
     def closed(self):
         """True when nothing of ours is left, or never was."""
-        return self.idle() or bool(self.trouble) and not self.worked
+        return self.idle() or bool(self.trouble) and not self.worked and not self.busy
 
 
 def merge(commands):
@@ -2716,6 +2727,7 @@ class Daemon:
 
     # the start
     def start(self):
+        """Takes up what was left off: state, firewall, sources; Problem if that cannot be."""
         names = ', '.join(jail.name for jail in self.jails.watching())
         self.machine.log('banwatch %s: %s' % (VERSION, names or 'no jail'))
         if not self.dry_run:
@@ -2733,6 +2745,7 @@ class Daemon:
         if self.control:
             self.machine.log('%s: has gone; making it anew' % self.config['runtime'])
             self.control.close()
+            self.control = None
         self.machine.folder(self.config['runtime'])
         if not self.machine.lock(self.runtime('lock')):
             raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
@@ -2905,8 +2918,12 @@ class Daemon:
         for source in self.sources.values():
             source.check()
         self.set_sources()
-        if self.control and not self.machine.exists(self.control.path):
-            self.open_runtime()
+        if self.control and not self.control.stands():
+            try:
+                self.open_runtime()
+            except Problem as e:                   # somebody has started another one meanwhile
+                self.machine.log('giving way: %s' % e)
+                self.stop()
 
     # signals
     def signalled(self, number):
@@ -2941,21 +2958,22 @@ class Daemon:
         self.machine.log('reloaded %s' % config.name)
 
     def stop(self):
-        """Saves, takes our rules out of the kernel, and ends the loop when that is done."""
+        """Takes our rules out of the kernel, saves, and ends the loop when the rules have gone."""
         if self.ending:
             return
+        self.ending = True
+        for kernel in self.kernels:
+            kernel.close()
+        self.loop.after(STOP_SECONDS, self.give_up)
         for source in self.sources.values():
             self.part(source)
         self.sources = {}
         if not self.dry_run:
             self.save()
             self.keep()
+        if self.control:
             self.control.close()
             self.control = None
-        self.ending = True
-        for kernel in self.kernels:
-            kernel.close()
-        self.loop.after(STOP_SECONDS, self.give_up)
 
     def give_up(self):
         self.left_behind = [k.firewall.name for k in self.kernels + self.parting if not k.closed()]
@@ -3011,7 +3029,8 @@ class Daemon:
         for ticket in state.tickets:
             if ticket.until is None or ticket.until > now:
                 self.bans.put(ticket, now)
-        self.fails.recent.update((key, seen) for key, seen in state.fails.items() if seen)
+        for key, seen in state.fails.items():
+            self.fails.put(key, seen)
         for (jail, ip, user), until in state.logins.items():
             if jail in self.jails.by_name:
                 self.jails.by_name[jail].logins[ip, user] = until

@@ -677,6 +677,29 @@ def test_a_runtime_folder_that_has_gone_is_made_anew_within_a_minute(house):
     assert '192.0.2.7' in sock.recv(9999).decode()
 
 
+def test_a_daemon_whose_folder_was_taken_by_another_one_gives_way(house):
+    import shutil
+    shutil.rmtree(str(house.folder / 'run'))
+    other = banwatch.Daemon(FakeMachine(), house.conf())
+    other.start()
+    house.pass_time(60)
+    assert house.daemon.stopping and house.machine.said('giving way: another banwatch is running')
+    assert (house.folder / 'run' / 'control').exists()
+    other.stop()
+
+
+def test_restored_failures_are_bounded_too(house):
+    for n in range(20):
+        house.fail('10.0.0.%d' % n, 1)
+    house.pass_time(1)
+    house.crash()
+    house.text = '[banwatch2]\nfilter = sshd\n'
+    restart_conf = house.conf
+    house.conf = lambda: (lambda c: c.settings['banwatch'].update(maxtracked=(5, '5', 1)) or c)(restart_conf())
+    house.restart()
+    assert len(house.daemon.fails.recent) == 5
+
+
 def test_auto_looks_again_while_what_it_chose_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(banwatch, 'LOGS', (str(tmp_path / 'auth.log'), str(tmp_path / 'messages')))
     machine = FakeMachine()
