@@ -933,17 +933,21 @@ class Filter:
 
     def adopt(self, session, home, most):
         """How many of a connection's `most` new guesses its children have told already."""
-        waiting, found = self.children.pop(home, ()), 0
-        while waiting and found < most:
-            child = self.sessions.get(waiting.popleft())
-            if (child is not None and child is not session
-                    and child.ip == session.ip and len(child.lines) == 1):
+        waiting, found = self.children.get(home, ()), 0
+        for identity in list(waiting):
+            child = self.sessions.get(identity)
+            if found == most:
+                break
+            if child and child is not session and child.user not in (None, session.user):
+                continue                           # it asked for another user's password
+            waiting.remove(identity)
+            if child and child is not session and child.ip == session.ip and len(child.lines) == 1:
                 (kind, _), = child.lines.items()
                 session.lines[kind] = session.lines.get(kind, 0) + 1
                 child.lines, child.counted = {}, 0
                 found += 1
-        if waiting:
-            self.children[home] = waiting
+        if not waiting:
+            self.children.pop(home, None)
         return found
 
 
@@ -2304,15 +2308,19 @@ class Tail(Source):
         file.offset, file.cutter, file.age = 0, Cutter(), RECENT
         file.remember()
 
-    def find(self, path, offset, mark, head):
-        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset."""
-        beside = [p for p in glob.glob(glob.escape(path) + '*') if os.path.isfile(p)]
+    def find(self, path, offset, mark, head, known=None):
+        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset. A
+        file that nothing was read of is known by its inode alone."""
+        beside = set(glob.glob(glob.escape(path) + '*') + glob.glob(self.argument)
+                     + glob.glob(glob.escape(os.path.realpath(path)) + '*'))
+        beside = [p for p in beside if os.path.isfile(p)]
         for other in sorted(beside, key=os.path.getmtime, reverse=True)[:20]:      # the newest are enough
             fd = open_log(other)
-            if identity(os.fstat(fd)) not in self.files and mark[0] and same(fd, offset, mark, head):
-                file = Followed(fd, path, offset, self.machine.ticks(), OLD)
-                self.files[file.identity] = file
-                return file
+            this = identity(os.fstat(fd))
+            if this not in self.files and (
+                    same(fd, offset, mark, head) if mark[0] else list(this) == known):
+                self.files[this] = Followed(fd, path, offset, self.machine.ticks(), RECENT)
+                return self.files[this]
             os.close(fd)
         return None
 
@@ -2321,9 +2329,7 @@ class Tail(Source):
         for size, _ in (mark, head):
             if not 0 <= size <= min(2 * MARK, offset) or offset > 1 << 50:
                 raise ValueError('no position')
-        if self.find(path, offset, mark, head) is None and offset == 0 \
-                and list(identity(os.stat(path))) == known:
-            self.follow(path, 0, RECENT)           # it was empty, and is still the same file
+        self.find(path, offset, mark, head, known)
 
     def discover(self, age=None, near_end=False):
         """Opens files that have come; lets go of those that have gone. True if there are new ones."""
@@ -2477,7 +2483,7 @@ class Control:
     def close(self):
         for client in list(self.clients):
             client.close()
-        if self.sock in self.loop.selector.get_map():
+        if self.sock.fileno() >= 0 and self.sock in self.loop.selector.get_map():
             self.loop.unwatch(self.sock)
         self.sock.close()
         if self.stands():
@@ -2589,7 +2595,7 @@ class Kernel:
         self.retry = None            # timer
         self.amiss = ''              # what was mended last
         self.fresh = True            # nothing there yet: what is amiss is no news
-        self.worked = False          # has it ever?
+        self.worked = False          # has its program ever done what it was told?
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
 
     def take(self, firewall):
@@ -2650,6 +2656,7 @@ class Kernel:
             if problem:
                 self.fail(problem)
             else:
+                self.worked = True
                 self.run(commands[1:], then, list(shown) + [output])
         self.machine.run(commands[0], ended)
 
@@ -2657,7 +2664,7 @@ class Kernel:
         self.busy = False
         if self.trouble:
             self.log('%s: works again' % self.firewall.name)
-        self.trouble, self.attempts, self.worked = '', 0, True
+        self.trouble, self.attempts = '', 0
         self.answer()
 
     def fail(self, problem):
@@ -2681,7 +2688,7 @@ class Kernel:
     def close(self):
         """Leaves nothing of ours in the kernel."""
         self.closing, self.unsure, self.trouble = True, True, ''
-        self.new, self.gone = {}, {}
+        self.new, self.gone, self.attempts = {}, {}, 0
         if self.retry:
             self.machine.loop.cancel(self.retry)
             self.retry = None
@@ -2888,7 +2895,10 @@ class Daemon:
             self.unban(ticket, 'maxbans')
         for kernel in self.kernels + self.parting:
             kernel.settle()
-        self.parting = [kernel for kernel in self.parting if not kernel.closed()]
+        for kernel in [kernel for kernel in self.parting if kernel.closed()]:
+            self.parting.remove(kernel)
+            kernel.served += kernel.waiting
+            kernel.answer()
         if self.ending and all(kernel.closed() for kernel in self.kernels + self.parting):
             self.stopping = True
         self.set_timers(now)
@@ -2921,7 +2931,7 @@ class Daemon:
         if self.control and not self.control.stands():
             try:
                 self.open_runtime()
-            except Problem as e:                   # somebody has started another one meanwhile
+            except Problem as e:                   # another one runs meanwhile, or there is no place
                 self.machine.log('giving way: %s' % e)
                 self.stop()
 
@@ -3377,18 +3387,23 @@ def stop(conf, options, words):
 
 def tidy_up(machine, config):
     """Takes out the rules of a daemon that was killed; True if there were some."""
-    found = []
+    lock = os.path.join(config['runtime'], 'lock')
+    if os.path.exists(lock) and not machine.lock(lock):
+        raise Problem('a daemon is running, but does not answer; try: kill %s' % machine.read(lock).strip())
     kind = 'iptables' if config['firewall'] == 'auto' else config['firewall']
-    for firewall in make_firewalls(kind, config['chain'], {}) if machine.root() else ():
-        kernel = Kernel(firewall, machine, lambda kernel: [])
+    kernels = [Kernel(firewall, machine, lambda kernel: [])
+               for firewall in make_firewalls(kind, config['chain'], {}) if machine.root()]
+    pair = listen_to_signals(machine.loop, lambda number: machine.reap())
+    for kernel in kernels:
         kernel.close()
-        pair = listen_to_signals(machine.loop, lambda number: machine.reap())
         kernel.settle()
-        while kernel.busy:
-            machine.loop.wait(machine.loop.due())
-        found.append(kernel.removed)
-        deafen(machine.loop, pair)
-    return any(found)
+    while any(kernel.busy for kernel in kernels):
+        machine.loop.wait(machine.loop.due())
+    deafen(machine.loop, pair)
+    troubles = ['%s: %s' % (k.firewall.name, k.trouble) for k in kernels if k.trouble and k.worked]
+    if troubles:
+        raise Problem('no daemon is running, but it may have left rules behind: ' + '; '.join(troubles))
+    return any(kernel.removed for kernel in kernels)
 
 
 def log_blocks(name):

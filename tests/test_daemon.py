@@ -523,6 +523,32 @@ def test_a_firewall_that_fails_once_at_the_stop_is_tried_again(walled):
     assert '-X banwatch' in walled.programs.restores()[-1]
 
 
+def test_a_stop_after_many_failures_is_tried_again_soon(walled):
+    walled.programs.listing = '-A INPUT -j banwatch\n-N banwatch\n'
+    walled.programs.problem.update({'iptables': 'iptables: no', 'ip6tables': 'ip6tables: no'})
+    for _ in range(5):
+        walled.pass_time(60)
+    walled.daemon.stop()
+    walled.turn()
+    walled.programs.problem.clear()
+    walled.pass_time(2)
+    assert walled.daemon.stopping and not walled.daemon.left_behind
+
+
+def test_who_waits_for_a_firewall_that_is_parted_with_gets_an_answer(walled):
+    held, answers = [], []
+    walled.machine.run = lambda command, done, seconds=10: held.append(done)
+    walled.daemon.answer({'do': 'ban', 'networks': ['192.0.2.7'], 'seconds': 60}, answers.append)
+    walled.daemon.answer({'do': 'ban', 'networks': ['192.0.2.8'], 'seconds': 60}, answers.append)
+    walled.turn()
+    walled.firewall = 'none'
+    walled.ask('reload')
+    while held:
+        held.pop(0)('', '')
+        walled.turn()
+    assert [answer['banned'] for answer in answers] == [['192.0.2.7'], ['192.0.2.8']]
+
+
 def test_rules_that_could_not_be_taken_out_are_told(walled):
     walled.programs.problem['iptables'] = 'iptables: no'
     walled.daemon.stop()
@@ -687,6 +713,15 @@ def test_a_daemon_whose_folder_was_taken_by_another_one_gives_way(house):
     assert house.daemon.stopping and house.machine.said('giving way: another banwatch is running')
     assert (house.folder / 'run' / 'control').exists()
     other.stop()
+
+
+def test_a_daemon_that_finds_no_place_for_its_socket_can_be_stopped(house):
+    import shutil
+    shutil.rmtree(str(house.folder / 'run'))
+    (house.folder / 'run').write_text('a file')
+    house.pass_time(60)
+    assert house.machine.said('giving way: ') and house.daemon.stopping
+    assert not house.machine.said('bug')
 
 
 def test_restored_failures_are_bounded_too(house):

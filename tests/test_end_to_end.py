@@ -297,3 +297,15 @@ def test_stop_tidies_up_after_a_daemon_that_was_killed(network, daemon):
     done = guard.command('stop')
     assert done.returncode == 69 and 'rules that one had left behind have been taken out' in done.stderr
     assert firewall(network) == before
+
+
+@pytest.mark.slow
+def test_stop_leaves_the_rules_of_a_daemon_alone_that_runs_but_cannot_be_asked(network, daemon):
+    guard = daemon()
+    guard.command('ban', '198.51.100.7')
+    rules = firewall(network)
+    os.unlink(next(os.path.join(folder, 'control') for folder, _, files in os.walk(network.directory)
+                   if 'control' in files))
+    done = guard.command('stop')
+    assert done.returncode == 1 and 'a daemon is running, but does not answer; try: kill ' in done.stderr
+    assert firewall(network) == rules

@@ -315,3 +315,11 @@ def test_no_built_in_regex_is_slow_on_a_line_made_against_it(name, text):
                 made.prefregex.match(line)
                 best = min(best, time.perf_counter() - began)
             assert best < 0.05, (piece, lead, best)
+
+
+def test_a_child_that_asked_for_another_users_password_is_not_adopted():
+    pam = PAM.strip() + '  user=alice'
+    block = (lines(pam, tag='sshd[1002]') + lines('Invalid user nobody from 192.0.2.7 port 5', tag='sshd[1005]')
+             + lines(PAM, tag='sshd[1005]')
+             + lines('Failed password for alice from 192.0.2.7 port 5 ssh2', tag='sshd[1002]'))
+    assert total(block) == 2

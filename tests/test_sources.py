@@ -215,6 +215,90 @@ def test_copytruncate_with_a_wide_glob_reads_nothing_twice(tmp_path):
     assert again.new() == []
 
 
+def test_a_wide_glob_after_two_rotations_and_a_restart_reads_nothing_twice(tmp_path):
+    path = tmp_path / 'log'
+    append(path, 'first line')
+    reader = Reader(str(path) + '*').start()
+    reader.new()
+    os.rename(str(path), str(path) + '.1')
+    append(path, 'second line')
+    assert reader.new() == ['second line']
+    position = eval_json(reader.source.position())
+    reader.source.close()
+    os.rename(str(path) + '.1', str(path) + '.2')
+    os.rename(str(path), str(path) + '.1')
+    append(path, 'third line')
+    assert Reader(str(path) + '*').start(position).new() == ['third line']
+
+
+def test_a_log_that_is_a_symlink_is_rotated_where_it_points_to(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    real, link = tmp_path / 'sub' / 'real', tmp_path / 'link'
+    append(real, 'old')
+    link.symlink_to(real)
+    reader = Reader(str(link)).start()
+    reader.new()
+    append(real, 'unread')
+    shutil.copy(str(real), str(real) + '.1')
+    real.write_text('fresh\n')
+    assert reader.new() == ['unread', 'fresh']
+    position = eval_json(reader.source.position())
+    reader.source.close()
+    append(real, 'rest')
+    os.rename(str(real), str(real) + '.2')
+    append(real, 'new')
+    assert Reader(str(link)).start(position).new() == ['rest', 'new']
+
+
+def test_a_file_that_was_empty_at_the_stop_and_renamed_since_is_read(tmp_path):
+    path = tmp_path / 'log'
+    path.write_text('')
+    reader = Reader(str(path)).start()
+    position = eval_json(reader.source.position())
+    reader.source.close()
+    append(path, 'rest')
+    os.rename(str(path), str(path) + '.1')
+    append(path, 'new')
+    assert Reader(str(path)).start(position).new() == ['rest', 'new']
+
+
+def test_any_sequence_of_appends_rotations_and_restarts_reads_each_line_once(tmp_path):
+    """Numbered lines; renames and copytruncates with shifting; the model knows every line that was written."""
+    import random
+    seed = random.randrange(10 ** 6)
+    print('seed', seed)
+    rng = random.Random(seed)
+    path = tmp_path / 'log'
+    append(path, 'line number 0')
+    reader, n, got = Reader(str(path)).start(), 0, []
+    got += reader.new()
+
+    def shift():
+        for k in range(6, 0, -1):
+            if os.path.exists('%s.%d' % (path, k)):
+                os.rename('%s.%d' % (path, k), '%s.%d' % (path, k + 1))
+    for _ in range(300):
+        for _ in range(rng.randrange(4)):
+            n += 1
+            append(path, 'line number %d' % n)
+        act = rng.randrange(6)
+        if act == 0:
+            shift()
+            os.rename(str(path), str(path) + '.1')
+        elif act == 1:
+            shift()
+            shutil.copy(str(path), str(path) + '.1')
+            os.truncate(str(path), 0)
+        elif act == 2:
+            position = eval_json(reader.source.position())
+            reader.source.close()
+            reader = Reader(str(path)).start(position)
+        n += 1
+        append(path, 'line number %d' % n)         # so that no file is left empty
+        got += reader.new()
+    assert sorted(got, key=lambda line: int(line.split()[-1])) == ['line number %d' % k for k in range(n + 1)], seed
+
+
 def test_the_same_content_under_a_new_inode_while_we_were_down_is_not_read_twice(tail, log):
     append(log, *['line number %d' % n for n in range(20)])
     tail.new()
