@@ -362,8 +362,8 @@ Option = collections.namedtuple('Option', 'section name read default help')
 # section 'banwatch': once for the program; 'DEFAULT': for every jail, where it may be set anew
 OPTIONS = [Option(*row) for row in (
     ('banwatch', 'source', sources, 'auto',
-     'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | udp:ADDR:PORT |\n'
-     'exec:/PROGRAM ARGS | - (standard input). One a line, several allowed.'),
+     'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM ARGS |\n'
+     'udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a line, several allowed.'),
     ('banwatch', 'firewall', choice('auto', 'iptables', 'none'), 'auto',
      'auto | iptables | none. `none` counts and reports but bans nobody.'),
     ('banwatch', 'chain', some_of('INPUT', 'FORWARD'), 'INPUT FORWARD',
@@ -419,6 +419,8 @@ ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
 # the jails that are on without being written down, and what they do not take from [DEFAULT]
 JAILS = {'dropbear': {}, 'sshd': {}, 'luci': {'port': 'http,https', 'ignorelogin': '0'}}
+NOTES = {'luci': '; LuCI logs whatever its client sends, line breaks too. So this jail closes the web\'s ports\n'
+                 '; only, and a login that it reports forgives nobody.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
@@ -569,6 +571,7 @@ def config_text(config):
     for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS]:
         said = dict({'enabled': 'true'}, **JAILS.get(name, {}))
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
+        out += [NOTES[name]] if name in NOTES else []
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
     return '\n'.join(out)
 

@@ -936,12 +936,12 @@ def test_dry_run_touches_nothing(tmp_path):
 def test_a_flood_of_junk_neither_bans_nor_breaks(house):
     junk = [b'x' * 1000000 + b'\n', os.urandom(100000).replace(b'\n', b'') + b'\n', b'\x1b[2J\r' * 1000 + b'\n',
             b'\0' * 5000 + b'\n', b"dropbear[1]: Bad password attempt for 'root' from 999.1.2.3:5\n" * 9,
-            b"x dropbear[1]: Bad password attempt for 'root' from 192.0.2.9:5\n" * 9]
+            b"junk x dropbear[1]: Bad password attempt for 'root' from 192.0.2.9:5\n" * 9]
     source = house.daemon.sources['fifo:' + house.fifo]
     for block in junk:
         source.hand_over(block)
     house.turn()
-    assert house.banned() == ['192.0.2.9'] or house.banned() == []
+    assert house.banned() == []
     assert not house.machine.said('bug')
     house.fail('192.0.2.7', 3)
     assert '192.0.2.7' in house.banned()
