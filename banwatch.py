@@ -299,8 +299,8 @@ def ports(text):
     bad = [word for word, port in zip(words, found) if not port_range(port)]
     if bad:
         raise ValueError('%s: no port (try 22, ssh, 8000:8080)' % quoted(' '.join(bad)))
-    if sum(1 + (':' in port) for port in found) > 15:
-        raise ValueError('names over 15 ports, more than one rule can hold (a range counts two)')
+    if len(found) > 15:
+        raise ValueError('names over 15 ports (each is a rule of its own)')
     return ','.join(found)
 
 
@@ -1408,11 +1408,12 @@ class IPTables:
 
 
 def door_matches(options):
-    """What stands in front of DROP in a jail's rules: one match per protocol, or [''] for all packets."""
+    """What stands in front of DROP in a jail's rules: a match per protocol and port, or [''] for all
+    packets. Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
     if not options['port']:
         return ['']
-    return [' -p %s -m multiport --dports %s' % (protocol, options['port'])
-            for protocol in options['protocol']]
+    return [' -p %s -m %s --dport %s' % (protocol, protocol, port)
+            for protocol in options['protocol'] for port in options['port'].split(',')]
 
 
 def make_firewalls(kind, hooks, jails):

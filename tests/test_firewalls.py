@@ -22,10 +22,10 @@ def doors(**options):
 
 # --- pure
 
-def test_ports_become_one_match_per_protocol():
+def test_each_port_and_protocol_is_a_match_of_its_own():
     assert doors() == ['']
-    assert doors(port='ssh,8000:8080') == [' -p tcp -m multiport --dports 22,8000:8080']
-    assert doors(port='53', protocol='tcp udp') == [' -p tcp -m multiport --dports 53', ' -p udp -m multiport --dports 53']
+    assert doors(port='ssh,8000:8080') == [' -p tcp -m tcp --dport 22', ' -p tcp -m tcp --dport 8000:8080']
+    assert doors(port='53', protocol='tcp udp') == [' -p tcp -m tcp --dport 53', ' -p udp -m udp --dport 53']
 
 
 def test_a_packet_meets_some_tens_of_rules_at_a_thousand_bans():
@@ -219,7 +219,9 @@ def test_ports_narrow_the_rule_to_them(wall):
     wall.mend()
     assert wall.mend() == ''
     rules = [line for line in wall.save() if line.endswith('DROP') and 'banwatch' in line]
-    assert len(rules) == 2 and all('--dports 22,8000:8080' in rule for rule in rules)
+    assert sorted(rule.split(' -p ')[1] for rule in rules) == [
+        '%s -m %s --dport %s -j DROP' % (protocol, protocol, port)
+        for protocol in ('tcp', 'udp') for port in ('22', '8000:8080')]
 
 
 def test_a_network_banned_by_two_jails_has_one_rule_and_keeps_it_until_both_are_over(wall):
