@@ -1723,6 +1723,7 @@ class Machine:
     def __init__(self):
         self.loop = Loop(self.ticks, self.log)
         self.programs = set()
+        self.outward = set()         # interfaces that a default route goes through, or did
         self.written = 0             # bytes of state files, for `status`
 
     # clocks and chance
@@ -1891,12 +1892,13 @@ class Machine:
         """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are unknown."""
         found = [(text, 'a resolver') for text in self.resolvers()]
         addresses, gateways, outward = read_netlink()
+        self.outward = outward or self.outward     # while the line is down, its network is no LAN
         found += [(text, 'a gateway') for text in gateways]
         for ip, peer, bits, index in addresses:
             name = interface(index)
             found += [(ip, 'this machine, %s' % name)]
             found += [(peer, 'the other end of %s' % name)] * (peer != ip)
-            if index not in outward:
+            if index not in self.outward:
                 what = 'this machine' if name == 'lo' else 'the LAN, %s' % name
                 found += [('%s/%d' % (peer, bits), what)]
         rows = {}

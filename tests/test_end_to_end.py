@@ -1,14 +1,17 @@
 """The real thing: attackers with real ssh clients, real dropbear and sshd, a real syslog daemon, the real firewall."""
+import ast
 import contextlib
 import os
 import re
 import socket
+import sys
 
 import pytest
 
 from conftest import need
 from network import PASSWORDS, poll
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUTER = {4: '203.0.113.1', 6: '2001:db8:1::1'}
 ATTACKER = {4: '198.51.100.7', 6: '2001:db8:bad::7'}
 BOTH = pytest.mark.parametrize('version', [4, pytest.param(6, marks=pytest.mark.slow)], ids=['IPv4', 'IPv6'])
@@ -309,3 +312,17 @@ def test_stop_leaves_the_rules_of_a_daemon_alone_that_runs_but_cannot_be_asked(n
     done = guard.command('stop')
     assert done.returncode == 1 and 'a daemon is running, but does not answer; try: kill ' in done.stderr
     assert firewall(network) == rules
+
+
+def test_what_is_never_banned_is_read_from_the_kernel(network):
+    """This machine, its LAN, gateways; while the default route is away, its network does not become a LAN."""
+    script = ('import sys; sys.path.insert(0, %r); import banwatch, subprocess\n'
+              'machine = banwatch.Machine()\n'
+              'for words in ([], ["ip", "route", "del", "default"], ["ip", "-6", "route", "del", "default"]):\n'
+              '    words and subprocess.run(words, check=True)\n'
+              '    print(sorted(row.why for row in machine.networks()))' % ROOT)
+    first, _, last = [ast.literal_eval(line) for line in network.router.output([sys.executable, '-c', script]).splitlines()]
+    for why in ('203.0.113.1 (this machine, wan)', '192.168.1.1 (this machine, lan)', '192.168.1.0/24 (the LAN, lan)',
+                '2001:db8:2::/64 (the LAN, lan)', '203.0.113.254 (a gateway)', '2001:db8:1::fe (a gateway)'):
+        assert why in first, first
+    assert not [why for why in first + last if why.startswith(('203.0.113.0/24', '2001:db8:1::/64'))]
