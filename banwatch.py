@@ -1355,11 +1355,10 @@ class IPTables:
         chains, hooks = self.listing(shown[0])
         wanted, amiss, rows = self.rules(tickets), [], []
         for hook, there in hooks.items():
-            jump = '-A %s -j %s' % (hook, self.CHAIN)
-            wrong = self.misplaced(there, jump, hook in self.hooks)
+            wrong = self.misplaced(there, self.jump(hook), hook in self.hooks)
             if wrong:
                 amiss.append('%s rule %s' % (hook, wrong))
-                rows += ['-D' + jump[2:]] * there.count(jump)
+                rows += self.unhook(hook, there)
                 rows += ['-I %s 1 -j %s' % (hook, self.CHAIN)] * (hook in self.hooks)
         if {name: sorted(have) for name, have in chains.items()} != {
                 name: sorted(want) for name, want in wanted.items()}:
@@ -1369,6 +1368,13 @@ class IPTables:
         if not amiss:
             return '', []
         return ', '.join(amiss), self.restore(self.fill(wanted, set(chains) - set(wanted)) + rows)
+
+    def jump(self, hook):
+        return '-A %s -j %s' % (hook, self.CHAIN)
+
+    def unhook(self, hook, there):
+        """Rows that delete our jump from a hook, as often as it stands there."""
+        return ['-D %s -j %s' % (hook, self.CHAIN)] * there.count(self.jump(hook))
 
     @staticmethod
     def misplaced(there, jump, wanted):
@@ -1401,8 +1407,7 @@ class IPTables:
         chains, hooks = self.listing(shown[0])
         rows = [':%s - [0:0]' % name for name in sorted(chains)]
         for hook, there in hooks.items():
-            jump = '-A %s -j %s' % (hook, self.CHAIN)
-            rows += ['-D' + jump[2:]] * there.count(jump)
+            rows += self.unhook(hook, there)
         rows += ['-X %s' % name for name in sorted(chains)]
         return self.restore(rows) if rows else []
 
@@ -1417,10 +1422,11 @@ def door_matches(options):
 
 
 def make_firewalls(kind, hooks, jails):
-    """The firewalls of one kind: one per family, or one for both."""
+    """The firewalls that `firewall =` names: one per family, or one for both."""
     doors = {name: door_matches(jail.options) for name, jail in jails.items()}
-    return {'iptables': lambda: [IPTables(4, hooks, doors), IPTables(6, hooks, doors)],
-            'none': lambda: [Null()]}[kind]()
+    if kind == 'none':
+        return [Null()]
+    return [IPTables(4, hooks, doors), IPTables(6, hooks, doors)]
 
 
 # ---- State ---------------------------------------------------------------------------------
@@ -1585,7 +1591,11 @@ class Loop:
         self.selector.register(fd, events, handler)
 
     def unwatch(self, fd):
-        self.selector.unregister(fd)
+        """Forgets an fd, also one that is not watched (any more)."""
+        try:
+            self.selector.unregister(fd)
+        except (KeyError, ValueError):
+            pass
 
     def at(self, when, function):
         """A timer that calls `function` once, for `cancel`."""
@@ -1723,6 +1733,7 @@ class Machine:
     def __init__(self):
         self.loop = Loop(self.ticks, self.log)
         self.programs = set()
+        self.lock_fd = None
         self.outward = set()         # interfaces that a default route goes through, or did
         self.written = 0             # bytes of state files, for `status`
 
@@ -1823,7 +1834,7 @@ class Machine:
 
     def lock(self, path):
         """True if no other process holds this lock; it is held until we end."""
-        if getattr(self, 'lock_fd', None) is not None:
+        if self.lock_fd is not None:
             os.close(self.lock_fd)
         self.lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -2130,10 +2141,7 @@ class Pipe(Source):
 
     def shut(self):
         if self.fd is not None:
-            try:
-                self.loop.unwatch(self.fd)
-            except KeyError:
-                pass
+            self.loop.unwatch(self.fd)
             os.close(self.fd)
             self.fd = None
 
@@ -2213,8 +2221,7 @@ class Datagrams(Source):
 
     def shut(self):
         if self.sock is not None:
-            if self.sock in self.loop.selector.get_map():
-                self.loop.unwatch(self.sock)
+            self.loop.unwatch(self.sock)
             self.sock.close()
             self.sock = None
 
@@ -2390,7 +2397,7 @@ class Tail(Source):
         return [file.position() for file in self.files.values()]
 
     def shut(self):
-        for file in getattr(self, 'files', {}).values():
+        for file in self.files.values():
             os.close(file.fd)
         self.files = {}
 
@@ -2489,8 +2496,7 @@ class Control:
     def close(self):
         for client in list(self.clients):
             client.close()
-        if self.sock.fileno() >= 0 and self.sock in self.loop.selector.get_map():
-            self.loop.unwatch(self.sock)
+        self.loop.unwatch(self.sock)
         self.sock.close()
         if self.stands():
             os.unlink(self.path)
@@ -2780,8 +2786,7 @@ class Daemon:
         return min([room] + [f.capacity for f in self.firewalls({}) if f.capacity])
 
     def firewalls(self, jails):
-        kind = self.config['firewall']
-        kind = 'none' if self.dry_run else 'iptables' if kind == 'auto' else kind
+        kind = 'none' if self.dry_run else self.config['firewall']
         return make_firewalls(kind, self.config['chain'], jails)
 
     def set_firewall(self):
@@ -3396,9 +3401,8 @@ def tidy_up(machine, config):
     lock = os.path.join(config['runtime'], 'lock')
     if os.path.exists(lock) and not machine.lock(lock):
         raise Problem('a daemon is running, but does not answer; try: kill %s' % machine.read(lock).strip())
-    kind = 'iptables' if config['firewall'] == 'auto' else config['firewall']
-    kernels = [Kernel(firewall, machine, lambda kernel: [])
-               for firewall in make_firewalls(kind, config['chain'], {}) if machine.root()]
+    kernels = [Kernel(firewall, machine, lambda kernel: []) for firewall in
+               make_firewalls(config['firewall'], config['chain'], {}) if machine.root()]
     pair = listen_to_signals(machine.loop, lambda number: machine.reap())
     for kernel in kernels:
         kernel.close()
@@ -3515,7 +3519,7 @@ COMMANDS = {
     'banned': Verb('[JAIL] [--json]', ['json'], 0, 1, 'who is banned, since when, until when', banned),
     'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
                 'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban),
-    'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY, 
+    'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
                   'lift the bans that touch these and forget their failures (not how often they were '
                   'banned)', unban),
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
