@@ -29,6 +29,7 @@ Two doors: every new ban goes through Daemon.ban, every release through Daemon.u
 
 import binascii
 import bisect
+import calendar
 import collections
 import errno
 import fcntl
@@ -230,6 +231,14 @@ def count_or_auto(text):
     return None if text == 'auto' else count(text)
 
 
+def optional_count(text):
+    return count(text) if text else None
+
+
+def count_or_none(text):
+    return count(text) if text else None
+
+
 def number(text):
     if not re.match(r'\d{1,9}(\.\d{1,9})?$', text):
         raise ValueError('is not a number (try 1, 2.5)')
@@ -384,15 +393,25 @@ OPTIONS = [Option(*row) for row in (
     ('banwatch', 'dbpurgeage', length, '30d',
      'How long after its last ban an address is remembered, and banned longer next time.'),
     ('DEFAULT', 'enabled', flag, 'true', 'false switches a jail off.'),
-    ('DEFAULT', 'filter', str, '', 'The filter of a jail. Empty: the one that is named like the jail.'),
-    ('DEFAULT', 'failregex', paragraphs, '',
-     'Your own regexes, one a line, in fail2ban\'s language, instead of the filter\'s.'),
+    ('DEFAULT', 'filter', str, '',
+     'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the jail.\n'
+     'Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the built-in ones, in\n'
+     '/etc/fail2ban/filter.d (fail2ban\'s files work as they are).'),
+    ('DEFAULT', 'mode', str, '', 'How strict its filter is, if it knows modes: sshd has normal, ddos, extra, aggressive.'),
+    ('DEFAULT', 'failregex', lines, '',
+     'Your own regexes, one a line, in fail2ban\'s language; without a `filter` they see the whole\n'
+     'line but its date.'),
+    ('DEFAULT', 'prefregex', str, '', 'A line must match this first; <F-CONTENT> in it is what the others see.'),
+    ('DEFAULT', 'maxlines', count_or_none, '', 'How many lines a regex with <SKIPLINES> may span.'),
+    ('DEFAULT', 'datepattern', str, '', 'How lines are dated, if in none of the usual ways.'),
     ('DEFAULT', 'ignoreregex', lines, '', 'Lines that match one of these are never failures.'),
     ('DEFAULT', 'source', sources, '',
      'A log for this jail alone (also called logpath). Empty: those of [banwatch].'),
     ('DEFAULT', 'port', ports, '',
      'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them.'),
     ('DEFAULT', 'protocol', some_of('tcp', 'udp'), 'tcp', 'tcp, udp or both; matters only with `port`.'),
+    ('DEFAULT', 'forward', flag, 'true',
+     'Its bans also stop what the router forwards, if `chain` has FORWARD; false: to the router only.'),
     ('DEFAULT', 'maxretry', count, '5', 'This many failures ...'),
     ('DEFAULT', 'findtime', length, '10m', '... within this time are a ban ...'),
     ('DEFAULT', 'bantime', ban_seconds, '10m', '... of this length, -1 for ever.'),
@@ -417,10 +436,25 @@ OPTIONS = [Option(*row) for row in (
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
-# the jails that are on without being written down, and what they do not take from [DEFAULT]
-JAILS = {'dropbear': {}, 'sshd': {}, 'luci': {'port': 'http,https', 'ignorelogin': '0'}}
-NOTES = {'luci': '; LuCI logs whatever its client sends, line breaks too. So this jail closes the web\'s ports\n'
-                 '; only, and a login that it reports forgives nobody.'}
+# the jails that need not be written down, and what they do not take from [DEFAULT]
+OFF = {'enabled': 'false'}
+JAILS = {
+    'dropbear': {}, 'sshd': {}, 'luci': {'port': 'http,https', 'ignorelogin': '0'},
+    'vsftpd': OFF, 'proftpd': OFF, 'pure-ftpd': OFF, 'openvpn': OFF,
+    'asterisk': dict(OFF, port='5060,5061,4569,5038', protocol='tcp udp'),
+    'nginx-http-auth': dict(OFF, port='http,https', ignorelogin='0'),
+    'lighttpd-auth': dict(OFF, port='http,https', ignorelogin='0'),
+    'postfix': OFF, 'dovecot': OFF, 'exim': OFF,
+    'recidive': dict(OFF, maxretry='5', findtime='1d', bantime='1w'),
+    'kernel-scan': dict(OFF, maxretry='15', forward='false')}
+NOTES = {
+    'luci': '; LuCI logs whatever its client sends, line breaks too. So this jail closes the web\'s ports\n'
+            '; only, and a login that it reports forgives nobody. (So do the logs of nginx and lighttpd.)',
+    'vsftpd': '; Filters for other daemons: enable what you run, and say where it logs if that is not syslog.',
+    'recidive': '; Who has been banned by the other jails so often is banned for longer, from everything.',
+    'kernel-scan': '; Counts different ports in the lines that the router\'s own firewall logs for packets it drops\n'
+                   '; (OpenWrt: `option log 1` for the zone). Anybody can forge a packet\'s sender: think twice. So\n'
+                   '; its bans never touch what is forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
@@ -445,7 +479,7 @@ class Config:
         row = ROWS['banwatch' if section == 'banwatch' else 'DEFAULT', option]
         if option in self.settings.get(section, ()):
             return self.settings[section][option][0]
-        if option in JAILS.get(section, ()):
+        if option in JAILS.get(section, ()) and not (option == 'enabled' and section in self.settings):
             return row.read(JAILS[section][option])
         if option in self.settings.get('DEFAULT', ()):
             return self.settings['DEFAULT'][option][0]
@@ -569,7 +603,7 @@ def config_text(config):
         out.append('')
     out.append('; A jail. Without a `filter` of its own it takes the one that is named like it.')
     for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS]:
-        said = dict({'enabled': 'true'}, **JAILS.get(name, {}))
+        said = dict(JAILS.get(name, {}), enabled='true' if config.get(name, 'enabled') else 'false')
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
         out += [NOTES[name]] if name in NOTES else []
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
@@ -581,7 +615,7 @@ def setting_text(key, text):
 
 
 # ---- Lines ---------------------------------------------------------------------------------
-# Owns: nothing. Knows the forms in which log daemons write a line, and takes one apart:
+# Owns: nothing. Knows the forms in which log daemons write a line, and how dates are written:
 #     Thu Nov 20 12:27:01 2026 authpriv.warn dropbear[123]: text      OpenWrt's logread (-t too)
 #     Nov 20 12:27:01 host prog[1]: text, Nov 20 12:27:01 prog[1]: text    RFC 3164, busybox -S
 #     Nov 20 12:27:01 host authpriv.warn prog[1]: text                busybox syslogd
@@ -589,55 +623,101 @@ def setting_text(key, text):
 #     <86>Nov 20 12:27:01 host prog[1]: text                          datagrams
 #     <86>1 2026-11-20T12:27:01Z host prog 1 - [x y="z"] text         RFC 5424
 #     1795179705.484 prog[1]: text;  prog[1]: text;  text             epoch; no date; nothing
-# Always true: all of it works on bytes, and a line's program is never taken from its message.
+#     [2026-11-20 12:27:01] text, 2026/11/20 12:27:01: text           a daemon's own file
+# Always true: a line's program is never taken from its message.
 
 Line = collections.namedtuple('Line', 'date host program pid times message')
 
-DATE = (br'(?:[A-Z][a-z]{2} )?[A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?= ))?'
-        br'|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
-        br'|\d{10}(?:\.\d+)?')
 LEVEL = br'(?:[a-z]+\d?|<unknown>)\.[a-z]+ '
-TAG = br'(?P<program>[^\s:\[\]]*)(?:\[(?P<pid>\d+)\])?:(?: |$)'
-LOGREAD = re.compile(br'(?P<date>[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4})(?P<host>)'
-                     br'(?: \[\d+\.\d+\])? ' + LEVEL + TAG)
-RFC5424 = re.compile(br'<\d{1,3}>1 (?P<date>\S+) (?P<host>\S+) (?P<program>\S+) (?P<pid>\S+) \S+ '
-                     br'(?:-|(?:\[[^\]"]*(?:"(?:[^"\\]|\\.)*"[^\]"]*)*\])+) ?(?:\xef\xbb\xbf)?')
-HEAD = re.compile(br'(?:<(?P<pri>\d{1,3})>)?(?:(?P<date>' + DATE + br') )?')
-REST = re.compile(br'(?:(?!' + LEVEL + br')(?P<host>[^\s:\[\]]+) )?(?:' + LEVEL + br')?' + TAG)
-PREFIXED = re.compile(br'(?P<program>[^\s:\[\]]+)\[(?P<pid>\d+)\]: ')
-REPEATED = re.compile(br'message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', re.S)
-AUTH = (b'4', b'10')                               # facilities auth and authpriv, as PRI >> 3
+HOST = br'[^\s:\[\]]+'
+UNIX_DATE = br'[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d'
+ISO_DATE = br'\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
+ANY_DATE = (br'[A-Z][a-z]{2} (?:[A-Z][a-z]{2} )?[ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?=[\]: ]))?'
+            br'|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?|\d{10}(?:\.\d+)?')
+# What stands before a tag: one way for each of the three forms that logs are full of, so that a regex
+# over a block need not try the others, and one for all the rest. <PRI> of the facilities auth and
+# authpriv lets logd's `log_prefix` pass, and only there, where a login may be logged.
+HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST + br') (?:' + LEVEL + br')?)?'
+        br'|(?P<date2>[A-Z][a-z]{2} ' + UNIX_DATE + br' \d{4}) (?:\[ *\d+\.\d+\] )?' + LEVEL +
+        br'|(?P<date3>' + ISO_DATE + br') (?:(?P<host3>' + HOST + br') (?:' + LEVEL + br')?)?'
+        br'|(?!' + UNIX_DATE + br' |' + ISO_DATE + br' )'
+        br'(?:<(?:(?P<auth>3[2-9]|8[0-7])|\d{1,3})>)?(?:\[?(?P<date4>' + ANY_DATE + br')\]?:? )?'
+        br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
+        br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
+BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        # of a daemon's own file
+DATE_GROUPS, HOST_GROUPS = ('date', 'date2', 'date3', 'date4', 'date5'), ('host', 'host3', 'host4')
+TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
+REPEATED = br'(?:message repeated (?P<times>\d{1,9}) times: \[ ?)?'
 MOST_TIMES = 100                                   # what one `message repeated` may count at most
+LINE = re.compile(b'(?:' + HEAD + TAG % br'(?P<program>[^\s:\[\]]*)' + b'|' + BARE + b')' + REPEATED
+                  + br'(?P<message>(?(times).*?(?= ?\]\r*\Z)|.*))', re.S)
+AGAIN = re.compile(HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<times>\d{1,9}) times?')
+RFC5424 = re.compile(br'\n<\d{1,3}>1 (\S+) (\S+) (\S+) (\S+) \S+ '
+                     br'(?:-|(?:\[[^\]"\n]*(?:"(?:[^"\\\n]|\\.)*"[^\]"\n]*)*\])+) ?(?:\xef\xbb\xbf)?')
+LONG = re.compile(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
 
 
 def read_line(line):
     """The Line in `line` (bytes, no newline); program None if it has no tag at all."""
-    m, pri = RFC5424.match(line) or LOGREAD.match(line), None
-    if m:
-        date, host, program, pid = m.group('date', 'host', 'program', 'pid')
-        program, pid = (None if field == b'-' else field for field in (program, pid))  # NILVALUE
-    else:
-        head = HEAD.match(line)
-        pri, date = head.group('pri', 'date')
-        m = REST.match(line, head.end())
-        if m is None:
-            return Line(date, b'', None, None, 1, line[head.end():])
-        host, program, pid = m.group('host', 'program', 'pid')
-    message = line[m.end():]
-    if pri and not pid and b'%d' % (int(pri) >> 3) in AUTH:
-        inner = PREFIXED.match(message)            # logd's `log_prefix`; only where a login may be logged
-        if inner:
-            program, pid, message = inner.group(1), inner.group(2), message[inner.end():]
-    if message.startswith(b'message repeated '):
-        m = REPEATED.match(message)
-        if m:
-            return Line(date, host, program, pid, min(int(m.group(1)), MOST_TIMES), m.group(2))
-    return Line(date, host, program, pid, 1, message)
+    m = LINE.match(tidy(line + b'\n')[1:-1])
+    program, pid, times, message = m.group('program', 'pid', 'times', 'message')
+    return Line(first(m, DATE_GROUPS), first(m, HOST_GROUPS), program, pid,
+                min(int(times or 1), MOST_TIMES), message)
+
+
+def first(m, names):
+    """The first of these groups that a match has; None if it has none of them."""
+    return next((m[name] for name in names if m[name] is not None), None)
+
+
+def tidy(block, before=b''):
+    """A block of whole lines with a newline in front and its rare forms written as plain ones: a line
+    over PLAIN_LINE is cut, with a mark so that it never ends like a whole one; RFC 5424 becomes RFC
+    3164; `last message repeated 3 times` is said of the line itself, which may be the one `before`."""
+    block = b'\n' + block
+    if has_long(block):
+        block = LONG.sub(br'\1 [cut]', block)
+    if b'>1 ' in block:
+        block = RFC5424.sub(plain_head, block)
+    if b'last message repeated ' in block:
+        lines = block.split(b'\n')
+        for n, line in enumerate(lines):
+            m = AGAIN.fullmatch(line.rstrip(b'\r'))
+            if m:
+                lines[n] = repeated(before, m.group('times'))
+            elif line:
+                before = line
+        block = b'\n'.join(lines)
+    return block
+
+
+def has_long(block):
+    """True if a line is over PLAIN_LINE."""
+    at = 0
+    while at >= 0 and len(block) - at > PLAIN_LINE:
+        at = block.rfind(b'\n', at + 1, at + PLAIN_LINE + 2)
+    return at < 0
+
+
+def plain_head(m):
+    """RFC 5424's header as one of RFC 3164; '-' stands for a field that is not known."""
+    date, host, program, pid = m.groups()
+    return b'\n%s%s %s%s: ' % (b'' if date == b'-' else date + b' ', host.replace(b':', b'.'),
+                                 program, b'[%s]' % pid if pid.isdigit() else b'')
+
+
+def repeated(line, times):
+    """A line that says of `line` that it came so many times more."""
+    m = LINE.match(line.rstrip(b'\r'))
+    return b'%smessage repeated %s times: [ %s ]' % (
+        line[:m.start('times' if m.group('times') else 'message')].replace(b'message repeated ', b''),
+        times, m.group('message'))
 
 
 MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
-ISO = re.compile(r'(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?(Z| ?[+-]\d\d:?\d\d)?$')
+ISO = re.compile(r'(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?(Z| ?[+-]\d\d:?\d\d)?$')
 CTIME = re.compile(r'(?:\w{3} )?(\w{3}) ([ \d]?\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\d{4}))?$')
+OFFSETS = {b'%d:%02d' % divmod(second, 60): second for second in range(600)}
 
 
 @functools.lru_cache(maxsize=256)
@@ -664,43 +744,274 @@ def date_time(date, today):
         return None
 
 
+class Calendar:
+    """Reads many dates: the same as date_time, but once for ten minutes of log. (The clocks of this
+    world are put forward and back at full quarters of an hour.)"""
+
+    def __init__(self, today):
+        self.today = today
+        self.starts = {}             # a date without its last four characters -> its time at 0:00 there
+
+    def __call__(self, date):
+        try:
+            return self.starts[date[:-4]] + OFFSETS[date[-4:]]
+        except KeyError:
+            when = date_time(date, self.today)
+            if when is not None and date[-4:] in OFFSETS:
+                if len(self.starts) > 1000:
+                    self.starts.clear()
+                self.starts[date[:-4]] = when - OFFSETS[date[-4:]]
+            return when
+
+
 def iso_time(m):
     fields = tuple(int(part) for part in m.groups()[:6])
     fraction, zone = float((m.group(7) or '0').replace(',', '.')), m.group(8)
     if not zone:
         return time.mktime(fields + (0, 0, -1)) + fraction
-    import calendar
-    digits = zone.strip(' Z').replace(':', '')
-    offset = int(digits[1:3]) * 3600 + int(digits[3:]) * 60 if digits else 0
-    offset = -offset if digits[:1] == '-' else offset
-    return calendar.timegm(fields + (0, 0, 0)) - offset + fraction
+    return calendar.timegm(fields + (0, 0, 0)) - zone_seconds(zone) + fraction
+
+
+def zone_seconds(zone):
+    """Seconds east of Greenwich of 'Z', '+0100', '-07:30', 'CET', 'UTC+2'."""
+    m = re.match(r'\s*([A-Za-z]*)(?:([+-])(\d\d?):?(\d\d)?)?$', zone)
+    seconds = ZONES[m.group(1).upper()] * 3600
+    if m.group(2):
+        offset = int(m.group(3)) * 3600 + int(m.group(4) or 0) * 60
+        seconds += -offset if m.group(2) == '-' else offset
+    return seconds
+
+
+# hours east of Greenwich; an abbreviation means what most of its users mean
+ZONES = {'': 0, 'Z': 0, 'UTC': 0, 'GMT': 0, 'UT': 0, 'WET': 0}
+for hours, names in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
+                     (-4, 'AST EDT CLT BOT'), (-3, 'ART BRT ADT CLST UYT'), (-3.5, 'NST'), (-2.5, 'NDT'), (-2, 'BRST'), (-1, 'CVT AZOT'),
+                     (1, 'CET WAT WEST BST DFT'), (2, 'CEST EET CAT SAST'), (3, 'EEST MSK EAT IDT'), (3.5, 'IRST'), (4, 'GST AZT SAMT'),
+                     (4.5, 'AFT IRDT'), (5, 'PKT UZT YEKT MAWT'), (5.5, 'IST SLT'), (5.75, 'NPT'), (6, 'ALMT BTT NOVT OMST'), (6.5, 'MMT CCT'),
+                     (7, 'ICT WIB THA KRAT'), (8, 'HKT SGT PHT MYT AWST WITA IRKT'), (9, 'JST KST WIT YAKT'), (9.5, 'ACST'), (10, 'AEST VLAT'),
+                     (10.5, 'ACDT'), (11, 'AEDT MAGT SBT NCT'), (12, 'NZST FJT PETT'), (13, 'NZDT')):
+    ZONES.update(dict.fromkeys(names.split(), hours))
+
+# How programs write dates, by strptime's fields and fail2ban's own: %ExY is a year of this century,
+# %Exy, %Exm ... exactly two digits, %k and %l an hour that may be padded with a blank. An hour, a date
+# and a zone that stand alone are looked for at the line's beginning only (^, {^LN-BEG}).
+DATES = (
+    r'%ExY[-/.]%m[-/.]%d(?:T| {1,2})%H:%M:%S(?:[.,]%f)?(?: *%z)?',         # ISO 8601, RFC 3339
+    r'(?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',                          # RFC 3164, asctime
+    r'(?:%a )?%b %d %ExY %k:%M:%S(?:\.%f)?',
+    r'%d[-/]%m[-/](?:%ExY|%Exy) %k:%M:%S',
+    r'%d[-/]%b[-/]%ExY[ :]?%H:%M:%S(?:\.%f)?(?: %z)?',                     # web servers, named
+    r'%m/%d/%ExY:%H:%M:%S',
+    r'%m-%d-%ExY %k:%M:%S(?:\.%f)?',
+    'EPOCH',
+    r'{^LN-BEG}%H:%M:%S',
+    r'^<%m/%d/%Exy@%H:%M:%S>',
+    r'%Exy%Exm%Exd {1,2}%H:%M:%S',                                         # MySQL
+    r'%b %d, %ExY %I:%M:%S %p',                                            # Tomcat
+    r'^%b-%d-%Exy %k:%M:%S',
+    r'%ExY%Exm%Exd(?:[-T]| {0,2})%ExH%ExM%ExS(?:[.,]%f)?(?: *%z)?',
+    r'%Z (?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',
+    r'%z (?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',
+    'TAI64N')
+DAYS = 'Mon Tue Wed Thu Fri Sat Sun'.split()
+FULL_DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
+FULL_MONTHS = 'January February March April May June July August September October November December'.split()
+OFFSET = r'[+-][01]\d(?::?\d\d)?'
+DATE_FIELDS = {
+    'a': '(?P<a>%s)' % '|'.join(DAYS), 'A': '(?P<A>%s)' % '|'.join(FULL_DAYS),
+    'b': '(?P<b>%s)' % '|'.join(MONTHS), 'B': '(?P<B>%s)' % '|'.join(FULL_MONTHS),
+    'd': r'(?P<d>[12]\d|[0 ]?[1-9]|3[01])', 'Exd': r'(?P<d>[12]\d|0[1-9]|3[01])',
+    'm': '(?P<m>0?[1-9]|1[0-2])', 'Exm': '(?P<m>0[1-9]|1[0-2])',
+    'Y': r'(?P<Y>\d{4})', 'ExY': r'(?P<Y>20\d\d)', 'y': r'(?P<y>\d\d)', 'Exy': r'(?P<y>\d\d)',
+    'H': r'(?P<H>[01]?\d|2[0-3])', 'ExH': r'(?P<H>[01]\d|2[0-3])', 'k': r' ?(?P<H>[0-2]?\d)',
+    'Exk': r' ?(?P<H>[01]?\d|2[0-3])', 'I': r'(?P<I>1[0-2]|0?[1-9])', 'l': r' ?(?P<I>1?\d)', 'Exl': r' ?(?P<I>1[0-2]|\d)',
+    'M': r'(?P<M>[0-5]?\d)', 'ExM': r'(?P<M>[0-5]\d)', 'S': r'(?P<S>[0-5]?\d|6[01])', 'ExS': r'(?P<S>[0-5]\d|6[01])',
+    'f': r'(?P<f>\d{1,6})', 'p': '(?P<p>AM|PM)', 'j': r'(?P<j>36[0-6]|3[0-5]\d|[12]\d\d|0?[1-9]\d|0{0,2}[1-9])',
+    'w': '(?P<w>[0-6])', 'z': '(?P<z>Z|UTC|GMT|%s)' % OFFSET, 'Z': '(?P<Z>Z|[A-Z]{3,5})',
+    'Exz': '(?P<z>(?:[A-Z]{1,5})?%s|[A-Z]{3,5}|Z)' % OFFSET, 'ExZ': '(?P<Z>[A-Z]{3,5}|Z)', '%': '%'}
+EPOCHS = {'EPOCH': r'(?P<epoch>\d{10,11}\b(?:\.\d{3,6})?)',
+          'LEPOCH': r'(?P<epoch>\d{10,11}(?:\d{3}(?:\.\d{1,6}|\d{3})?)?)'}
+LINE_BEGIN = '{^LN-BEG}'
+
+
+class Template:
+    """One way to write a date; `find` looks for it in a line (text)."""
+
+    def __init__(self, pattern, default=False):
+        text, unbound = pattern, pattern.startswith('{UNB}')
+        text = text[5:] if unbound else text
+        begin = text.startswith(LINE_BEGIN)
+        text = text[len(LINE_BEGIN):] if begin else text
+        word = text.lstrip('^').upper()
+        if word in EPOCHS:                         # alone: at the beginning, in [brackets], or in audit(...:1)
+            text = r'(?:^|(?<=^\[)|(?<=\baudit\())%s(?=:\d+\)|\b|\W|$)' % EPOCHS[word]
+            unbound, begin = True, False
+            self.anchored = True
+        elif word == 'TAI64N':
+            text = r'@(?P<tai>[0-9a-f]{24})'
+        text = re.sub(r'(?<!\\)\{(L?EPOCH)\}', lambda m: EPOCHS[m.group(1).upper()], text, flags=re.I)
+        named = re.search('%[aAbBpc]', text)
+        text = re.sub(r'%(%|Ex[a-zA-Z]|[a-zA-Z])', date_field, text)
+        # what is cut out of the line: the first plain group, or all
+        self.group = 1
+        if not re.search(r'(?<!\\)\((?!\?)', text):
+            text = re.sub(r'^(\^?)(.*?)(\$?)$', r'\1(\2)\3', text, flags=re.S)
+        else:
+            compiled = re.compile(text.replace('**', ''))
+            named_groups = set(compiled.groupindex.values())
+            self.group = min(set(range(1, compiled.groups + 1)) - named_groups)
+        free_begin = unbound or text.startswith(('^', '(^', '(**', '**', '(?:^'))
+        free_end = unbound or re.search(r'(?:\$\)?|\\b|\*\*\)*)$', text)
+        text = re.sub(r'^(\(*)\*\*|\*\*(\)*)$', r'\1\2', re.sub(r'^(\(*)\*\*', r'\1', text))
+        text = text if free_end else text + r'(?=\b|\W|$)'
+        if begin and not free_begin:
+            text = r'^(?:\W{0,2})?' + text
+        elif not free_begin:
+            text = r'(?=^|\b|\W)' + text
+        self.anchored = word in EPOCHS or text.startswith(('^', '(^', '(?:^')) and not unbound
+        self.pattern = pattern
+        self.regex = re.compile(text, re.I if named else 0)
+
+    def find(self, line, now):
+        """(start, end, seconds since 1970 or None) of the date in a line; None if there is none. An
+        empty stretch: a date may be missing here."""
+        m = self.regex.search(line)
+        if m is None:
+            return None
+        start, end = m.span(self.group)
+        try:
+            return start, end, field_time(m.groupdict(), now) if end > start else None
+        except (ValueError, OverflowError, KeyError):
+            return start, end, None
+
+
+def date_field(m):
+    try:
+        return DATE_FIELDS[m.group(1)]
+    except KeyError:
+        raise ValueError('%s is no field of a date' % m.group()) from None
+
+
+def templates(pattern=''):
+    """The Templates that a `datepattern` (one a line; empty: all default ones) stands for; ValueError
+    says what is wrong. As in fail2ban, {^LN-BEG} alone means those at a line's beginning, {DATE}
+    each of them in that place, and a default one is looked for at the beginning first."""
+    found = []
+    for line in pattern.split('\n') if pattern.strip() else ['{DEFAULT}']:
+        line = line.strip()
+        if line in ('{DEFAULT}', LINE_BEGIN):
+            found += anchored_templates()
+            found += [t for t in default_templates() if line == '{DEFAULT}' or t.anchored]
+        elif '{DATE}' in line.upper():
+            for default in DATES:
+                bare = default.replace(LINE_BEGIN, '').lstrip('^')
+                if bare not in ('EPOCH', 'TAI64N'):
+                    found.append(Template(re.sub(r'\{DATE\}', lambda m: bare, line, flags=re.I)))
+                else:
+                    inner = r'{EPOCH}' if bare == 'EPOCH' else r'@(?P<tai>[0-9a-f]{24})'
+                    found.append(Template(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I)))
+        elif line == '{NONE}':
+            return []
+        elif line:
+            try:
+                found.append(Template(line))
+            except re.error as e:
+                raise ValueError('datepattern %s is not a regex: %s' % (quoted(line), e)) from None
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def default_templates():
+    return [Template(text) for text in DATES]
+
+
+@functools.lru_cache(maxsize=1)
+def anchored_templates():
+    return [Template(LINE_BEGIN + text) for text in DATES if text[0] not in '^{' and text != 'EPOCH']
+
+
+def find_date(line, choice, now):
+    """(start, end, seconds or None) of the date in a line: the first template that begins the line,
+    else the one that stands nearest to its beginning; None if there is none."""
+    best = None
+    for template in choice:
+        found = template.find(line, now)
+        if found and (template.anchored or found[0] <= 1):
+            return found
+        if found and (best is None or found[0] < best[0]):
+            best = found
+    return best
+
+
+def field_time(field, now):
+    """Seconds since 1970 that a date's fields mean. What is missing is filled in from `now`: today
+    (yesterday, if that is in the future), this year (the last, if more than a day in the future)."""
+    if field.get('epoch'):
+        digits = field['epoch'].partition('.')[0]
+        return float(field['epoch']) / (1 if len(digits) < 13 else 1e3 if len(digits) < 16 else 1e6)
+    if field.get('tai'):
+        return int(field['tai'][1:16], 16)
+    zone = field.get('z') or field.get('Z')
+    offset = zone_seconds(zone) if zone else None
+    here = time.localtime(now) if zone is None else time.gmtime(now + offset)
+    year = int(field['Y']) if field.get('Y') else 2000 + int(field['y']) if field.get('y') else None
+    month = field.get('b') or field.get('B') or field.get('m')
+    month = month and (int(month) if month.isdigit() else MONTHS.index(month[:3].title()) + 1)
+    day = field.get('d') and int(field['d'])
+    if field.get('j'):
+        month, day = 1, int(field['j'])            # mktime and timegm carry over
+    today = not month and not day
+    hour = int(field.get('H') or 0)
+    if field.get('I'):
+        hour = int(field['I']) % 12 + 12 * ((field.get('p') or '').lower() == 'pm')
+    clock = hour, int(field.get('M') or 0), int(field.get('S') or 0)
+    if not 1 <= (day or 1) <= (366 if field.get('j') else 31):
+        raise ValueError('no day')
+
+    def moment(year, month, day):
+        fields = (year, month, day) + clock
+        return time.mktime(fields + (0, 0, -1)) if offset is None else calendar.timegm(fields + (0, 0, 0)) - offset
+    if today:
+        when = moment(here.tm_year, here.tm_mon, here.tm_mday)
+        return when if when <= now else moment(here.tm_year, here.tm_mon, here.tm_mday - 1)
+    when = moment(year or here.tm_year, month or 1, day or 1)
+    return moment(here.tm_year - 1, month or 1, day or 1) if year is None and when > now + 86400 else when
 
 
 # ---- Filters -------------------------------------------------------------------------------
-# Owns: compiled regexes, and for each connection (host, program, pid) what it has said so far.
-# Always true: a regex sees one line's message, from its first byte; what it captures is an
-# address only if `ipaddress` says so.
+# Owns: compiled regexes, and what each connection has said so far. Always true: what a regex
+# captures is an address only if `ipaddress` would say so; a regex that is not built in sees one
+# line at a time, never a block, and never longer than its guard allows.
 #
-# The language is fail2ban's: <HOST> is the address, <F-USER>...</F-USER> the user; a line with
-# <F-NOFAIL> only tells a connection's address, one with <F-MLFGAINED> is a login; <F-MLFID> is the
-# connection, if it is not the pid; <F-CONTENT> in prefregex is what the other regexes see. Two
-# things are added. An empty line parts a failregex into kinds: one guess makes a daemon write
+# The language is fail2ban's, files and all: [INCLUDES], [Definition], [Init], %(name)s, <name>;
+# <HOST> is the address, <F-USER>...</F-USER> the user; a line with <F-NOFAIL> only tells something
+# about its connection, one with <F-MLFGAINED> is a login; <F-MLFID> is the connection; <F-CONTENT>
+# in prefregex is what the other regexes see. A filter with an option `program` is of our own kind,
+# as all built-in ones are: its regexes see the messages of these programs, from their first byte,
+# all at once in a whole block; its connections are (host, pid), unless <F-MLFID> says otherwise. Three
+# things are added there. An empty line parts a failregex into kinds: one guess makes a daemon write
 # several lines, but at most one of each kind; so a connection has made as many guesses as it has
-# lines of its most frequent kind. And a line with <F-CHILD> may come from a process that was forked
+# lines of its most frequent kind. A line with <F-CHILD> may come from a process that was forked
 # for one guess, with a pid of its own (PAM, when sshd asks for a keyboard-interactive password): it
 # belongs to a connection of the same address that has no such line yet, or to the next guess there.
+# A line with <F-DISTINCT> counts once for each text in there, one with <F-TIMES> as often as it says.
 
-Match = collections.namedtuple('Match', 'kind verdict ip user mlfid child')
+FAIL, NOFAIL, LOGIN = range(3)
+# One regex of a filter of our own kind: where its groups are (0: it has none)
+Row = collections.namedtuple('Row', 'kind verdict ip user child special distinct times mlfid text')
+# What one line is, for `test`: `verdict` one of FAIL NOFAIL LOGIN, or None with the reason `why`
+Look = collections.namedtuple('Look', 'verdict regex ip id user when fields why')
 
 FILTERS = {
-    'dropbear': {
-        'program': r'dropbear',
-        # `dropbear -E`, caught by procd, writes the connection's pid and its date in front
-        'prefregex': r'^(?:\[<F-MLFID>\d+</F-MLFID>\] \w{3} [ \d]\d \d\d:\d\d:\d\d )?<F-CONTENT>.+</F-CONTENT>$',
-        'failregex': r"""
-            ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
-            ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<HOST>:\d+>: \(user '.*', \d+ fails\): .*$
-            ^<F-NOFAIL>[Ee]xit before auth</F-NOFAIL>(?: \(user '.*', \d+ fails\))?: Max auth tries reached - user '.*' from <HOST>:\d+$
+    'dropbear': r'''
+[Definition]
+program = dropbear
+
+# `dropbear -E`, caught by procd, writes the connection's pid and its date in front
+prefregex = ^(?:\[<F-MLFID>\d+</F-MLFID>\] \w{3} [ \d]\d \d\d:\d\d:\d\d )?<F-CONTENT>.+</F-CONTENT>$
+
+failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
+            ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<HOST>:\d+>: \(user '[^']*', 0 fails\):
             ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>'(?: with (?:\S+ )?key (?:\S+ )?\S+)? from <HOST>:\d+$
 
             ^[Bb]ad (?:PAM )?password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
@@ -716,292 +1027,1266 @@ FILTERS = {
             ^root login rejected$
             ^Client trying multiple usernames from <HOST>:\d+$
 
-            ^Exit before auth from <<HOST>:\d+>: (?!\(user ')
-            ^[Ee]xit before auth: (?!Max auth tries reached - user ')
-        """},
-    'sshd': {
-        'program': r'sshd(?:-session|-auth|\(pam_unix\))?',
-        # sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII: where
-        # a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
-        'prefregex': r'^(?!(?=.{150,256}$).*\\\d\d\d)(?:error: |fatal: )?<F-CONTENT>.+?</F-CONTENT>(?: \[preauth\])?$',
-        'failregex': r"""
-            ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: .*)?$
+            ^pam_\w+\(dropbear:auth\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
 
-            ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
-            ^PAM: (?:(?! for ).)+(?: for service)? for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?$
+            ^Exit before auth from <<HOST>:\d+>: (?!\(user '[^']*', 0 fails\):)
+            ^[Ee]xit before auth(?: \(user '.*', \d+ fails\))?: (?:Max auth tries reached - user '.*'|Client trying multiple usernames) from <HOST>:\d+$
+            ^[Ee]xit before auth(?: \(user '.*', [1-9]\d* fails\))?: (?!Max auth tries reached - user '|Client trying multiple usernames from )
+''',
+    'sshd': r'''
+[Definition]
+program = sshd(?:-session|-auth|\(pam_unix\))?
 
-            ^Failed keyboard-interactive\S* for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
+# sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII: where
+# a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
+prefregex = ^(?!(?=.{150,256}$).*\\\d\d\d)(?:\[ID \d+ \S+\] )?(?:error: |fatal: )?<F-CONTENT>.+</F-CONTENT>$
 
-            ^Failed publickey for (?:invalid user|illegal user) <F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?$
+# The last lines of a connection have no such limit, but their names are cut to .{0,64} here, so that
+# a whole line is shorter than what any log daemon lets through (and sshd itself cuts at 500 bytes).
+failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: .*)?$
 
-            ^Failed none for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
+            ^Failed (?!none |publickey |hostbased )\S+ for <F-USER>\S+</F-USER> from <HOST> port \d+ ssh\d:
+            ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+            ^Failed (?!none |publickey |hostbased )\S+ for (?:invalid user |illegal user )?<F-USER>\S+</F-USER> from <HOST>$
+            ^PAM: (?:(?! for ).)+(?: for service)? for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?(?: \[preauth\])? ?$
 
-            ^Invalid user <F-USER>.*</F-USER> from <HOST>(?: port \d+)?$
-            ^Illegal user <F-USER>.*</F-USER> from <HOST>(?: port \d+)?$
+            ^Failed keyboard-interactive\S* for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
-            ^(?:pam_\w+\(sshd:auth\): )?<F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d+ euid=\d+ tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
+            ^Failed publickey for (?:invalid user|illegal user) <F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?(?: \[preauth\])?$
 
-            ^User <F-USER>.*</F-USER> from <HOST> not allowed because (?:not listed in AllowUsers|listed in DenyUsers|not in any group|none of user's groups are listed in AllowGroups|a group is listed in DenyGroups|account is locked|shell \S+ (?:does not exist|is not executable))$
+            ^Failed none for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
-            ^ROOT LOGIN REFUSED FROM <HOST>(?: port \d+)?$
+            ^Failed <F-DISTINCT>hostbased</F-DISTINCT> for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: |$)
 
-            ^maximum authentication attempts exceeded for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?$
-        """},
-    'luci': {
-        # The path and the user are the client's own text, and logd cuts a line at 1023 bytes: one that
-        # may have been cut could end in an address that the client wrote. Nor can this log be trusted
-        # beyond that (a user name may hold line breaks), so its bans close the web's ports only, and
-        # its logins forgive nobody: see JAILS.
-        'program': r'(?:uhttpd|luci|nginx|uwsgi|lighttpd|dispatcher\.uc)?',
-        'prefregex': r'^(?!.{960,1024}$)(?:\[info\] )?(?:luci: )?<F-CONTENT>(?:failed|accepted) login on /.*</F-CONTENT>$',
-        'failregex': r"""
-            ^<F-MLFGAINED>accepted login</F-MLFGAINED> on .* for <F-USER>\S+</F-USER> from <HOST>$
+            ^[Ii]nvalid user(?: <F-USER>.*</F-USER>)? from <HOST>(?: port \d+)?(?: \[preauth\])? ?$
+            ^[Ii]llegal user(?: <F-USER>.*</F-USER>)? from <HOST>(?: port \d+)?(?: \[preauth\])? ?$
 
-            ^failed login on .* for <F-USER>(?:(?! for ).)*</F-USER> from <HOST>$
-        """},
+            ^pam_unix\(sshd:auth\): <F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?(?: \[preauth\])?\s*$
+            ^<F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
+
+            ^pam_(?!unix)\w+\(sshd:auth\): <F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?(?: \[preauth\])?\s*$
+
+            ^(?:PAM )?\d+ more <F-CHILD>authentication failure</F-CHILD>s?; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?(?: \[preauth\])?\s*$
+
+            ^User <F-USER>.*</F-USER> from <HOST> not allowed because (?:not listed in AllowUsers|listed in DenyUsers|not in any group|none of user's groups are listed in AllowGroups|a group is listed in DenyGroups|account is locked|shell \S+ (?:does not exist|is not executable))(?: \[preauth\])? ?$
+
+            ^ROOT LOGIN REFUSED FROM <HOST>(?: port \d+)?(?: \[preauth\])?$
+
+            ^maximum authentication attempts exceeded for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+
+            ^Received disconnect from <HOST>(?: port \d+)?: ?3: .*: Auth fail
+
+            ^Disconnecting (?:(?:invalid|authenticating) user <F-USER>.{0,64}</F-USER> )?<HOST> port \d+: Too many authentication failures(?: \[preauth\])?$
+            ^Disconnecting: Too many authentication failures
+            ^Disconnecting (?:invalid|authenticating) user <F-USER>\S{1,12}</F-USER> <HOST> port \d+: Change of username or service not allowed: \(\S{1,12},ssh-connection\) -> \(\S{0,32}(?: \[preauth\])?$
+            ^Connection (?:closed|reset) by invalid user <F-USER>.{0,64}</F-USER> <HOST> port \d+(?: \[preauth\])?$
+            ^Disconnected from invalid user <F-USER>.{0,64}</F-USER> <HOST> port \d+(?: \[preauth\])?$
+
+            ^Bad protocol version identification '.{0,100}' from <HOST>(?: port \d+)?(?: \[preauth\])?$
+            ^banner exchange: Connection from <HOST> port \d+: (?:invalid format|could not read protocol version)(?: \[preauth\])?$
+            ^Protocol major versions differ for <HOST>(?: port \d+)?:
+            ^scanned from <HOST>(?: port \d+)? with
+            ^probed from <HOST>(?: port \d+)? with
+            ^Magic value check failed \(\d+\) on obfuscated handshake from <HOST>(?: port \d+)?(?: \[preauth\])?$
+            ^refused connect from \S+ \(<HOST>\)$
+            ^drop connection #\d+ from <HOST>:\d+ on \S+ penalty:
+            ^Timeout before authentication for (?:connection from )?<HOST>(?: port \d+)?(?: to \S+, pid = <F-MLFID>\d+</F-MLFID>\S*)?(?: \[preauth\])?$
+            ^<F-NOFAIL>Connection from</F-NOFAIL> <HOST>(?: port \d+)?(?: on .*)?$
+
+            <mode-<mode>>
+
+# normal: failed guesses, and what does not speak SSH. ddos: also connections that come to no login.
+# extra: also clients that have no algorithm or method in common with the server. aggressive: both.
+mode = normal
+mode-normal =
+mode-ddos = ^kex_exchange_identification: (?:read: )?(?:[Cc]onnection (?:closed by remote host|reset by peer)|[Cc]lient sent invalid protocol identifier|banner line (?:too long|contains invalid))
+            ^Read from socket failed: Connection reset by peer(?: \[preauth\])?$
+
+            ^Did not receive identification string from <HOST>(?: port \d+)?(?: \[preauth\])?$
+            ^Connection (?:closed|reset) by <HOST>(?: port \d+)? \[preauth\]$
+            ^Connection (?:closed|reset) by authenticating user <F-USER>.{0,64}</F-USER> <HOST> port \d+(?: \[preauth\])?$
+            ^Disconnected from <HOST>(?: port \d+)? \[preauth\]$
+            ^Disconnected from authenticating user <F-USER>.{0,64}</F-USER> <HOST> port \d+(?: \[preauth\])?$
+            ^Connection from (?:authenticating user <F-USER>.{0,64}</F-USER> )?<HOST> port \d+ timed out(?: \[preauth\])?$
+            ^banner exchange: Connection from <HOST> port \d+:
+            ^ssh_dispatch_run_fatal: Connection from <HOST> port \d+: .* \[preauth\]$
+            ^<F-NOFAIL>Connection (?:closed|reset)</F-NOFAIL> by <HOST>(?: port \d+)?$
+            ^<F-NOFAIL>SSH: Server;Ltype:</F-NOFAIL> \w+;Remote: <HOST>-\d+;
+mode-extra = ^Unable to negotiate with <HOST>(?: port \d+)?: no matching
+            ^Unable to negotiate a key exchange method(?: \[preauth\])?$
+            ^no matching [a-zA-Z ]{3,40} found: client
+
+            ^Received disconnect from <HOST>(?: port \d+)?: ?14: No [a-z ]{0,32}authentication methods available
+
+            ^Disconnected from authenticating user <F-USER>.{0,64}</F-USER> <HOST> port \d+(?: \[preauth\])?$
+mode-aggressive = <mode-ddos>
+
+            <mode-extra>
+''',
+    'luci': r'''
+[Definition]
+# The path and the user are the client's own text, and logd cuts a line at 1023 bytes: one that
+# may have been cut could end in an address that the client wrote. Nor can this log be trusted
+# beyond that (a user name may hold line breaks), so its bans close the web's ports only, and
+# its logins forgive nobody: see JAILS.
+program = (?:uhttpd|luci|nginx|uwsgi|lighttpd|dispatcher\.uc)?
+prefregex = ^(?!.{960,1024}$)(?:\[info\] )?(?:luci: )?<F-CONTENT>.+</F-CONTENT>$
+failregex =
+    ^<F-MLFGAINED>accepted login</F-MLFGAINED> on /.* for <F-USER>\S+</F-USER> from <HOST>$
+
+    ^failed login on /.* for <F-USER>(?:(?! for ).)*</F-USER> from <HOST>$
+''',
+    'vsftpd': r'''
+[Definition]
+# A guess is told by vsftpd (a process for each connection, whose pid only some log daemons write) and by
+# PAM, perhaps by two of its modules: what they have in common is the address, so that is the connection.
+program = vsftpd(?:\(pam_\w+\))?
+prefregex = ^(?=.*(?: Client "| rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]+</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
+# The user's name, and paths in the lines of other events, are the client's text: an event has its name in
+# front of it, so a line with another one before FAIL LOGIN is not ours. The names are short enough
+# that a log daemon which cuts lines at 255 bytes cannot make one of them end in an address of theirs.
+head = (?:\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:\[pid \d+\] )?
+failregex = ^<head>\[<F-USER>[^\]"]*</F-USER>\] <F-MLFGAINED>OK LOGIN: Client</F-MLFGAINED> "(?:::ffff:)?<HOST>"$
+
+            ^<head>(?:\[<F-USER>(?:(?!\] (?:OK |FTP |DEBUG|FAIL (?!LOGIN))[ A-Za-z]*: Client ").){0,128}</F-USER>\] )?FAIL LOGIN: Client "(?:::ffff:)?<HOST>"(?:, "User is [a-z ]+ user list\.?")?$
+
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+''',
+    'proftpd': r'''
+[Definition]
+# A guess is told by proftpd and by PAM (without a pid), perhaps by two of its modules: what they have in
+# common is the address, so that is the connection. An event has the address in front of all that the
+# client has written: through syslog `server (name[address]) - text`, in its own log
+# `host proftpd[pid] server (name[address]): text`. Keys are left out: honest clients offer several.
+program = (?:in\.)?proftpd(?:\(pam_\w+\))?
+prefregex = ^(?=(?:[^()]*\([^ ()\[\]]*\[|.* rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]+</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
+head = (?:[\d-]{10} [\d:]{8}(?:,\d+)? )?(?:(?:\S+ )?(?:proftpd|session)\[\d+\]:? )?(?:\S+ )?\([^ \[\]()]*\[(?:::ffff:)?<HOST>\]\)(?: -|:)
+failregex = ^(?!.{220})<head> USER <F-USER>[^ :]{1,64}</F-USER>: <F-MLFGAINED>Login successful</F-MLFGAINED>\.?\s*$
+
+            ^<head> USER <F-USER>.{0,600}?</F-USER>(?: \(Login failed\))?: (?:[Nn]o such user found|(?:[Uu]ser is n|N|n)ot a UserAlias)\.?(?: from \S+ \[\S+\] to \S+)?\s*$
+            ^<head> (?:USER|ANON) <F-USER>.{0,600}?</F-USER>(?: \(Login failed\))?: [Ll]imit (?:access|configuration) denies login\.?\s*$
+            ^<head> USER <F-USER>.{0,600}</F-USER> \(Login failed\): (?:[Ii]ncorrect password|Can't find user|[Pp]assword expired|[Aa]ccount disabled|Insufficient credentials|New authentication token required|[Ii]nvalid shell: '[^']*'|[Uu]ser in /?[\w./-]+|[Mm]aximum (?:USER|login) length exceeded|[Uu]ser not authorized for login|Max authentication service attempts reached|Unable to retrieve user information: .{1,200}|requested (?:public|host) key is blacklisted|signature verification of '[^']*' (?:public|host) key failed)\.?\s*$
+            ^<head> SECURITY VIOLATION: <F-USER>[Rr]oot</F-USER> login attempted\.?\s*$
+
+            ^<head> no such user '<F-USER>.{0,600}</F-USER>'\s*$
+
+            ^<head> (?:mod_auth_pam/[\d.]+: )?PAM\(<F-USER>.{0,600}</F-USER>\): Authentication failure\.?\s*$
+            ^<head> (?:mod_auth_pam/[\d.]+: )?PAM\(<F-USER>.{0,600}</F-USER>\): User not known to the underlying authentication module\.?\s*$
+
+            ^<head> Maximum login attempts (?:\(\d+\) )?exceeded(?:, connection refused|, refusing connection for user '<F-USER>.{0,600}</F-USER>')?\.?\s*$
+
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+''',
+    'pure-ftpd': r'''
+[Definition]
+# A guess is told by pure-ftpd (which writes its pid only if asked to) and by PAM, perhaps by two of its
+# modules: what they have in common is the address, so that is the connection. Nobody is logged in when a
+# guess fails, so the account in front of the address is always `?`: no text of the client's.
+program = pure-ftpd(?:-\w+)?(?:\(pam_\w+\))?
+prefregex = ^(?=(?:\(\?@|.* rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]+</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
+head = \(\?@(?=[^() ]{1,255}\) \[)(?:::ffff:)?<HOST>\)
+failregex = ^<head> \[INFO\] <F-USER>[^ @()\[\]]{1,64}</F-USER> <F-MLFGAINED>is now logged in</F-MLFGAINED>$
+
+            ^<head> \[WARNING\] Authentication failed for user \[<F-USER>.{0,600}</F-USER>\]\.?\s*$
+            ^<head> \[WARNING\] (?:Godkendelse mislykkedes for|Godkjennelse mislyktes for|Authentifizierung fehlgeschlagen f\S+ Benutzer|Autentificaci\S+ fallida para el usuario|Erreur d'authentification pour l'utilisateur|Azonos\S+ sikertelen|Autenticazione fall?ita per l'utente|Autorisatie faalde voor gebruiker|Autentica\S+ falhou para usu\S+|Autentificare e\S+ pentru utilizatorul|Autentifik\S+ u\S+ (?:selhala|zlyhala)|Autentyfikacja nie powiod\S+ si\S+ dla u\S+|Beh\S+righetskontroll misslyckas f\S+ anv\S+) \[<F-USER>.{0,600}</F-USER>\](?:\.| felh\S+)?\s*$
+
+            ^<head> \[WARNING\] Can't login as \[<F-USER>.{0,600}</F-USER>\]: account disabled(?: \(uid < \d+\))?\s*$
+
+            ^<head> \[(?:ERROR|WARNING)\] Too many authentication failures\s*$
+
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+''',
+    'openvpn': r'''
+[Definition]
+# One process serves all clients, and PAM's lines have no port: the connection is the address. `normal` takes
+# only what a client cannot bring about without having read the server's answers; a single packet may come
+# from anywhere over UDP, so what it brings about is left to mode=aggressive. The name before the slash is a
+# certificate's, so the address is what follows the last slash of the first word: IPv4 with a port, IPv6
+# without one. The seven (?<!...) say that an address does not end as `.7:51820` does, where <HOST> is greedy.
+program = (?:openvpn|ovpn)[^ :\[\]]*|Error
+prefregex = ^(?=(?:(?:(?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?|.* rhost=|.* from \[AF_INET6?\])(?:::ffff:)?\[?<F-MLFID>(?:(?:\d+\.){3}\d+|[0-9a-fA-F:]+)</F-MLFID>(?:[\]: ]|$)))<F-CONTENT>.+</F-CONTENT>$
+mode = normal
+head = (?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?=\S{3,200} )(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?(?:::ffff:)?<HOST>(?<!\.\d:\d)(?<!\.\d:\d\d|\.\d\d:\d)(?<!\.\d:\d{3}|\.\d\d:\d\d|\.\d{3}:\d)(?<!\.\d:\d{4}|\.\d\d:\d{3}|\.\d{3}:\d\d)(?<!\.\d:\d{5}|\.\d\d:\d{4}|\.\d{3}:\d{3})(?<!\.\d\d:\d{5}|\.\d{3}:\d{4})(?<!\.\d{3}:\d{5})(?::\d+)?(?: peer-id=\d+)?
+mdre-normal =
+mdre-aggressive = ^<head> TLS Error: TLS handshake failed$
+
+            ^(?:us=\d+ )?(?:\S+ )?(?:TLS Error: )?(?:cannot locate HMAC in incoming packet|incoming packet authentication failed|tls-crypt unwrapping failed|could not determine wrapping|can not extract tls-crypt-v2 client key) from \[AF_INET6?\](?:::ffff:)?<HOST>:\d+(?: \(via [^() ]*\))?$
+failregex = ^<head> TLS Auth Error: Auth Username/Password verification failed for peer$
+            ^<head> TLS Error: Auth Username/Password was not provided by peer$
+            ^<head> VERIFY ERROR: depth=\d+, error=(?:[sS]elf[- ]signed certificate(?: in certificate chain)?|unable to get (?:local )?issuer certificate|unable to verify the first certificate|certificate revoked|certificate signature failure|certificate rejected|certificate not trusted|invalid CA certificate|(?:unsupported|unsuitable) certificate purpose|certificate chain too long): .*$
+            ^<head> VERIFY ERROR: depth=\d+, subject=.*: The certificate (?:is not correctly signed by the trusted CA|has been revoked \(is on a CRL\)).*$
+            ^<head> VERIFY (?:X509NAME|SCRIPT|PLUGIN|KU|EKU|nsCertType) ERROR(?:: .*)?$
+            ^<head> VERIFY CRL: depth=\d+, .* is revoked$
+            ^<head> CRL CHECK FAILED: .* is REVOKED$
+
+            ^<head> TLS Auth Error: (?:peer provided a blank username|username attempted to change from '.*|TLS object CN.* (?:attempted to change from|client-provided SSL certs unexpectedly changed) .*|--client-config-dir authentication failed for common name '.*|--username-as-common name specified and username is longer than .*)$
+
+            ^<head> SENT CONTROL \[UNDEF\]: 'AUTH_FAILED' \(status=1\)$
+
+            ^<head> SENT CONTROL \[(?!UNDEF\]).*\]: 'AUTH_FAILED' \(status=1\)$
+
+            ^<head> PLUGIN_CALL: plugin function PLUGIN_AUTH_USER_PASS_VERIFY failed with status 1: \S+$
+            ^<head> WARNING: Failed running command \(--auth-user-pass-verify\): external program exited with error status: \d+$
+
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+
+            <mdre-<mode>>
+''',
+    'asterisk': r'''
+# asterisk 1.8 to 22: chan_sip, res_pjsip, chan_iax2, the manager and the security log. One guess may
+# write a NOTICE and a SecurityEvent, and of a name that PJSIP does not know more of each: so there are
+# kinds, and one connection per address although asterisk's own log has no tag (F-MLFID is the same in
+# every line). Not counted: a wrong number dialled by an authenticated phone, a wrong transport.
+# A line of 900 bytes may have been cut where a header of the client's ends like one. Whoever sends by
+# UDP may do so in another's name: bans close asterisk's ports only, and no login is believed.
+[Definition]
+program = asterisk
+prefregex = ^(?!.{900})(?:\[[^\]]{8,32}\] )?(?:(?:NOTICE|WARNING|SECURITY) ?\[\d+\](?:\[C-[0-9a-f]+\])?:? )?(?:(?:[\w./-]*/)?(?:chan_sip|chan_iax2|manager|pjsip_distributor|res_pjsip_session|res_security_log)<F-MLFID>\.c</F-MLFID>(?::\d+)?(?: in)?(?: \w+)?|Ext\. s(?::\d+ in @ [\w-]+)?(?=: "Rejecting unknown )): <F-CONTENT>.+</F-CONTENT>$
+failregex = ^Registration from '<F-USER>.*</F-USER>' failed for '(?=\d+\.[\d.]+:|\[)<HOST>:\d+' - (?:Wrong password|Username/auth name mismatch|No matching peer found|Not a local domain|Device does not match ACL|Peer is not supposed to register|ACL error \(permit/deny\))$
+            ^Registration from '<F-USER>.*</F-USER>' failed for '(?!\d+\.[\d.]+:|\[)<HOST>' - (?:Wrong password|Username/auth name mismatch|No matching peer found|Not a local domain|Device does not match ACL|Peer is not supposed to register|ACL error \(permit/deny\))$
+            ^Request (?:'\S+' )?from '(?:"(?:[^"\\]|\\.)*" ?)?<(?:sips?:|tel:)?<F-USER>[^<>"@]*</F-USER>(?:@[^<>"]*)?>' failed for '<HOST>:\d+' \(callid: .*\) - (?:Failed to authenticate|Error to authenticate|Not match Endpoint(?: Contact)? ACL)(?: after \d+ tries in [\d.]+ ms)?\s*$
+            ^Call from '(?:anonymous(?:@[\w.-]+)?)?' \((?:[A-Z]\w*:)?<HOST>:\d+\) to extension '.*' rejected because extension not found(?: in context '[^']*')?\.?$
+            ^"Rejecting unknown SIP connection from (?=\d+\.[\d.]+:|\[)<HOST>:\d+"$
+            ^"Rejecting unknown SIP connection from (?!\d+\.[\d.]+:|\[)<HOST>"$
+            ^hacking attempt detected '<HOST>'$
+            ^(?:Host )?<HOST> failed to authenticate as '<F-USER>.*</F-USER>'$
+            ^<HOST> tried to authenticate with nonexistent user '<F-USER>.*</F-USER>'$
+            ^<HOST> failed to pass IP ACL as '<F-USER>.*</F-USER>'$
+            ^Host <HOST> failed MD5 authentication for '<F-USER>[^']*</F-USER>'
+            ^Host <HOST> failed RSA authentication with inkeys '
+            ^Host <HOST> did not provide proper plaintext password for '<F-USER>[^']*</F-USER>'
+            ^Host <HOST> denied access to register peer '<F-USER>[^']*</F-USER>'
+            ^No registration for peer '<F-USER>.*</F-USER>' \(from <HOST>\)$
+            ^Peer '<F-USER>.*</F-USER>' is not dynamic \(from <HOST>\)$
+            ^Rejected connect attempt from <HOST>, who was trying to reach '
+
+            ^Request (?:'\S+' )?from '(?:"(?:[^"\\]|\\.)*" ?)?<(?:sips?:|tel:)?<F-USER>[^<>"@]*</F-USER>(?:@[^<>"]*)?>' failed for '<HOST>:\d+' \(callid: .*\) - No matching endpoint found(?: after \d+ tries in [\d.]+ ms)?\s*$
+
+            ^SecurityEvent="(?:ChallengeResponseFailed|InvalidPassword)",(?!.*RemoteAddress="[^"]*",[A-Z].*RemoteAddress=)(?:[A-Z]\w+="[\w:+. -]*",){2,4}AccountID="<F-USER>[^"]*</F-USER>".*,LocalAddress="IPV[46]/[A-Z]+/[^"/]*/\d+",RemoteAddress="IPV[46]/[A-Z]+/<HOST>/\d+"(?:,[A-Z]\w+="[^"]*"){0,5}$
+
+            ^SecurityEvent="(?:InvalidAccountID|FailedACL)",(?:[A-Z]\w+="[\w:+. -]*",){2,4}AccountID="<F-USER>[^"]*</F-USER>".*,LocalAddress="IPV[46]/[A-Z]+/[^"/]*/\d+",RemoteAddress="IPV[46]/[A-Z]+/<HOST>/\d+"(?:,(?:Module|ACLName|SessionTV)="[^"]*"){0,3}$
+''',
+    'nginx-http-auth': r'''
+# nginx's auth_basic. A user name holds no colon, so it cannot hold `client: `; what the client wrote
+# after its address (request, host, referrer) is cut off by the tail, not by the line's end.
+# A path with %0a in it writes whole lines of the client's own into error.log, and nothing in such a
+# line tells it from a true one: bans may close the web's ports only, and no login is believed.
+[Definition]
+program = nginx
+prefregex = ^(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d )?\[error\] \d+#\d+: \*\d+ <F-CONTENT>.+</F-CONTENT>$
+failregex = ^user "<F-USER>[^:]*</F-USER>": password mismatch, client: <HOST>, server:[ ]
+            ^user "<F-USER>[^:]*</F-USER>" was not found in "[^"]+", client: <HOST>, server:[ ]
+''',
+    'lighttpd-auth': r'''
+# lighttpd 1.4's http_auth (until 1.4.41) and mod_auth. The path and a digest's user are the client's
+# own text and stand before the address. Log daemons cut lines, at 255 bytes (busybox), at 1023 (logd,
+# musl) or later: what may have been cut could end in an address from the path, and is not read. logd
+# also trims the blanks that a cut line ends in, so its log is no proof: close the web's ports only.
+[Definition]
+program = lighttpd
+prefregex = ^(?!.{210,224}$|.{970})(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d: )?\(?(?:http|mod)_auth\.c\.\d+\) <F-CONTENT>.+</F-CONTENT>$
+failregex = ^password doesn't match for .* username: <F-USER>[^:]*?</F-USER>,? IP: <HOST> ?$
+            ^digest: auth failed for +<F-USER>.*?</F-USER> ?: wrong password, IP: <HOST> ?$
+            ^digest: auth failed: uri mismatch \(.*\), IP: <HOST> ?$
+            ^get_password failed, IP: <HOST> ?$
+''',
+    'postfix': r'''
+[Definition]
+program = [\w.-]+(?:/[\w.-]+){0,3}/(?:smtpd|postscreen)
+failregex = ^[0-9A-Za-z]+: <F-MLFGAINED>client=</F-MLFGAINED>[\w.-]+\[<HOST>\](?::\d+)?, sasl_method=[^ ,]+, sasl_username=<F-USER>[^,]+</F-USER>(?:, .*)?$
+
+            ^warning: [\w.-]+\[<HOST>\](?::\d+)?: SASL \S+ authentication failed:(?! (?:Connection lost to authentication server|Invalid authentication mechanism|no mechanism available|generic failure|remote authentication server unavailable|[Tt]emporary))(?:.*?, sasl_username=(?!\(unavailable\))<F-USER>.+</F-USER>)?
+
+            ^too many errors after (?:AUTH|UNKNOWN|VRFY|EHLO|HELO) from [\w.-]+\[<HOST>\](?::\d+)?$
+
+            ^warning: non-SMTP command from [\w.-]+\[<HOST>\](?::\d+)?:
+
+            ^improper command pipelining after (?:CONNECT|EHLO|HELO|STARTTLS|AUTH) from [\w.-]+\[<HOST>\](?::\d+)?(?::|$)
+
+            ^[0-9A-Za-z]+: reject: RCPT from unknown\[<HOST>\](?::\d+)?: (?:550 5|450 4)\.1\.1 <<F-DISTINCT>[^<>]+</F-DISTINCT>>: Recipient address rejected: (?:[Uu]ser unknown|[Uu]ndeliverable address)
+            ^[0-9A-Za-z]+: reject: VRFY from [\w.-]+\[<HOST>\](?::\d+)?: [45]\d\d
+
+            ^PREGREET \d+ after [\d.]+ from \[<HOST>\]:<F-MLFID>\d+</F-MLFID>:
+
+            ^NON-SMTP COMMAND from \[<HOST>\]:<F-MLFID>\d+</F-MLFID> after
+
+            ^COMMAND PIPELINING from \[<HOST>\]:<F-MLFID>\d+</F-MLFID> after
+
+            <mode-<mode>>
+mode = normal
+mode-normal =
+mode-more = ^warning: [\w.-]+\[<HOST>\](?::\d+)?: SASL .{1,100} authentication failed: (?:Invalid authentication mechanism|no mechanism available)
+
+            ^disconnect from [\w.-]+\[<HOST>\](?::\d+)?(?: (?:ehlo|helo|starttls)=[\d/]+){0,3} auth=0/[1-9]
+
+            ^too many errors after [A-Z-]+ from [\w.-]+\[<HOST>\](?::\d+)?$
+
+            ^improper command pipelining after [A-Z-]+ from [\w.-]+\[<HOST>\](?::\d+)?(?::|$)
+
+            ^[0-9A-Za-z]+: reject: RCPT from [\w.-]+\[<HOST>\](?::\d+)?: (?:550 5|450 4)\.1\.1 <<F-DISTINCT>[^<>]+</F-DISTINCT>>: Recipient address rejected: (?:[Uu]ser unknown|[Uu]ndeliverable address)
+            ^[0-9A-Za-z]+: reject: RCPT from [\w.-]+\[<HOST>\](?::\d+)?: [45]54 [45]\.7\.1 <<F-DISTINCT>[^<>]+</F-DISTINCT>>: Relay access denied
+''',
+    'dovecot': r'''
+[Definition]
+program = dovecot(?:-auth)?|auth(?:-worker)?(?:\([\w-]*\))?|(?:imap|pop3|submission|sieve|managesieve)-login
+prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]+</F-MLFID>(?:>\): |>?\s*$|\s+user=\S*\s*$))?)(?:dovecot: )?(?:[a-z0-9]+-login: |auth(?:-worker)?(?:\([^()]*\))?: )?(?:Info: )?(?:conn unix:auth-worker \([^()]*\): auth-worker<\d+>: )?<F-CONTENT>.+</F-CONTENT>$
+failregex = ^<F-MLFGAINED>Log(?:in|ged in)</F-MLFGAINED>: user=<<F-USER>[^<>]+</F-USER>>, (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+
+            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(auth failed, <F-TIMES>\d+</F-TIMES> attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(tried to use dis(?:abled|allowed) \w+ auth\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(proxy dest auth failed\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+
+            <mode-<mode>>
+mode = normal
+mode-normal = ^pam\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
+              ^pam\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): unknown user
+
+              ^passwd-file\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): (?:unknown user|[Pp]assword mismatch)
+
+              ^(?!pam\(|passwd-file\()[\w-]+\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): unknown user
+              ^(?!pam\(|passwd-file\()[\w-]+\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): [Pp]assword mismatch
+              ^(?!pam\(|passwd-file\()[\w-]+\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): invalid credentials
+mode-more = <mode-normal>
+
+            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(tried to use unsupported auth mechanism\)(?: \(\w+\))?: (?:user=<[^<>]*>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(sent invalid base64 in response\)(?: \(\w+\))?: (?:user=<[^<>]*>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+
+            ^(?:Disconnected|Login aborted): Too many (?:invalid|bad) commands\.? \(no auth attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<>, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+mode-pam = ^pam_\w+\(dovecot:auth\): <F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d+ euid=\d+ tty=dovecot ruser=<F-USER>\S{0,80}</F-USER> rhost=<HOST>(?:\s+user=\S*)?\s*$
+''',
+    'exim': r'''
+[Definition]
+program = (?:exim4?)?
+prefregex = ^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})? )?(?:\[<F-MLFID>\d+</F-MLFID>\] )?<F-CONTENT>.+</F-CONTENT>$
+failregex = ^\w{6}-\w{6,11}-\w{2,4} <F-MLFGAINED><=</F-MLFGAINED> [^ "<>\[\]]+ H=(?:[\w.-]+ )?(?:\([^ ()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? P=(?:utf8)?esmtps?a (?:[A-Z]+=[^ \[\]]+ ){0,6}?A=[\w-]+:<F-USER>[^ \[\]]+</F-USER> [^\[\]]*$
+
+            ^\S+ authenticator failed for (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)?: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
+            ^SMTP protocol error in "[Aa][Uu][Tt][Hh]\b.*" H=(?:[\w.-]+ )?(?:\([^"()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? AUTH command used when not advertised$
+
+            ^SMTP call from (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
+
+            ^SMTP protocol synchronization error \(input sent without waiting for greeting\): rejected connection from (?:H=)?(?:[\w.-]+ )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)?(?: input="|$)
+
+            ^H=(?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: [A-Z]+=[^ \[\]<>]+){0,6} rejected (?:VRFY|EXPN) [^\[\]]*$
+
+            <mode-<mode>>
+mode = normal
+mode-normal =
+mode-more = ^H=(?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: (?!F=)[A-Z]+=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* )?rejected RCPT <?<F-DISTINCT>[^ <>\[\]]+</F-DISTINCT>>?: (?:Unrouteable address|Unknown user|relay not permitted)$
+
+            ^SMTP call from (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
+''',
+    'kernel-scan': r'''
+# Packets to this machine that the zones of OpenWrt's firewall (fw3, fw4) or banIP have turned away,
+# one failure for each port not tried before. Off unless asked for: anybody can send packets in
+# another's name. Late answers must not look like a scan, so no ACK or RST, no UDP from a service's
+# port (DNS, NTP, QUIC), nothing sent to everybody.
+[Definition]
+program = kernel
+prefregex = ^(?:\[ *\d+\.\d+\] ?)?<F-CONTENT>.+</F-CONTENT>$
+failregex = ^(?:(?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)|banIP/inbound/(?:drop|reject)/\S+ )IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ RES=0x[0-9a-f]+ (?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
+            ^(?:(?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)|banIP/inbound/(?:drop|reject)/\S+ )IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?PROTO=UDP SPT=\d{4,5} DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: LEN=\d+.*)?$
+''',
+    'recidive': r'''
+[Definition]
+# reads no log: it counts the bans of the other jails
+history = bans
+''',
+    'common': r'''
+# What the files of filter.d include as common.conf, for a router that has no fail2ban: the beginning
+# of a line, its date cut out, as far as the daemon's name in _daemon.
+[DEFAULT]
+logtype = file
+_daemon = \S*
+__pid_re = \[\d+\]
+__hostname = \S+
+__pam_auth = pam_unix
+__daemon_re = [\[\(]?<_daemon>(?:\(\S+\))?[\]\)]?:?
+__daemon_combs_re = (?:<__daemon_re>(?:<__pid_re>)?:?|<__pid_re>:\s+<__daemon_re>)
+__kernel_prefix = kernel:\s?\[ *\d+\.\d+\]:?
+__prefix_line = <lt_<logtype>/__prefix_line>
+datepattern = <lt_<logtype>/datepattern>
+[lt_file]
+__prefix_line = (?:\[\])?\s*(?:\S+\.[a-z]+\s+)?(?:<__hostname>\s+)?(?:<__kernel_prefix>\s+)?(?:<__daemon_combs_re>\s+)?
+datepattern = {^LN-BEG}
+[lt_short]
+__prefix_line = \s*(?:<__hostname>\s+)?(?:<_daemon>(?:<__pid_re>)?:?\s+)?(?:<__kernel_prefix>\s+)?
+datepattern = {^LN-BEG}
+[lt_journal]
+__prefix_line = %(lt_short/__prefix_line)s
+datepattern = {^LN-BEG}
+[lt_rfc5424]
+__prefix_line = \s*<__hostname> <__daemon_re> \S+ \S+ (?:-|(?:\[(?:[^\]"\\]|"[^"]*")*\])+)\s+
+datepattern = ^<\d+>\d+\s+{DATE}
+''',
 }
 
+IP4 = r'(?:\d{1,3}\.){3}\d{1,3}'
+IP6 = r'(?:[0-9a-fA-F]{1,4}::?|:){1,7}(?:[0-9a-fA-F]{1,4}|(?<=:):)(?:%[\w.-]+)?'
 TAGS = {
-    'IP4': r'(?:::[fF]{4,6}:)?(?P<ip4>(?:\d{1,3}\.){3}\d{1,3})',
-    'IP6': r'(?P<ip6>(?:[0-9a-fA-F]{1,4}::?|:){1,7}(?:[0-9a-fA-F]{1,4}|(?<=:):)(?:%[\w.-]+)?)',
-    'DNS': r'(?P<dns>[\w\-.^_]*\w)'}
+    'IP4': r'(?:::[fF]{4,6}:)?(?P<ip4>%s)' % IP4, 'IP6': r'(?P<ip6>%s)' % IP6,
+    'DNS': r'(?P<dns>[\w\-.^_]*\w)', 'CIDR': r'(?P<cidr>\d+)',
+    'F-ID/': r'(?P<fid>\S+)', 'F-PORT/': r'(?P<fport>\w+)'}
 TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
 TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
-FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CONTENT', 'CHILD')
+TAGS['SUBNET'] = r'\[?(?:%(IP4)s|%(IP6)s)(?:/%(CIDR)s)?\]?' % TAGS
+TAGS.update({'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
+TAG_NAMES = {'ID': 'fid', 'PORT': 'fport'}
+OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES')
 SESSIONS = 1000                                    # connections remembered per filter
 CHILDREN = 64                                      # ... and per address, those that may be a child
 SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
+MOST_RUNAWAYS = 3                                  # regexes aborted, until a filter has to rest ...
+REST_SECONDS = 60                                  # ... for so long
 
 
-def compile_regex(text):
-    """The compiled form (bytes) of a regex in fail2ban's language; ValueError says what is wrong."""
-    regex = re.sub(r'<(/?)F-(%s)>' % '|'.join(FIELDS),
-                   lambda m: ')' if m.group(1) else '(?P<%s>' % m.group(2).lower(), text)
-    regex = re.sub(r'<(%s)>' % '|'.join(TAGS), lambda m: TAGS[m.group(1)], regex)
+def nothing(path):
+    """What a folder without files reads as."""
+
+
+class Runaway(Exception):
+    """A regex has used up its time."""
+
+
+def unguarded(search, *arguments):
+    return search(*arguments)
+
+
+# the files of filters
+BUILT_IN = 'built-in'
+FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
+SPEC = re.compile(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
+PARAMETER = re.compile(r'\s*([\w.?/-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
+
+
+def filter_spec(text):
+    """(name, {option: text}) of 'NAME[option=value, other="a value"]'."""
+    m, params, at = SPEC.match(text), {}, 0
+    if m is None:
+        raise ValueError('%s is no filter (try NAME or NAME[option=value,...])' % quoted(text))
+    inner = m.group(2) or ''
+    while inner[at:].strip():
+        p = PARAMETER.match(inner, at)
+        if p is None:
+            raise ValueError('%s: cannot make sense of [%s]' % (quoted(text), printable(inner[at:])))
+        params[p.group(1).lower()] = next((part for part in p.groups()[1:] if part is not None), '')
+        at = p.end()
+    return m.group(1), params
+
+
+class Definition:
+    """A filter's options, with everything that stands in for something else filled in."""
+
+    def __init__(self, name, params, origin=None):
+        self.name, self.params = name, params
+        self.sections = {}           # section -> {option: [(text, where), ...]}; the last one holds
+        self.origin = origin         # where the filter was found
+        self.missing = []            # files that were to be included
+        self.folders, self.read = (), nothing
+
+    def load(self, folders, read):
+        """Takes in the filter's file (its name is a path, or is looked for in these folders) and what
+        that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
+        self.folders, self.read, later = folders, read, []
+        if '/' in self.name:
+            folders, name = [self.name.rpartition('/')[0] or '/'], re.sub(r'\.conf$', '', self.name.rpartition('/')[2])
+        else:
+            name = self.name
+        for folder in folders:
+            local, path = self.fetch(folder, name + '.local')
+            if local is not None:
+                later.insert(0, (path, local, folder))
+            text, path = self.fetch(folder, name + '.conf')
+            if text is not None:
+                self.origin = path
+                self.take(path, text, folder)
+                break
+        for path, text, folder in later:
+            self.origin = self.origin or path
+            self.take(path, text, folder)
+        if self.origin is None:
+            raise LookupError(name)
+
+    def fetch(self, folder, file):
+        """(text or None, path) of a file in a folder."""
+        if folder == BUILT_IN:
+            return FILTERS.get(re.sub(r'\.conf$', '', file)), '%s %s' % (BUILT_IN, file)
+        path = '%s/%s' % (folder, file)
+        return self.read(path), path
+
+    def take(self, path, text, folder, loop=()):
+        """Takes in one file's text, and before and after it what it includes."""
+        if text is None or path in loop:
+            return
+        entries = list(read_ini(text))
+        wanted = {key: value for _, section, key, value in entries if section == 'INCLUDES' and key}
+        self.include(wanted.get('before', ''), folder, loop + (path,), path)
+        for n, section, key, value in entries:
+            where = '%s:%d' % (path, n)
+            if section is None:
+                raise ValueError('%s: %s' % (where, value))
+            if key is not None and section != 'INCLUDES':
+                self.sections.setdefault(section, {}).setdefault(key, []).append((value, where))
+        self.include(wanted.get('after', ''), folder, loop + (path,), path)
+
+    def include(self, names, folder, loop, path):
+        for name in names.split():
+            if '/' in name:
+                found = (self.read(name), name, name.rpartition('/')[0])
+            else:
+                found = next((self.fetch(f, name) + (f,) for f in (folder,) + tuple(self.folders)
+                              if f and self.fetch(f, name)[0] is not None), (None, name, folder))
+            text, where, at = found
+            if text is None and not name.endswith('.local'):
+                self.missing.append('%s includes %s, which is not there' % (path, name))
+            self.take(where, text, at, loop)
+            if name.endswith('.conf') and at != BUILT_IN:
+                local = where[:-5] + '.local'
+                self.take(local, self.read(local), at, loop)
+
+    def last(self, section, option, back=0):
+        """(text, where) of an option as it stands in a section; None if it does not."""
+        rows = self.sections.get(section, {}).get(option, ())
+        return rows[-1 - back] if len(rows) > back else None
+
+    def given(self, option, back=0):
+        """(text, section) of an option in force, nothing filled in yet; None if there is none."""
+        if option in self.params and not back:
+            return self.params[option], 'Definition'
+        for section in ('Init', 'Definition', 'DEFAULT'):
+            row = self.last(section, option, back)
+            if row:
+                return row[0], 'Definition' if section == 'DEFAULT' else section
+        return None
+
+    def where(self, option):
+        """'file:line' of an option, '' if it is the conf's."""
+        for section in ('Init', 'Definition', 'DEFAULT'):
+            row = self.last(section, option)
+            if row and option not in self.params:
+                return row[1]
+        return self.origin if self.sections else ''
+
+    def get(self, option, default=''):
+        """The text of an option with everything filled in; ValueError if that cannot be done."""
+        found = self.given(option)
+        if found is None:
+            return default
+        try:
+            return self.tagged(self.interpolated(found[0], found[1], option))
+        except ValueError as e:
+            raise self.complaint(option, e) from None
+
+    def complaint(self, option, why):
+        """A ValueError that says where the option stands."""
+        where = self.where(option)
+        return ValueError('%s: %s: %s' % (where, option, why) if where else str(why))
+
+    def interpolated(self, text, section, option, back=0, depth=0):
+        """`text` with %(name)s, %(section/name)s and %(known/name)s filled in."""
+        if '%' not in text:
+            return text
+        if depth > 10:
+            raise ValueError('%s stands in itself' % quoted(option))
+
+        def filled(m):
+            if m.group() == '%%':
+                return '%'
+            at, _, name = m.group(1).rpartition('/')
+            if name == '__name__':
+                return section
+            again = 0
+            if at == 'known':                      # what it was before this file, or above this section
+                again = back + 1 if name == option else 1
+                found = self.last(section, name, again) or self.last('DEFAULT', name) or self.last('Init', name)
+            elif not at:
+                if name in self.params:
+                    return self.interpolated(self.params[name], section, name, 0, depth + 1)
+                found = next(filter(None, (self.last(s, name) for s in (section, 'DEFAULT', 'Definition', 'Init'))), None)
+            else:
+                at = 'DEFAULT' if at == 'default' else at
+                found = self.last(at, name) or self.last('DEFAULT', name)
+            if found is None:
+                hint = ' (%s)' % '; '.join(self.missing) if self.missing else ''
+                raise ValueError('%s is not defined anywhere%s' % (quoted(m.group()), hint))
+            return self.interpolated(found[0], section, name, again, depth + 1)
+        return re.sub(r'%%|%\(([^()]+)\)s', filled, text)
+
+    def tagged(self, text):
+        """`text` with each <name> filled in that an option, or section/option, is named like."""
+        for _ in range(64):
+            if len(text) > 1 << 18:
+                break
+            before, text = text, re.sub(r'<([^\s<>]+)>', self.tag, text)
+            if text == before:
+                return text
+        raise ValueError('a <tag> stands in itself')
+
+    def tag(self, m):
+        name = m.group(1)
+        if name == name.upper() and name in TAGS:
+            return m.group()
+        at, _, option = name.rpartition('/')
+        if not at:
+            found = self.given(name.lower() if name.lower() in self.params else name)
+        elif at == 'known':
+            row = self.last('Init', option) or self.last('Definition', option)
+            found = row and (row[0], 'Definition')
+        else:
+            row = self.last(at, option) or self.sections.get(at) is not None and self.last('DEFAULT', option)
+            found = row and (row[0], at)
+        return self.interpolated(found[0], found[1], name) if found else m.group()
+
+
+# regexes
+def compile_line(text, multiline=False):
+    """The compiled form of a regex in fail2ban's language, for one line (text); ValueError says
+    what is wrong."""
+    opened, skips = set(), []
+    if len(re.findall('<(?:HOST|ADDR)>', text)) > 1:
+        raise ValueError('%s has more than one <HOST>' % quoted(text))
+
+    def replace(m):
+        closing, name = m.group(1), m.group(2)
+        if not closing and name == 'SKIPLINES':
+            skips.append(name)
+            return r'\n(?P<skiplines%d>(?:(?:.*\n)*?))' % (len(skips) - 1)
+        if not closing and name in TAGS:
+            return TAGS[name]
+        field = re.match(r'F-([A-Z0-9_]+)$', name)
+        if field is None or closing and name not in opened:
+            return m.group()
+        opened.add(name)
+        return ')' if closing else '(?P<%s>' % TAG_NAMES.get(field.group(1), field.group(1).lower())
+    regex = re.sub(r'<(/?)([\w-]+/?)>', replace, text)
+    regex = re.sub(r'(?<!\\)\((?:\?:)?(\(\?[a-z]+)\)', r'\1:', regex)      # ((?i)x) is (?i:x) today
+    return compiled(regex, re.M if multiline else 0, text)
+
+
+def compiled(regex, flags, text):
     try:
-        return re.compile(regex.encode())
+        import warnings
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return re.compile(regex, flags)
     except (re.error, OverflowError, RecursionError) as e:
         raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
 
 
-def literal(regex):
-    """The most telling text that must stand in whatever matches `regex` (bytes): the longest, but
-    rather its beginning than a short word such as ' from '."""
+def native_row(text, n):
+    """A line of a failregex of our own kind as a part of one large regex over a block (text): its
+    groups get names of their own, an address is simple text, and nothing matches a line's end."""
+    if not text.startswith('^'):
+        raise ValueError('%s: with `program`, a regex begins with ^' % quoted(text))
+    hosts = len(re.findall('<(?:HOST|ADDR)>', text))
+    unknown = re.search('</?(?!(?:/?F-(?:%s))>)[A-Z][A-Z0-9_/-]*>' % '|'.join(OWN_FIELDS),
+                        re.sub('<(?:HOST|ADDR)>', '', text))
+    if hosts > 1 or unknown:
+        raise ValueError('%s: with `program`, %s' % (quoted(text), 'there is one <HOST> at most' if hosts > 1
+                                                     else 'there is no ' + unknown.group()))
+    body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]+)\\]?' % n, text[1:])
+    body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
+        '(?P<%s%d>' % (m.group(2).lower(), n) if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
+    body = body[:-1] if re.search(r'(?<!\\)(?:\\\\)*\$$', body) else body + '.*'
+    return one_line(body) + '(?P<end%d>)' % n
+
+
+def pieces(regex):
+    """Yields (text, is it inside of a class?) of a regex's smallest parts: 'a', '\\s', '[^', ']', '(', ')?'."""
+    inside = False
+    for m in re.finditer(r'\\.|\[\^?\]?|\)\?(?!\?)|.', regex, re.S):
+        piece = m.group()
+        yield piece, inside
+        inside = piece != ']' if inside else piece[0] == '['
+
+
+def one_line(regex):
+    """`regex` so that its classes do not match a newline."""
+    return ''.join(piece + '\\n' if piece.startswith('[^') and not inside
+                   else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s' else piece
+                   for piece, inside in pieces(regex))
+
+
+def branches(regex):
+    """`regex` with each (x)? as ((x)|), which means the same to Python and costs it far less."""
+    out, opened = [], []
+    for piece, inside in pieces(regex):
+        if not inside and piece == '(':
+            opened.append(len(out))
+        elif not inside and piece[0] == ')':
+            start = opened.pop()
+            if piece == ')?':
+                plain = out[start + 1:start + 3] == ['?', ':']
+                out[start:start], piece = ([], '|)') if plain else (['(?:'], ')|)')
+        out.append(piece)
+    return ''.join(out)
+
+
+def needed(regex):
+    """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
+    if there is none worth looking for. Longer and fewer is better."""
     try:
         from re import _parser as parser           # since Python 3.11
     except ImportError:
         import sre_parse as parser
-    runs, parsed = [b''], parser.parse(regex)
-    if (getattr(parsed, 'state', None) or parsed.pattern).flags & re.I:        # `pattern` until Python 3.7
-        return b''
-    todo = list(parsed)[::-1]
-    while todo:
-        op, arg = todo.pop()
+    if regex.flags & re.I:
+        return None
+    return best_of(needed_sets(parser.parse(regex.pattern, regex.flags & re.M)))
+
+
+def best_of(sets):
+    """The most telling of some sets of texts."""
+    sets = [found for found in sets if found and min(map(len, found)) > 2]
+    return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
+
+
+def needed_sets(parsed):
+    """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
+    run = b''
+    for op, arg in list(parsed) + [('END', None)]:
         name = str(op)
         if name == 'LITERAL':
-            runs[-1] += bytes([arg])
-        elif name == 'SUBPATTERN' and not arg[1] & re.I:
-            todo += list(arg[-1])[::-1]
-        elif name not in ('AT', 'ASSERT', 'ASSERT_NOT'):
-            runs.append(b'')
-    return max(runs, key=lambda run: len(run) - 4 * (run is not runs[0]))
+            run += bytes([arg]) if isinstance(parsed.str if hasattr(parsed, 'str') else '', bytes) or arg < 128 else chr(arg).encode()
+            continue
+        if name not in ('AT', 'ASSERT_NOT'):
+            # a date may have stood between two brackets or blanks, and been cut out
+            for piece in re.split(br'(?<=[\[({<"])(?=[\])}>"])|(?<= )(?= )', run):
+                yield {piece}
+            run = b''
+        if name == 'SUBPATTERN' and not arg[1] & re.I:
+            yield from needed_sets(arg[-1])
+        elif name == 'ATOMIC_GROUP':
+            yield from needed_sets(arg)
+        elif name in ('MAX_REPEAT', 'MIN_REPEAT', 'POSSESSIVE_REPEAT') and arg[0]:
+            yield from needed_sets(arg[2])
+        elif name == 'BRANCH':
+            ways = [best_of(needed_sets(way)) for way in arg[1]]
+            if all(ways):
+                yield set().union(*ways)
+
+
+def with_lines(block, texts):
+    """(start, end) of the lines of a block in which one of these texts stands, in order; all for None."""
+    if texts is None:
+        return [m.span() for m in re.finditer(b'[^\n]+', block)]
+    found = {}
+    for text in texts:
+        at = block.find(text)
+        while at >= 0:
+            end = block.find(b'\n', at)
+            found[block.rfind(b'\n', 0, at) + 1] = end
+            at = block.find(text, end)
+    return sorted(found.items())
+
+
+@functools.lru_cache(maxsize=4096)
+def host(text):
+    """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
+    try:
+        return address(text.decode())
+    except ValueError:
+        return None if re.match(br'[\d.]+$|.*:', text) else ''
+
+
+@functools.lru_cache(maxsize=1024)
+def as_text(raw):
+    return raw.decode('utf-8', 'backslashreplace')
+
+
+new_tuple = tuple.__new__                          # a namedtuple's own __new__ takes four times as long
 
 
 class Session:
     """What one connection has said: its address and user, lines of each kind, guesses counted."""
-    __slots__ = ('ip', 'user', 'lines', 'counted', 'pending', 'seen')
+    ip = user = None
+    counted = 0                      # guesses so far
+    pending = 0                      # of these, the ones that still wait for an address
 
-    def __init__(self):
-        self.ip = self.user = None
+    def __init__(self, when):
+        self.seen = when
         self.lines = {}              # kind -> how many lines of it
-        self.counted = 0             # guesses so far
-        self.pending = 0             # of these, the ones that still wait for an address
-        self.seen = None
 
 
 class Filter:
-    """One jail's filter: `read` turns a line into a Sighting."""
+    """A filter of our own kind: `scan` turns a block into Sightings."""
+    trouble = ''
 
-    def __init__(self, program, failregex, ignoreregex=(), prefregex=''):
-        self.program = re.compile(b'(?:%s)$' % program.encode()) if program is not None else None
-        self.prefregex = compile_regex(prefregex) if prefregex else None
-        self.rows = [(kind, compile_regex(text)) for kind, part in enumerate(failregex) for text in part]
-        self.ignore = [compile_regex(text) for text in ignoreregex]
-        self.literals = {literal(regex.pattern) for _, regex in self.rows}
-        self.sessions = {}           # (host, program, pid) -> Session, least recently seen first
-        self.parents = {}            # (host, ip) -> identity of its latest session
-        self.children = {}           # (host, ip) -> identities of sessions that may be a child of that
+    def __init__(self, definition, failregex=(), ignoreregex=()):
+        self.origin = definition.origin
+        self.definition = definition
+        program, prefregex = definition.get('program'), definition.get('prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
+        parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
+        if parts is None:
+            raise definition.complaint('prefregex', 'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
+        before, after = (one_line(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part))
+                         for part in parts.groups())
+        kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
+        texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
+        rows = [native_row(text, n) for n, (_, text) in enumerate(texts)]
+        self.ignore = [compile_line(text) for text in ignoreregex or lines(definition.get('ignoreregex'))]
+        begin = '(?P<begin>)' if self.ignore else ''
+        self.tag = TAG % one_line(program).encode()
+        self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
+                     + br'(?(times) ?\])\r*$')
+        self.texts = texts           # (kind, regex as it is written)
+        self.forms = {}              # may a line lack the tag? -> what `form` returns
+        self.form(False)             # a regex that is none is a mistake of the conf
+        self.sessions = {}           # (host, pid) -> Session, oldest first
+        self.parents = {}            # ip -> identity of its latest session
+        self.children = {}           # ip -> {identity: Session} of those that may be a child of that
+        self.distinct = {}           # (ip, text) -> when it was seen last
         self.names = 0               # failures that named a host, not an address
 
-    def wants(self, line, bare):
-        """True if this line is from a program that the filter reads; `bare` lets tagless lines in."""
-        if self.program is None:
-            return True
-        return bare if line.program is None else bool(self.program.match(line.program))
+    def form(self, bare):
+        """(the one regex, {number of the group that ends a row: Row}, texts of which it needs one); with
+        `bare` a line needs no tag."""
+        if bare not in self.forms:
+            head = b'(?:' + HEAD + self.tag + b'|' + BARE + b')' if bare else HEAD + self.tag
+            regex = branches((br'\n' + head + self.rest).decode('latin-1')).encode('latin-1')
+            regex, rows = compiled(regex, re.M, self.definition.name), {}
+            for n, (kind, text) in enumerate(self.texts):
+                verdict = NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL
+                at = {name: regex.groupindex.get('%s%d' % (name, n), 0)
+                      for name in ('ip', 'user', 'distinct', 'times', 'mlfid')}
+                at['mlfid'] = at['mlfid'] or regex.groupindex.get('mlfid', 0)
+                special = any(at[name] for name in ('distinct', 'times', 'mlfid'))
+                rows[regex.groupindex['end%d' % n]] = Row(
+                    kind, verdict, child='<F-CHILD>' in text, special=special, text=text, **at)
+            self.forms[bare] = regex, rows, needed(regex)
+        return self.forms[bare]
 
-    def match(self, line, raw):
-        """The Match for a line, or None."""
-        if self.program is None:                   # as in fail2ban: all of the line but its date
-            message = raw.replace(line.date, b'', 1) if line.date else raw
-        else:
-            message = line.message
-        message, before = message.rstrip(b'\r\n'), {}
-        if self.prefregex:
-            m = self.prefregex.match(message)
-            if m is None:
-                return None
-            before = m.groupdict()
-            message = before.get('content') or message
-        for kind, regex in self.rows:
-            m = regex.search(message)
-            if m:
-                ignored = any(r.search(message) for r in self.ignore)
-                return None if ignored else self.found(kind, dict(before, **m.groupdict()))
-        return None
+    def scan(self, block, moment, bare=False, wall=None):
+        """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
+        no line before it has told of. `moment` turns a line's date into its time."""
+        (regex, rows, texts), sessions = self.form(bare), self.sessions
+        if texts and not any(text in block for text in texts):
+            return
+        index = regex.groupindex
+        date_at, host_at, pid_at, times_at = (index[name] for name in ('date', 'host', 'pid', 'times'))
+        dates, hosts = ([name for name in names if name in index] for names in (DATE_GROUPS, HOST_GROUPS))
+        for m in regex.finditer(block):
+            kind, verdict, ip_at, user_at, child, special, *more = rows[m.lastindex]
+            date, home, pid, times = m.group(date_at, host_at, pid_at, times_at)
+            if date is None:
+                date, home = first(m, dates), first(m, hosts)
+            when = moment(date)
+            if when is None or self.ignore and self.ignored(block, m):
+                continue
+            ip = host(m[ip_at]) if ip_at else None
+            if ip_at and not ip:
+                self.names += ip == '' and verdict == FAIL
+                continue
+            user = m[user_at] if user_at else None
+            new = 0 if verdict != FAIL else 1 if times is None else min(int(times), MOST_TIMES)
+            if special:
+                pid, new = self.special(m, rows[m.lastindex], ip, when, pid, new)
+            if pid is not None:
+                identity = home, pid
+                session = sessions.get(identity)
+                if session is None or session.ip != ip and ip and session.ip or when - session.seen > SESSION_SECONDS:
+                    session = self.meet(identity, ip, kind, child, when)
+                session.seen = when
+                if ip is None:
+                    ip = session.ip
+                else:
+                    session.ip = ip
+                if user is None:
+                    user = session.user
+                else:
+                    session.user = user
+                if verdict == FAIL:
+                    if not child:
+                        self.parents[ip] = identity
+                    elif ip and not session.lines:
+                        self.wait(ip, identity, session)
+                    told = session.lines.get(kind, 0) + new
+                    session.lines[kind] = told
+                    new = told - session.counted
+                    if new > 0:
+                        session.counted = told
+                        if not child and ip in self.children:
+                            new -= self.claim(session, new)
+                        session.pending += new
+                if ip is None or not session.pending:
+                    new = 0
+                else:
+                    new, session.pending = session.pending, 0
+            if verdict == LOGIN:
+                if ip and user:
+                    yield Sighting(ip, as_text(user), 0, True, when)
+            elif new > 0 and ip:
+                yield new_tuple(Sighting, (ip, user and as_text(user), new, False, when))
 
-    def found(self, kind, group):
-        verdict = 'nofail' if group.get('nofail') else 'login' if group.get('mlfgained') else 'fail'
-        ip, user = group.get('ip4') or group.get('ip6'), group.get('user')
-        if ip:
-            try:
-                ip = address(ip.decode())
-            except ValueError:
-                return None                        # 999.1.2.3
-        elif group.get('dns'):
-            self.names += verdict == 'fail'
-            return None
-        user = user and user.decode('utf-8', 'backslashreplace')
-        return Match(kind, verdict, ip, user, group.get('mlfid'), bool(group.get('child')))
+    def adopt(self, old):
+        """Takes over what this filter knew before a reload."""
+        if type(old) is type(self):
+            for name in ('sessions', 'parents', 'children', 'distinct', 'names'):
+                setattr(self, name, getattr(old, name))
 
-    def read(self, line, raw, when):
-        """The Sighting that a line is, or completes; None if it is none."""
-        match = self.match(line, raw)
-        if match is None:
-            return None
-        pid = match.mlfid or line.pid
-        if pid is None:
-            new, ip, user = line.times * (match.verdict == 'fail'), match.ip, match.user
-        else:
-            session = self.session((line.host, line.program, pid), match, when)
-            new = self.guesses(session, match, line)
-            ip, user = session.ip, match.user or session.user
-        if match.verdict == 'login':
-            return Sighting(ip, user, 0, True, when) if ip and user else None
-        return Sighting(ip, user, new, False, when) if ip and new else None
+    def ignored(self, block, m):
+        text = as_text(block[m.start('begin'):m.end()])
+        return any(regex.search(text) for regex in self.ignore)
 
-    def session(self, identity, match, when):
-        """The Session that a line belongs to; a new one if its pid has been taken by another connection."""
-        session, ip = self.sessions.pop(identity, None), match.ip
-        if (session is None or when - session.seen > SESSION_SECONDS
-                or ip and session.ip and ip != session.ip):
-            session = Session()
-            parent = self.sessions.get(self.parents.get((identity[0], ip))) if match.child else None
-            if parent and match.kind not in parent.lines and when - parent.seen <= SESSION_SECONDS:
+    def meet(self, identity, ip, kind, child, when):
+        """The Session of a line whose connection is not known; a child's line may be its parent's."""
+        if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
+            parent = self.sessions.get(self.parents.get(ip))
+            if parent and kind not in parent.lines and when - parent.seen <= SESSION_SECONDS:
                 return parent
-        self.sessions[identity] = session
+        self.sessions.pop(identity, None)
+        session = self.sessions[identity] = Session(when)
         if len(self.sessions) > SESSIONS:
             del self.sessions[next(iter(self.sessions))]
-        if ip and match.verdict == 'fail':
-            self.relate(identity, session, match)
-        session.seen = when
+        if len(self.parents) > SESSIONS:
+            del self.parents[next(iter(self.parents))]
         return session
 
-    def relate(self, identity, session, match):
-        """Notes which session of an address may have children, and which ones may be children."""
-        home = identity[0], match.ip
-        if not match.child:
-            self.parents.pop(home, None)
-            self.parents[home] = identity
-        elif not session.lines:
-            self.children.setdefault(home, collections.deque(maxlen=CHILDREN)).append(identity)
-        for known in (self.parents, self.children):
-            if len(known) > SESSIONS:
-                del known[next(iter(known))]
+    def wait(self, ip, identity, session):
+        """Notes a session that may be a child of one that has not spoken yet."""
+        waiting = self.children.setdefault(ip, {})
+        waiting[identity] = session
+        if len(waiting) > CHILDREN:
+            del waiting[next(iter(waiting))]
+        if len(self.children) > SESSIONS:
+            del self.children[next(iter(self.children))]
 
-    def guesses(self, session, match, line):
-        """How many guesses with a known address this line adds."""
-        session.ip = match.ip or session.ip
-        session.user = match.user or session.user
-        if match.verdict == 'fail':
-            n = session.lines[match.kind] = session.lines.get(match.kind, 0) + line.times
-            new = max(0, n - session.counted)
-            session.counted += new
-            if not match.child:
-                new -= self.adopt(session, (line.host, session.ip), new)
-            session.pending += new
-        if not session.ip:
-            return 0
-        new, session.pending = session.pending, 0
-        return new
-
-    def adopt(self, session, home, most):
+    def claim(self, session, most):
         """How many of a connection's `most` new guesses its children have told already."""
-        waiting, found = self.children.get(home, ()), 0
-        for identity in list(waiting):
-            child = self.sessions.get(identity)
+        waiting, found = self.children[session.ip], 0
+        for identity, child in list(waiting.items()):
             if found == most:
                 break
-            if child and child is not session and child.user not in (None, session.user):
-                continue                           # it asked for another user's password
-            waiting.remove(identity)
-            if child and child is not session and child.ip == session.ip and len(child.lines) == 1:
-                (kind, _), = child.lines.items()
-                session.lines[kind] = session.lines.get(kind, 0) + 1
+            if child is not session and (child.user not in (None, session.user)
+                                         or identity[0] != self.parents[session.ip][0]):
+                continue                           # it asked for another user's password, or elsewhere
+            del waiting[identity]
+            if child is not session and child.ip == session.ip and len(child.lines) == 1:
+                (kind, n), = child.lines.items()
+                told = min(n, most - found)
+                session.lines[kind] = session.lines.get(kind, 0) + told
                 child.lines, child.counted = {}, 0
-                found += 1
+                found += told
         if not waiting:
-            self.children.pop(home, None)
+            del self.children[session.ip]
         return found
 
+    def special(self, m, row, ip, when, pid, new):
+        """(connection, guesses) of a line that names its own."""
+        if row.distinct:
+            new *= self.new_to(ip, m[row.distinct], when)
+        if row.times and m[row.times]:
+            new *= min(int(m[row.times]), MOST_TIMES)
+        return m[row.mlfid] or pid if row.mlfid else pid, new
 
-def check_regex(text):
-    """ValueError if a failregex from a conf cannot mean what its author wants."""
-    hosts = len(re.findall('<(?:HOST|ADDR|IP4|IP6|DNS)>', text))
-    unknown = re.search(r'</?(?!F-(?:%s)>)[A-Z][A-Z0-9_-]*>' % '|'.join(FIELDS),
-                        re.sub('<(?:%s)>' % '|'.join(TAGS), '', text))
-    complaint = ('has no <HOST>' if not hosts else 'has more than one <HOST>' if hosts > 1 else
-                 'has a tag that is not known: ' + unknown.group() if unknown else
-                 'has %(...)s, which is not expanded here' if re.search(r'%\(\S+\)s', text) else '')
-    if complaint:
-        raise ValueError('%s %s' % (quoted(text), complaint))
+    def new_to(self, ip, text, when):
+        """1 if an address has not shown this text within SESSION_SECONDS, else 0."""
+        seen = self.distinct.pop((ip, text), None)
+        self.distinct[ip, text] = when
+        if len(self.distinct) > 10 * SESSIONS:
+            del self.distinct[next(iter(self.distinct))]
+        return 1 if seen is None or when - seen > SESSION_SECONDS else 0
+
+    def look(self, text, wall, bare=False):
+        """The Look of one line (text), whatever was before it; None if no regex matches."""
+        regex, rows, _ = self.form(bare)
+        m = regex.match(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'))
+        if m is None:
+            return None
+        row, block = rows[m.lastindex], m.string
+        ip = host(m[row.ip]) if row.ip else None
+        user = m[row.user] if row.user else None
+        date = first(m, [name for name in DATE_GROUPS if name in m.re.groupindex])
+        ignored = bool(self.ignore) and self.ignored(block, m)
+        why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
+               'its address is not known yet' if row.verdict == FAIL and not ip else '')
+        fields = {name: as_text(m[at]) for name, at in (('distinct', row.distinct), ('user', row.user)) if at and m[at]}
+        return Look(None if why else row.verdict, row.text, ip or None, as_text(m[row.ip]) if row.ip else None,
+                    user and as_text(user), date and date_time(date, int(wall) // 86400), fields, why)
 
 
-def make_filter(name, failregex=(), ignoreregex=()):
-    """A new Filter for a jail's options; ValueError says what is wrong."""
-    row = FILTERS.get(name)
-    if row is None and not failregex:
-        import difflib
-        near = difflib.get_close_matches(name.lower(), list(FILTERS) + list(SECTIONS), 1)
-        hint = 'did you mean %s?' % near[0] if near else 'there are: ' + ' '.join(sorted(FILTERS))
-        raise ValueError('no filter is called %s (%s)' % (quoted(name), hint))
-    if failregex:
-        for regex in sum(failregex, []):
-            check_regex(regex)
-        return Filter(None, failregex, ignoreregex)
-    text = '\n'.join(line.strip() for line in row['failregex'].strip().split('\n'))
-    kinds = [part.split('\n') for part in text.split('\n\n')]
-    return Filter(row['program'], kinds, ignoreregex, row['prefregex'])
+class LineFilter:
+    """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
+    Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
+    def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
+        self.definition, self.guard = definition, guard
+        self.origin = definition.origin
+        get = definition.get
+        self.maxlines = max(1, int(get('maxlines') or 1))
+        self.templates = templates(get('datepattern'))
+        self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
+        self.texts = failregex or lines(get('failregex'))
+        self.rows = [self.compile('failregex', text) for text in self.texts]
+        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or lines(get('ignoreregex'))]
+        self.check()
+        self.needed = self.what_is_needed()
+        self.buffer = []             # the lines that a regex over several of them may want
+        self.connections = {}        # mlfid -> [when it was first seen, what is known of it]
+        self.last = None             # the time of the last line that had one
+        self.names = 0               # failures that named a host, not an address
+        self.runaways = []           # when a regex was aborted, lately
+        self.rests = None            # until when the filter is not asked
+        self.trouble = ''
 
+    def compile(self, option, text):
+        try:
+            return compile_line(text, self.maxlines > 1)
+        except ValueError as e:
+            raise self.definition.complaint(option, e) from None
 
-class Scanner:
-    """Finds in a block of whole lines the few that some of these filters may want."""
+    def adopt(self, old):
+        """Takes over what this filter knew before a reload."""
+        if type(old) is type(self):
+            for name in ('buffer', 'connections', 'last', 'names', 'runaways', 'rests', 'trouble'):
+                setattr(self, name, getattr(old, name))
 
-    def __init__(self, filters):
-        literals = sorted(set().union(*(f.literals for f in filters)))
-        if b'' in literals:
-            self.wanted = re.compile(b'[^\\n]+')
+    def check(self):
+        """ValueError if a regex cannot mean what its author wants."""
+        known = self.prefregex.groupindex if self.prefregex else {}
+        ids = {'fid', 'ip4', 'ip6', 'dns', 'mlfid'}
+        if not self.rows:
+            raise self.definition.complaint('failregex', 'there is none')
+        for text, regex in zip(self.texts, self.rows):
+            lost = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
+            if lost:
+                raise self.definition.complaint('failregex', 'there is no %s' % quoted(lost.group(1)))
+            if not ids & (set(regex.groupindex) | set(known)):
+                raise self.definition.complaint('failregex', '%s has no <HOST>' % quoted(text))
+
+    def what_is_needed(self):
+        """The texts without one of which a line need not be looked at; None: look at all."""
+        if self.maxlines > 1:
+            return None
+        sets = [needed(regex) for regex in self.rows]
+        rows = set().union(*sets) if all(sets) else None
+        return best_of([found for found in (self.prefregex and needed(self.prefregex), rows) if found])
+
+    def scan(self, block, moment, bare=False, wall=0):
+        """Yields a Sighting for each line of a tidy block that is a failure or a login."""
+        if self.needed and not any(text in block for text in self.needed):
+            return
+        for start, end in with_lines(block, self.needed):
+            raw, times = block[start:end].rstrip(b'\r'), 1
+            if b'message repeated ' in raw:
+                raw, times = unwrapped(raw)
+            if not raw or self.rests and wall < self.rests:
+                continue
+            found = self.look(as_text(raw), wall)
+            when = None if found is None or found.verdict is None else moment(found.when)
+            if when is None or found.verdict == NOFAIL:
+                continue
+            if found.ip and found.verdict == FAIL:
+                yield Sighting(found.ip, found.user, times, False, when)
+            elif found.ip and found.user:
+                yield Sighting(found.ip, found.user, 0, True, when)
+            elif found.verdict == FAIL:
+                self.names += 1
+
+    def look(self, text, wall, date=None):
+        """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
+        lacks; with `date` (seconds since 1970) the text is one that has no date."""
+        try:
+            matched = self.guard(self.match, text, wall, date)
+        except Runaway:
+            return self.ran_away(wall)
+        if matched is None:
+            return None
+        regex, fields, when, ignored = matched
+        if ignored:
+            return Look(None, regex, None, None, None, when, fields, 'an ignoreregex matches')
+        if fields.get('mlfid') is not None:
+            fields = self.merge(fields, when if when is not None else wall)
+        verdict = NOFAIL if fields.get('nofail') and not fields.get('mlfgained') else (
+            LOGIN if fields.get('nofail') else FAIL)
+        ip = fields.get('ip4') or fields.get('ip6')
+        key = fields.get('fid') or ip or fields.get('dns')
+        if verdict == FAIL and key is None:
+            fields['mlfpending'] = '1'
+            return Look(None, regex, None, None, fields.get('user'), when, fields, 'its address is not known yet')
+        if fields.get('cidr') and ip:
+            ip = '%s/%s' % (ip, fields['cidr'])
+        try:
+            ip = network(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
+        except ValueError:
+            ip = None
+        return Look(verdict, regex, ip, key, fields.get('user'), when, dict(fields), '')
+
+    def match(self, text, wall, date=None):
+        """(regex, fields, time or None, ignored) of a line, None if it does not match."""
+        before, after, when = self.dated(text, wall) if date is None else ('', text, date)
+        text = before + after
+        self.buffer = (self.buffer + [text])[-self.maxlines:]
+        seen, fields = '\n'.join(self.buffer) + '\n', {}
+        if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
+            return None
+        if self.prefregex:
+            m = self.prefregex.search(seen)
+            if m is None:
+                return None
+            fields = groups(m)
+            content = fields.pop('content', None)
+            seen = content + '\n' if content else seen
+        for text, regex in zip(self.texts, self.rows):
+            m = regex.search(seen)
+            if m:
+                fields.update((key, value) for key, value in groups(m).items()
+                              if value is not None or key not in fields)
+                ignored = self.ignores(seen)
+                self.forget_lines(m)
+                return text, fields, when, ignored
+        return None
+
+    def ignores(self, text):
+        return any(regex.search(text) for regex in self.ignore)
+
+    def dated(self, text, wall):
+        """(text before the date, text after it, time or None) of a line."""
+        found = find_date(text, self.templates, wall) if self.templates else None
+        if found is None:
+            return '', text, self.last if self.last is not None and self.last > wall - 60 else None
+        start, end, when = found
+        if when is None and (end > start or self.last is not None and self.last > wall - 60):
+            return '' if end == start else text[:start], text if end == start else text[end:], (
+                self.last if self.last is not None and self.last > wall - 60 else None)
+        self.last = wall if when is None else float(int(when))
+        return text[:start], text[end:], self.last
+
+    def forget_lines(self, m):
+        """After a match over several lines, they are not looked at again, but for those it skipped."""
+        if self.maxlines == 1:
+            return
+        whole = m.string
+        first, last = whole.count('\n', 0, m.start() + 1 if whole[m.start():m.start() + 1] == '\n' else m.start()), \
+            whole.count('\n', 0, m.end())
+        last += 0 if m.end() and whole[m.end() - 1] == '\n' else 1
+        skipped = ''.join(value or '' for key, value in m.groupdict().items() if key.startswith('skiplines')).split('\n')
+        used = self.buffer[first:last]
+        for line in skipped:
+            if line in used:
+                used.remove(line)
+        left = list(self.buffer)
+        for line in used:
+            left.remove(line)
+        self.buffer = left
+
+    def merge(self, new, when):
+        """What is known of a connection, this line's fields laid over it: fail2ban's rules. The same
+        connection may tell its address, its user and its failures in different lines."""
+        identity = re.sub(LEVEL.decode(), '', new['mlfid'])
+        known = self.connections.get(identity)
+        if known and abs(when - known[0]) > 300:
+            known = self.connections.pop(identity) and None
+        gained, forget = new.get('mlfgained'), new.pop('mlfforget', None)
+        quiet = bool(gained or new.get('nofail'))
+        if gained:
+            new['nofail'] = new.get('nofail') or gained
+        if known:
+            fields = known[1]
+            users = fields.setdefault('users', set()) if new.get('user') else fields.get('users')
+            if new.get('user'):
+                users.add(new['user'])
+            fields.pop('nofail', None), fields.pop('mlfgained', None)
+            if gained:
+                fields.pop('mlfpending', None)
+            fields.update((key, value) for key, value in new.items() if value is not None)
+            if forget:
+                del self.connections[identity]
         else:
-            self.wanted = re.compile(b'(?:%s)[^\\n]*' % b'|'.join(re.escape(text) for text in literals))
+            fields = new
+            users = {new['user']} if new.get('user') and not forget else None
+            if users:
+                fields['users'] = users
+            if not forget:
+                self.connections[identity] = [when, fields]
+                if len(self.connections) > SESSIONS:
+                    del self.connections[next(iter(self.connections))]
+        # who has failed before, or tried two names, does not clear that with a login of his own
+        if fields.pop('mlfpending', None) or users and len(users) > 1:
+            fields.pop('nofail', None), fields.pop('mlfgained', None)
+        return fields
 
-    def lines(self, block):
-        """Yields the candidate lines of `block`, without newline, cut at PLAIN_LINE."""
-        for m in self.wanted.finditer(block):
-            yield cut(block[block.rfind(b'\n', 0, m.start()) + 1:m.end()])
+    def ran_away(self, wall):
+        """Notes that a regex was aborted; one that does it again and again rests for a minute."""
+        self.runaways = [when for when in self.runaways if when > wall - REST_SECONDS] + [wall]
+        again = len(self.runaways) >= MOST_RUNAWAYS
+        self.trouble = 'a regex of %s takes too long for some lines, which are skipped%s' % (
+            self.definition.origin, '; the filter rests for a minute' if again else '')
+        if again:
+            self.runaways, self.rests = [], wall + REST_SECONDS
+        return Look(None, None, None, None, None, None, {}, 'a regex took too long')
 
 
-def cut(line):
-    """A line of at most PLAIN_LINE bytes; a cut one gets a mark, so that it never ends like a whole one."""
-    return line if len(line) <= PLAIN_LINE else line[:PLAIN_LINE] + b' [cut]'
+def groups(m):
+    """The groups of a match; an <F-ALT_USER> stands in for an empty <F-USER>, <F-TUPLE_X> joins it."""
+    fields = m.groupdict()
+    for key in sorted(fields):
+        special = re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)
+        if special:
+            name = TAG_NAMES.get(special.group(2).upper(), special.group(2))
+            if special.group(1) == 'alt':
+                fields[name] = fields.get(name) or fields[key]
+            else:
+                there = fields.get(name)
+                fields[name] = (there if isinstance(there, tuple) else (there,)) + (fields[key],)
+    return fields
+
+
+def unwrapped(raw):
+    """(line, times) of a line that may say `message repeated 3 times: [ ... ]`."""
+    m = re.match(br'(.*?)message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', raw, re.S)
+    return (m.group(1) + m.group(3), min(int(m.group(2)), MOST_TIMES)) if m else (raw, 1)
+
+
+class History:
+    """The filter `recidive`: it reads no log, but is told of the bans of other jails."""
+    trouble, names = '', 0
+
+    def __init__(self, definition):
+        self.origin = definition.origin
+
+    def scan(self, block, moment, bare=False, wall=0):
+        return ()
+
+    def adopt(self, old):
+        """It remembers nothing; its jail does."""
+
+
+def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=unguarded, failregex=(), ignoreregex=()):
+    """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is a
+    file's text or None. ValueError says what is wrong with it, and where."""
+    name, given = filter_spec(spec)
+    definition = Definition(name, dict(params or {}, **given))
+    try:
+        definition.load(folders, read)
+    except LookupError:
+        import difflib
+        known = sorted(set(FILTERS) - {'common'})
+        near = difflib.get_close_matches(name.lower(), known + list(SECTIONS), 1)
+        hint = 'did you mean %s?' % near[0] if near else 'there are: ' + ' '.join(known)
+        raise ValueError('no filter is called %s (%s)' % (quoted(name), hint)) from None
+    if definition.given('history') is not None:
+        return History(definition)
+    if definition.given('program') is not None:
+        return Filter(definition, failregex, ignoreregex)
+    return LineFilter(definition, failregex, ignoreregex, guard)
+
+
+def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
+    """The filter of a jail that has regexes of its own and no `filter`."""
+    for text in failregex:
+        unknown = re.search(r'</?(?!F-|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
+        if unknown:
+            raise ValueError('%s has a tag that is not known: %s' % (quoted(text), unknown.group()))
+        if re.search(r'%\(\S+\)s', text):
+            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
+    return LineFilter(Definition('failregex', params, 'conf'), failregex, ignoreregex, guard)
 
 
 # ---- Fails ---------------------------------------------------------------------------------
@@ -1213,15 +2498,16 @@ class Jail:
 class Jails:
     """The jails of one configuration, and who listens to what."""
 
-    def __init__(self, config):
+    def __init__(self, config, read=nothing, guard=unguarded):
         self.problems = []
-        self.listening = {}          # source -> (jails, their Scanner)
+        self.listening = {}          # source -> jails
+        self.before = {}             # source -> its last line, which `last message repeated` may mean
         self.by_name = {MANUAL: Jail(MANUAL, config.jail(MANUAL))}
+        folders = (os.path.join(os.path.dirname(os.path.abspath(config.name)), 'filter.d'),) + FILTER_FOLDERS
         for name in config.jails():
             options = config.jail(name)
             try:
-                made = make_filter(options['filter'] or name, options['failregex'], options['ignoreregex'])
-                self.by_name[name] = Jail(name, options, made)
+                self.by_name[name] = Jail(name, options, jail_filter(name, options, folders, read, guard))
             except ValueError as e:
                 self.problems.append('%s: [%s]: %s' % (config.where(name), name, e))
         self.everywhere = config['source']
@@ -1239,33 +2525,48 @@ class Jails:
                 jail.logins, jail.failures, jail.banned, jail.ignored = (
                     before.logins, before.failures, before.banned, before.ignored)
                 if jail.filter and before.filter:
-                    for name in ('sessions', 'parents', 'children', 'names'):
-                        setattr(jail.filter, name, getattr(before.filter, name))
+                    jail.filter.adopt(before.filter)
 
     def protect(self, machine):
         for jail in self.by_name.values():
             jail.protect(machine)
 
     def listeners(self, source):
-        """(jails that listen to `source`, their Scanner); all jails for None, as in a replay."""
+        """The jails that listen to `source`; all jails for None, as in a replay."""
         if source not in self.listening:
-            jails = [j for j in self.watching()
-                     if source is None or source in (j.options['source'] or self.everywhere)]
-            self.listening[source] = jails, Scanner([j.filter for j in jails]) if jails else None
+            self.listening[source] = [j for j in self.watching()
+                                      if source is None or source in (j.options['source'] or self.everywhere)]
         return self.listening[source]
 
-    def scan(self, source, block, moment):
-        """Yields (jail, Sighting) for a block of whole lines; `moment` turns a line's date (bytes or
-        None) into its time, or into None for a line that is too old to matter."""
-        jails, scanner = self.listeners(source)
-        for raw in scanner.lines(block) if jails else ():
-            line = read_line(raw)
-            for jail in jails:
-                if jail.filter.wants(line, bare=bool(jail.options['source'])):
-                    when = moment(line.date)
-                    seen = None if when is None else jail.filter.read(line, raw, when)
-                    if seen and not (seen.login and (source or '').startswith('udp:')):
-                        yield jail, seen
+    def scan(self, source, block, moment, wall=0):
+        """Yields (jail, Sighting) for a block of whole lines; `moment` turns a line's date (bytes,
+        seconds since 1970 or None) into its time, or into None for a line that is too old to matter."""
+        jails = self.listeners(source)
+        if not jails or not block:
+            return
+        last, block = self.before.get(source, b''), tidy(block, self.before.get(source, b''))
+        self.before[source] = block[block.rfind(b'\n', 0, -1) + 1:-1] or last
+        forged = (source or '').startswith('udp:')
+        for jail in jails:
+            for seen in jail.filter.scan(block, moment, bool(jail.options['source']), wall):
+                if not (forged and seen.login):
+                    yield jail, seen
+
+    def after_ban(self, jail, network, now):
+        """Yields (jail, Sighting) for the jails that count bans, after a new one."""
+        if jail.filter and not isinstance(jail.filter, History):
+            for other in self.watching():
+                if isinstance(other.filter, History):
+                    yield other, Sighting(network, None, 1, False, now)
+
+
+def jail_filter(name, options, folders, read, guard):
+    """The filter that a jail's options ask for; ValueError says what is wrong with it."""
+    own, ignore = options['failregex'], options['ignoreregex']
+    params = {key: str(options[key]) for key in ('mode', 'prefregex', 'maxlines', 'datepattern') if options[key]}
+    if own and not options['filter']:
+        return own_filter(params, own, ignore, guard)
+    return load_filter(options['filter'] or name, params, read, folders, guard, own, ignore)
 
 
 # ---- Firewalls -----------------------------------------------------------------------------
@@ -1300,26 +2601,34 @@ class IPTables:
     """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
     packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
     CHAIN = 'banwatch'
+    INNER = 'banwatch-input'         # in front of it, for bans that leave alone what is forwarded
     capacity = 2000                  # each packet pays for each rule it meets
 
-    def __init__(self, family, hooks, doors):
+    def __init__(self, family, hooks, doors, inner=()):
         self.family = family
         self.name = 'iptables' if family == 4 else 'ip6tables'
         self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # at most 32, or as many as in use
         self.hooks = hooks           # ['INPUT', 'FORWARD']
         self.doors = doors           # jail -> matches in front of DROP, [''] for all packets
-        self.ours = re.compile(r'%s(-[0-9a-f]+)?$' % self.CHAIN)
+        self.inner = set(inner) if len(hooks) > 1 else set()               # jails with such bans
+        self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
+
+    def home(self, ticket):
+        """The chain that a ticket's rules stand in."""
+        return self.INNER if ticket.jail in self.inner else self.chain(ticket.network)
 
     def chain(self, net):
-        """The chain that a network's rules stand in; the main one if it is wider than a sub-chain."""
+        """The sub-chain of a network; the main chain if it is wider than one."""
         first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
         return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
 
     def rules(self, tickets):
         """chain -> its rules, as `iptables -S` prints them; the main chain always."""
         chains = {self.CHAIN: set()}
+        if self.inner:
+            chains[self.INNER] = {'-A %s -j %s' % (self.INNER, self.CHAIN)}
         for ticket in tickets:
-            chain = self.chain(ticket.network)
+            chain = self.home(ticket)
             if chain not in chains:
                 chains[chain] = set()
                 base = network('%s/%d' % (ticket.network.partition('/')[0], self.lead))
@@ -1359,7 +2668,7 @@ class IPTables:
             if wrong:
                 amiss.append('%s rule %s' % (hook, wrong))
                 rows += self.unhook(hook, there)
-                rows += ['-I %s 1 -j %s' % (hook, self.CHAIN)] * (hook in self.hooks)
+                rows += ['-I %s 1 -j %s' % (hook, self.entry(hook))] * (hook in self.hooks)
         if {name: sorted(have) for name, have in chains.items()} != {
                 name: sorted(want) for name, want in wanted.items()}:
             n, m = (sum(len(rules) for rules in some.values()) for some in (chains, wanted))
@@ -1369,12 +2678,17 @@ class IPTables:
             return '', []
         return ', '.join(amiss), self.restore(self.fill(wanted, set(chains) - set(wanted)) + rows)
 
+    def entry(self, hook):
+        """The chain that a hook jumps to."""
+        return self.INNER if self.inner and hook == 'INPUT' else self.CHAIN
+
     def jump(self, hook):
-        return '-A %s -j %s' % (hook, self.CHAIN)
+        return '-A %s -j %s' % (hook, self.entry(hook))
 
     def unhook(self, hook, there):
-        """Rows that delete our jump from a hook, as often as it stands there."""
-        return ['-D %s -j %s' % (hook, self.CHAIN)] * there.count(self.jump(hook))
+        """Rows that delete our jumps from a hook, as often as they stand there."""
+        return [row for chain in (self.CHAIN, self.INNER) for row in
+                ['-D %s -j %s' % (hook, chain)] * there.count('-A %s -j %s' % (hook, chain))]
 
     @staticmethod
     def misplaced(there, jump, wanted):
@@ -1396,7 +2710,7 @@ class IPTables:
 
     def ban(self, changed, tickets):
         """Rewrites the sub-chains of the changed tickets, and the main chain, which is short."""
-        touched = {self.chain(ticket.network) for ticket in changed} | {self.CHAIN}
+        touched = {self.home(ticket) for ticket in changed} | {self.CHAIN}
         wanted = self.rules(tickets)
         return self.restore(self.fill({name: rules for name, rules in wanted.items() if name in touched},
                                       touched - set(wanted)))
@@ -1424,9 +2738,10 @@ def door_matches(options):
 def make_firewalls(kind, hooks, jails):
     """The firewalls that `firewall =` names: one per family, or one for both."""
     doors = {name: door_matches(jail.options) for name, jail in jails.items()}
+    inner = [name for name, jail in jails.items() if not jail.options['forward']]
     if kind == 'none':
         return [Null()]
-    return [IPTables(4, hooks, doors), IPTables(6, hooks, doors)]
+    return [IPTables(4, hooks, doors, inner), IPTables(6, hooks, doors, inner)]
 
 
 # ---- State ---------------------------------------------------------------------------------
@@ -1727,6 +3042,9 @@ class Program:
         return ''
 
 
+GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
+
+
 class Machine:
     """What the program may do to the machine it runs on; tests have one of their own."""
 
@@ -1736,6 +3054,7 @@ class Machine:
         self.lock_fd = None
         self.outward = set()         # interfaces that a default route goes through, or did
         self.written = 0             # bytes of state files, for `status`
+        self.guards = self.guarding = False
 
     # clocks and chance
     def ticks(self):
@@ -1784,6 +3103,31 @@ class Machine:
                 return f.read(limit).decode('utf-8', 'replace')
         except OSError:
             return ''
+
+    def filter_text(self, path):
+        """Text of a filter's file, None if there is none."""
+        try:
+            with open(path, 'rb') as f:
+                return f.read(1 << 20).decode('utf-8', 'replace')
+        except OSError:
+            return None
+
+    def guard(self, search, *arguments):
+        """What `search` returns; Runaway if that takes longer than GUARD_SECONDS of processor time."""
+        if not self.guards:
+            signal.signal(signal.SIGVTALRM, self.abort)
+            self.guards = True
+        self.guarding = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, GUARD_SECONDS)
+        try:
+            return search(*arguments)
+        finally:
+            self.guarding = False
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+    def abort(self, number, frame):
+        if self.guarding:
+            raise Runaway
 
     def memory(self):
         """(resident kB of this process, kB of RAM in the machine)."""
@@ -2727,7 +4071,7 @@ class Daemon:
         self.dry_run = dry_run
         self.ending = self.stopping = False
         self.left_behind = []        # firewalls that still had rules of ours at the end
-        self.jails = Jails(config)
+        self.jails = Jails(config, machine.filter_text, machine.guard)
         if self.jails.problems:
             raise Problem('\n'.join(self.jails.problems), os.EX_CONFIG)
         self.fails = Fails(config['maxtracked'])
@@ -2834,16 +4178,27 @@ class Daemon:
         oldest = now - max([jail.options['findtime'] for jail in self.jails.watching()] or [0])
 
         def own_time(date):
-            when = date_time(date, int(wall) // 86400) if date else None
+            when = date_time(date, int(wall) // 86400) if type(date) is bytes else date
             if when is None:
                 return now if age == RECENT else None
             return min(now, now - wall + when) if now - wall + when > oldest else None
 
-        for jail, seen in self.jails.scan(source.spec, block, own_time if age else lambda date: now):
-            self.changed = True
-            offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance())
-            if offence:
-                self.ban(jail, offence.network, offence.seconds, offence.failures)
+        for jail, seen in self.jails.scan(source.spec, block, own_time if age else lambda date: now, wall):
+            self.weigh(jail, seen)
+        self.tell_troubles()
+
+    def weigh(self, jail, seen):
+        """Bans if a Sighting completes an Offence."""
+        self.changed = True
+        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance())
+        if offence:
+            self.ban(jail, offence.network, offence.seconds, offence.failures)
+
+    def tell_troubles(self):
+        """Names a filter that a regex has run away in, once."""
+        for jail in self.jails.watching():
+            if jail.filter.trouble:
+                self.note(jail.name, jail.filter.trouble)
 
     def ban(self, jail, network, seconds, failures=0):
         """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
@@ -2860,6 +4215,9 @@ class Daemon:
         verb = 'extend' if known else 'would ban' if self.dry_run else 'ban'
         why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
+        if not known:
+            for other, seen in self.jails.after_ban(jail, network, now):
+                self.weigh(other, seen)
         return ''
 
     def unban(self, ticket, why):
@@ -2963,7 +4321,7 @@ class Daemon:
         if self.ending:
             return
         config = self.reread()
-        jails = Jails(config)
+        jails = Jails(config, self.machine.filter_text, self.machine.guard)
         if jails.problems:
             raise Problem('\n'.join(jails.problems), os.EX_CONFIG)
         for name in ('runtime', 'state'):
@@ -3190,6 +4548,7 @@ class Daemon:
     def jail_status(self, jail):
         name = jail.options['filter'] or jail.name
         return {'jail': jail.name, 'filter': name if jail.filter else None,
+                'origin': jail.filter.origin if jail.filter else None,
                 'failures': jail.failures, 'ignored': jail.ignored,
                 'names': jail.filter.names if jail.filter else 0,
                 'tracked': sum(key[0] == jail.name for key in self.fails.recent),
@@ -3255,7 +4614,7 @@ def read_conf(name, strict=True):
     except UnicodeDecodeError as e:
         raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
     config, problems = read_config(text, name)
-    problems += Jails(config).problems
+    problems += Jails(config, Machine().filter_text).problems
     if problems and strict:
         raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
     if problems:
@@ -3448,10 +4807,11 @@ class Replay:
     """The whole pipeline over a log, in the log's own time."""
 
     def __init__(self, config, machine):
-        self.jails = Jails(config)
+        self.jails = Jails(config, machine.filter_text, machine.guard)
         self.jails.protect(machine.networks())
         self.fails, self.bans = Fails(config['maxtracked']), Bans(config['maxbans'] or 20000)
-        self.today = int(machine.wall()) // 86400
+        self.wall = machine.wall()
+        self.calendar = Calendar(int(self.wall) // 86400)
         self.chance = machine.chance
         self.now = None              # the log's time
         self.lines = self.failures = 0
@@ -3460,7 +4820,7 @@ class Replay:
 
     def moment(self, date):
         """A line's time; one without a date is as late as the one before."""
-        when = date_time(date, self.today) if date else None
+        when = self.calendar(date) if type(date) is bytes else date
         if when is not None:
             self.now = when
         return self.now or 0.0
@@ -3470,13 +4830,16 @@ class Replay:
             first = [line for line in block.split(b'\n', 100)[:100] if line]
             self.dated = not first or any(read_line(line).date for line in first)
         self.lines += block.count(b'\n')
-        for jail, seen in self.jails.scan(None, block, self.moment):
+        for jail, seen in self.jails.scan(None, block, self.moment, self.wall):
             self.failures += seen.guesses
             for ticket in self.bans.ended(seen.when):
                 self.bans.remove(ticket.key)
-            offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance())
-            if offence:
-                self.ban(jail, offence, seen.when)
+            self.weigh(jail, seen)
+
+    def weigh(self, jail, seen):
+        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance())
+        if offence:
+            self.ban(jail, offence, seen.when)
 
     def ban(self, jail, offence, when):
         """Notes what Daemon.ban would have done."""
@@ -3487,6 +4850,8 @@ class Replay:
             self.found.append({
                 'time': when, 'jail': jail.name, 'ip': ticket.network, 'seconds': offence.seconds,
                 'count': ticket.count, 'failures': offence.failures})
+            for other, seen in self.jails.after_ban(jail, offence.network, when):
+                self.weigh(other, seen)
 
 
 def replay(conf, options, words):

@@ -65,7 +65,7 @@ def config(text='', **options):
 def jail(name='sshd', **options):
     """A Jail with the built-in filter of that name."""
     settings = config(**options).jail(name)
-    made = banwatch.Jail(name, settings, banwatch.make_filter(name) if name in banwatch.FILTERS else None)
+    made = banwatch.Jail(name, settings, banwatch.load_filter(name) if name in banwatch.FILTERS else None)
     made.protect([])
     return made
 

@@ -153,7 +153,7 @@ def test_nothing_runs_a_shell():
 def test_the_program_imports_only_what_python3_light_has():
     light = {'binascii', 'bisect', 'calendar', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
              'gzip', 'heapq', 'ipaddress', 'itertools', 'json', 'os', 'random', 're', 'sched', 'selectors', 'shlex',
-             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'time', 'traceback'}
+             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'time', 'traceback', 'warnings'}
     for node in ast.walk(TREE):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= light

@@ -9,11 +9,11 @@ MESSAGE = b"Bad password attempt for 'root' from 192.0.2.7:5"
 
 FORMS = [
     # line, date, host, program, pid
-    (b'Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[24]: ', b'Thu Mar  7 12:34:56 2024', b'', b'dropbear', b'24'),
-    (b'Fri Nov 20 13:01:45 2026 [1795179705.484] authpriv.warn dropbear[24]: ', b'Fri Nov 20 13:01:45 2026', b'', b'dropbear', b'24'),
-    (b'Fri Nov 20 13:01:45 2026 <unknown>.info dropbear[24]: ', b'Fri Nov 20 13:01:45 2026', b'', b'dropbear', b'24'),
-    (b'Fri Nov 20 13:01:45 2026 user.info : ', b'Fri Nov 20 13:01:45 2026', b'', b'', None),
-    (b'Fri Nov 20 13:01:45 2026 daemon.err openvpn(server)[2515]: ', b'Fri Nov 20 13:01:45 2026', b'', b'openvpn(server)', b'2515'),
+    (b'Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[24]: ', b'Thu Mar  7 12:34:56 2024', None, b'dropbear', b'24'),
+    (b'Fri Nov 20 13:01:45 2026 [1795179705.484] authpriv.warn dropbear[24]: ', b'Fri Nov 20 13:01:45 2026', None, b'dropbear', b'24'),
+    (b'Fri Nov 20 13:01:45 2026 <unknown>.info dropbear[24]: ', b'Fri Nov 20 13:01:45 2026', None, b'dropbear', b'24'),
+    (b'Fri Nov 20 13:01:45 2026 user.info : ', b'Fri Nov 20 13:01:45 2026', None, b'', None),
+    (b'Fri Nov 20 13:01:45 2026 daemon.err openvpn(server)[2515]: ', b'Fri Nov 20 13:01:45 2026', None, b'openvpn(server)', b'2515'),
     (b'Nov  2 13:00:00 router dropbear[24]: ', b'Nov  2 13:00:00', b'router', b'dropbear', b'24'),
     (b'Nov  2 13:00:00 dropbear[24]: ', b'Nov  2 13:00:00', None, b'dropbear', b'24'),
     (b'Nov  2 13:00:00 router authpriv.warn dropbear[24]: ', b'Nov  2 13:00:00', b'router', b'dropbear', b'24'),
