@@ -1467,6 +1467,11 @@ SPEC = re.compile(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
 PARAMETER = re.compile(r'\s*([\w.?/-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
+def filter_folders(conf):
+    """Where filters are looked for: first in filter.d beside the conf."""
+    return (os.path.join(os.path.dirname(os.path.abspath(conf)), 'filter.d'),) + FILTER_FOLDERS
+
+
 def filter_spec(text):
     """(name, {option: text}) of 'NAME[option=value, other="a value"]'."""
     m, params, at = SPEC.match(text), {}, 0
@@ -1994,6 +1999,16 @@ class Filter:
             del self.distinct[next(iter(self.distinct))]
         return 1 if seen is None or when - seen > SESSION_SECONDS else 0
 
+    def examine(self, block, wall):
+        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
+        found = self.look(as_text(block[1:-1]), wall, True)
+        for seen in self.scan(block, lambda date: found.when or 0.0, True):
+            if not seen.login:
+                return found._replace(ip=seen.ip, user=seen.user, verdict=FAIL, why=''), seen.guesses
+        if found and found.verdict == FAIL and not found.why:
+            found = found._replace(why='it tells of a guess that a line before has told of')
+        return found, 0
+
     def look(self, text, wall, bare=False):
         """The Look of one line (text), whatever was before it; None if no regex matches."""
         regex, rows, _ = self.form(bare)
@@ -2088,6 +2103,14 @@ class LineFilter:
                 yield Sighting(found.ip, found.user, 0, True, when)
             elif found.verdict == FAIL:
                 self.names += 1
+
+    def examine(self, block, wall):
+        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
+        raw, times = unwrapped(block[1:-1].rstrip(b'\r'))
+        found = self.look(as_text(raw), wall) if raw else None
+        if found and found.verdict == FAIL and not found.ip:
+            found = found._replace(why='it names no address')
+        return found, times if found and found.verdict == FAIL and found.ip else 0
 
     def look(self, text, wall, date=None):
         """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
@@ -2503,7 +2526,7 @@ class Jails:
         self.listening = {}          # source -> jails
         self.before = {}             # source -> its last line, which `last message repeated` may mean
         self.by_name = {MANUAL: Jail(MANUAL, config.jail(MANUAL))}
-        folders = (os.path.join(os.path.dirname(os.path.abspath(config.name)), 'filter.d'),) + FILTER_FOLDERS
+        folders = filter_folders(config.name)
         for name in config.jails():
             options = config.jail(name)
             try:
@@ -4872,6 +4895,140 @@ def replay(conf, options, words):
     return show(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
 
 
+class Trial:
+    """What filters make of a log, line by line."""
+
+    def __init__(self, filters, wall):
+        self.filters = filters       # name -> filter
+        self.wall = wall
+        self.lines = 0
+        self.failures = collections.Counter()      # (filter, address) -> how many
+        self.regexes = collections.Counter()       # (filter, regex) -> lines that it matched
+        self.counts = collections.Counter()        # 'matched', 'login', 'no failure' ... -> lines
+        self.why = collections.Counter()           # why a line was not counted -> lines
+        self.missed = {}             # a line without its numbers -> [how often, the first]
+        self.examples = []
+        self.before = b''
+
+    def rows(self, block):
+        """Yields for each line (number, raw line, filter's name, Look, failures); None, None, 0 for a
+        line that no filter has a regex for."""
+        for raw in block.split(b'\n')[:-1]:
+            self.lines += 1
+            tidied, best = tidy(raw + b'\n', self.before), (None, None, 0)
+            self.before = raw or self.before
+            for name, each in self.filters.items():
+                found, failures = each.examine(tidied, self.wall)
+                if found and (best[1] is None or failures > best[2]
+                              or best[1].verdict != FAIL and found.verdict == FAIL):
+                    best = name, found, failures
+            yield (self.lines, raw) + best
+
+    @staticmethod
+    def matched(found):
+        return bool(found) and found.verdict == FAIL
+
+    def note(self, n, raw, name, found, failures):
+        """Counts a row for the summary."""
+        if found is None:
+            self.counts['missed'] += 1
+            shape = re.sub(br'[0-9a-fA-F.:]*\d[0-9a-fA-F.:]*', b'#', raw)[:100]
+            if len(self.missed) < 1000 or shape in self.missed:
+                self.missed.setdefault(shape, [0, raw])[0] += 1
+            return
+        self.regexes[name, found.regex] += 1
+        kind = {FAIL: 'matched', LOGIN: 'login', NOFAIL: 'no failure', None: 'ignored'}[found.verdict]
+        self.counts[kind] += 1
+        if failures:
+            self.failures[name, found.ip] += failures
+        if found.why:
+            self.why[found.why + ('' if found.ip or not found.id else ': ' + printable(found.id))] += 1
+        if self.matched(found) and len(self.examples) < 10:
+            self.examples.append((n, found.ip or found.id or '', found.user or '', clock_text(found.when)
+                                  if found.when is not None else 'no date'))
+
+    def summary(self):
+        """Lines of text for a person who writes a filter."""
+        for name, each in self.filters.items():
+            yield 'filter    %s (%s)' % (name, each.origin)
+        yield 'lines     %s: %s matched, %s not; %s, %s that tell something but no failure, %s ignored' % (
+            format(self.lines, ','), format(self.counts['matched'], ','), format(self.counts['missed'], ','),
+            plural(self.counts['login'], 'login'), format(self.counts['no failure'], ','), format(self.counts['ignored'], ','))
+        yield 'failures  %s of %s' % (format(sum(self.failures.values()), ','),
+                                      plural(len({ip for _, ip in self.failures}), 'address', 'addresses'))
+        if self.regexes:
+            yield ''
+            yield from table(('LINES', 'REGEX'), [
+                (format(n, ','), regex if len(self.filters) == 1 else '%s: %s' % (name, regex))
+                for (name, regex), n in self.regexes.most_common()])
+        if self.why:
+            yield ''
+            yield from table(('LINES', 'NOT COUNTED, BECAUSE'), [(format(n, ','), why) for why, n in self.why.most_common(20)])
+        if self.examples:
+            yield ''
+            yield from table(('LINE', 'ADDRESS', 'USER', 'TIME'), [
+                (n, ip, printable(str(user)), when) for n, ip, user, when in self.examples])
+        if self.missed:
+            yield ''
+            yield 'the most frequent lines that no regex matches:'
+            for n, raw in sorted(self.missed.values(), key=lambda row: -row[0])[:10]:
+                yield '%7s  %s' % (format(n, ','), printable(as_text(raw.rstrip(b'\r')))[:160])
+
+
+def trial_filters(conf, machine, words, options):
+    """({name: filter}, the files) that the words of `test` name."""
+    config = read_conf(conf)
+    if 'regex' in options:
+        try:
+            return {'--regex': own_filter({}, [options['regex']], guard=machine.guard)}, words
+        except ValueError as e:
+            raise Problem(str(e), os.EX_USAGE) from None
+    if not words:
+        raise Problem('usage: banwatch.py test FILTER [FILE...] (or --regex R)', os.EX_USAGE)
+    spec, files = words[0], words[1:]
+    jails = Jails(config, machine.filter_text, machine.guard)
+    name, bracket, more = spec.partition('[')
+    if os.path.isfile(name) and '/' not in name:
+        name = './' + name
+    try:
+        if name == 'all':
+            given = filter_spec(spec)[1]
+            made = {each: load_filter(each, given, folders=(BUILT_IN,)) for each in JAILS}
+            return {each: f for each, f in made.items() if not isinstance(f, History)}, files
+        if spec in jails.by_name and jails.by_name[spec].filter:
+            return {spec: jails.by_name[spec].filter}, files
+        return {spec: load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)}, files
+    except ValueError as e:
+        raise Problem(str(e), os.EX_CONFIG) from None
+
+
+def test(conf, options, words):
+    machine = Machine()
+    filters, files = trial_filters(conf, machine, words, options)
+    try:
+        wall = float(options['now']) if 'now' in options else machine.wall()
+    except ValueError:
+        raise Problem('--now %s is not a number of seconds' % printable(options['now']), os.EX_USAGE) from None
+    trial, matches = Trial(filters, wall), 0
+    for name in files or ['-' if not sys.stdin.isatty() else default_log(machine)]:
+        for block in log_blocks(name):
+            for row in trial.rows(block):
+                n, _, name, found, failures = row
+                matches += trial.matched(found)
+                if 'json' in options:
+                    match = trial.matched(found)
+                    print(json.dumps({
+                        'line': n, 'match': match, 'ip': found.ip if match else None,
+                        'user': found.user if match else None, 'time': found.when if match else None,
+                        'filter': name if match else None, 'failures': failures,
+                        'why': found.why if found else ''}))
+                else:
+                    trial.note(*row)
+    if 'json' not in options:
+        show(trial.summary())
+    return 0 if matches else 1
+
+
 Verb = collections.namedtuple('Verb', 'arguments flags least most help run')
 ANY = 1 << 16
 COMMANDS = {
@@ -4889,6 +5046,9 @@ COMMANDS = {
                   'banned)', unban),
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
     'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop),
+    'test': Verb('FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
+                 'which lines a filter matches, by which regex, and which not; FILTER is a name, a jail, all, or a '
+                 'file of filter.d, with [option=value,...]', test),
     'replay': Verb('[FILE...] [--json]', ['json'], 0, ANY,
                    'who would have been banned by these logs (- is standard input); touches nothing', replay),
 }
