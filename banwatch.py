@@ -38,6 +38,7 @@ import getopt
 import glob
 import heapq
 import ipaddress
+import itertools
 import json
 import os
 import random
@@ -139,9 +140,15 @@ def for_text(seconds):
     return duration_text(seconds) if seconds == FOREVER else 'for ' + duration_text(seconds)
 
 
+# what `ipaddress` would take for IPv4, and print the same; most addresses are known by this, soonest
+IPV4 = re.compile(r'(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}')
+
+
 @functools.lru_cache(maxsize=2048)
 def address(text):
     """The address in `text` as text: IPv4 for ::ffff:a.b.c.d, without zone; ValueError if it is none."""
+    if IPV4.fullmatch(text):
+        return text
     ip = ipaddress.ip_address(text.strip('[]').partition('%')[0])
     return str(getattr(ip, 'ipv4_mapped', None) or ip)
 
@@ -149,6 +156,8 @@ def address(text):
 @functools.lru_cache(maxsize=2048)
 def network(text, ipv4prefix=32, ipv6prefix=128):
     """The network around `text` (an address or network) as text; a single address has no prefix."""
+    if ipv4prefix == 32 and IPV4.fullmatch(text):
+        return text
     if '%' in text and '/' in text:
         raise ValueError('a network has no zone')
     net = ipaddress.ip_network(text if '/' in text else address(text), strict=False)
@@ -161,6 +170,9 @@ def network(text, ipv4prefix=32, ipv6prefix=128):
 @functools.lru_cache(maxsize=2048)
 def span(text):
     """(version, first, last) of an address or network, as numbers."""
+    if IPV4.fullmatch(text):
+        first = int.from_bytes(map(int, text.split('.')), 'big')
+        return 4, first, first
     net = ipaddress.ip_network(text)
     first = int(net.network_address)
     return net.version, first, first + net.num_addresses - 1
@@ -190,6 +202,14 @@ NEVER = tuple(free(text, why) for text, why in (
     ('0.0.0.0', 'no address'), ('255.255.255.255', 'broadcast'), ('224.0.0.0/4', 'multicast'),
     ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'),
     ('ff00::/8', 'multicast')))
+
+
+def shorten(known, most):
+    """Deletes the oldest entries of a dict once it holds `most` and a tenth more: one by one, each would
+    have to be looked for behind the gaps that the others left."""
+    if len(known) > most + most // 10:
+        for key in list(itertools.islice(known, len(known) - most)):
+            del known[key]
 
 
 def printable(text):
@@ -643,7 +663,8 @@ HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST
         br'|(?!' + UNIX_DATE + br' |' + ISO_DATE + br' )'
         br'(?:<(?:(?P<auth>3[2-9]|8[0-7])|\d{1,3})>)?(?:\[?(?P<date4>' + ANY_DATE + br')\]?:? )?'
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
-        br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
+        br'(?(auth)(?:' + HOST + br': (?!' + HOST + br': ))?))')
+HEADER, HEAD_DATES = re.compile(HEAD), ('date', 'date2', 'date3', 'date4')
 BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        # of a daemon's own file
 DATE_GROUPS, HOST_GROUPS = ('date', 'date2', 'date3', 'date4', 'date5'), ('host', 'host3', 'host4')
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
@@ -745,23 +766,39 @@ def date_time(date, today):
 
 
 class Calendar:
-    """Reads many dates: the same as date_time, but once for ten minutes of log. (The clocks of this
-    world are put forward and back at full quarters of an hour.)"""
+    """Reads many dates, each as date_time does, but parses once for ten minutes of log. (The clocks
+    of this world are put forward and back at full quarters of an hour.) A line without a date is as
+    late as the one before."""
 
     def __init__(self, today):
         self.today = today
+        self.now = 0.0               # the time of the last date
         self.starts = {}             # a date without its last four characters -> its time at 0:00 there
 
     def __call__(self, date):
+        """The time of a line with this date (bytes, seconds since 1970, or None)."""
         try:
-            return self.starts[date[:-4]] + OFFSETS[date[-4:]]
-        except KeyError:
-            when = date_time(date, self.today)
-            if when is not None and date[-4:] in OFFSETS:
-                if len(self.starts) > 1000:
-                    self.starts.clear()
-                self.starts[date[:-4]] = when - OFFSETS[date[-4:]]
+            self.now = when = self.starts[date[:-4]] + OFFSETS[date[-4:]]
             return when
+        except (KeyError, TypeError):
+            if date is not None:
+                when = self.parse(date) if type(date) is bytes else date
+                self.now = self.now if when is None else when
+            return self.now
+
+    def parse(self, date):
+        year = date[-5:] if date[-5:-4] == b' ' else b''              # logread's stands at the end
+        start, offset = (date[:-9] + year, date[-9:-5]) if year else (date[:-4], date[-4:])
+        if offset not in OFFSETS:
+            return date_time(date, self.today)
+        if start not in self.starts:
+            when = date_time(date, self.today)
+            if when is None:
+                return None
+            if len(self.starts) > 1000:
+                self.starts.clear()
+            self.starts[start] = when - OFFSETS[offset]
+        return self.starts[start] + OFFSETS[offset]
 
 
 def iso_time(m):
@@ -997,8 +1034,12 @@ def field_time(field, now):
 # A line with <F-DISTINCT> counts once for each text in there, one with <F-TIMES> as often as it says.
 
 FAIL, NOFAIL, LOGIN = range(3)
-# One regex of a filter of our own kind: where its groups are (0: it has none)
-Row = collections.namedtuple('Row', 'kind verdict ip user child special distinct times mlfid text')
+# One regex of a filter of our own kind: where its groups are (0: it has none); `special` is a Special or None
+Row = collections.namedtuple('Row', 'kind verdict ip user child special')
+Special = collections.namedtuple('Special', 'distinct times mlfid')
+# The one regex over a block that all of them are part of. `rows`: number of the group that ends a row -> Row;
+# `texts`: the same -> the regex as it is written; `needed`: texts one of which a block must hold, or None
+Form = collections.namedtuple('Form', 'regex rows texts needed')
 # What one line is, for `test`: `verdict` one of FAIL NOFAIL LOGIN, or None with the reason `why`
 Look = collections.namedtuple('Look', 'verdict regex ip id user when fields why')
 
@@ -1045,11 +1086,12 @@ prefregex = ^(?!(?=.{150,256}$).*\\\d\d\d)(?:\[ID \d+ \S+\] )?(?:error: |fatal: 
 # a whole line is shorter than what any log daemon lets through (and sshd itself cuts at 500 bytes).
 failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: .*)?$
 
-            ^Failed (?!none |publickey |hostbased )\S+ for <F-USER>\S+</F-USER> from <HOST> port \d+ ssh\d:
+            ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for <F-USER>\S+</F-USER> from <HOST> port \d+ ssh\d(?: \[preauth\]|:.*)?$
             ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
             ^Failed (?!none |publickey |hostbased )\S+ for (?:invalid user |illegal user )?<F-USER>\S+</F-USER> from <HOST>$
             ^PAM: (?:(?! for ).)+(?: for service)? for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?(?: \[preauth\])? ?$
 
+            ^Failed keyboard-interactive\S* for <F-USER>\S+</F-USER> from <HOST> port \d+ ssh\d:
             ^Failed keyboard-interactive\S* for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
             ^Failed publickey for (?:invalid user|illegal user) <F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?(?: \[preauth\])?$
@@ -1738,13 +1780,16 @@ def branches(regex):
 def needed(regex):
     """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
     if there is none worth looking for. Longer and fewer is better."""
+    return None if regex.flags & re.I else best_of(needed_sets(parsed(regex.pattern, regex.flags & re.M)))
+
+
+def parsed(pattern, flags=0):
+    """What Python's own parser makes of a regex: pairs (operation, argument)."""
     try:
         from re import _parser as parser           # since Python 3.11
     except ImportError:
         import sre_parse as parser
-    if regex.flags & re.I:
-        return None
-    return best_of(needed_sets(parser.parse(regex.pattern, regex.flags & re.M)))
+    return parser.parse(pattern, flags)
 
 
 def best_of(sets):
@@ -1753,13 +1798,13 @@ def best_of(sets):
     return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
 
 
-def needed_sets(parsed):
+def needed_sets(parts):
     """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
     run = b''
-    for op, arg in list(parsed) + [('END', None)]:
+    for op, arg in list(parts) + [('END', None)]:
         name = str(op)
         if name == 'LITERAL':
-            run += bytes([arg]) if isinstance(parsed.str if hasattr(parsed, 'str') else '', bytes) or arg < 128 else chr(arg).encode()
+            run += bytes([arg]) if arg < 128 else chr(arg).encode()
             continue
         if name not in ('AT', 'ASSERT_NOT'):
             # a date may have stood between two brackets or blanks, and been cut out
@@ -1842,7 +1887,11 @@ class Filter:
         self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
                      + br'(?(times) ?\])\r*$')
         self.texts = texts           # (kind, regex as it is written)
-        self.forms = {}              # may a line lack the tag? -> what `form` returns
+        # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
+        self.led = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
+        # of the last header: what stands between date and tag, its length, the date's length, the host
+        self.known_head = None, 0, 0, None
+        self.forms = {}              # may a line lack the tag? -> its Form
         self.form(False)             # a regex that is none is a mistake of the conf
         self.sessions = {}           # (host, pid) -> Session, oldest first
         self.parents = {}            # ip -> identity of its latest session
@@ -1851,51 +1900,84 @@ class Filter:
         self.names = 0               # failures that named a host, not an address
 
     def form(self, bare):
-        """(the one regex, {number of the group that ends a row: Row}, texts of which it needs one); with
-        `bare` a line needs no tag."""
+        """The Form; with `bare` a line needs no tag."""
         if bare not in self.forms:
-            head = b'(?:' + HEAD + self.tag + b'|' + BARE + b')' if bare else HEAD + self.tag
-            regex = branches((br'\n' + head + self.rest).decode('latin-1')).encode('latin-1')
-            regex, rows = compiled(regex, re.M, self.definition.name), {}
+            head = (b'\n(?:' + HEAD + self.tag + b'|' + BARE + b')' if bare else
+                    self.tag if self.led else b'\n' + HEAD + self.tag)
+            regex = branches((head + self.rest).decode('latin-1')).encode('latin-1')
+            regex, rows, texts = compiled(regex, re.M, self.definition.name), {}, {}
             for n, (kind, text) in enumerate(self.texts):
-                verdict = NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL
-                at = {name: regex.groupindex.get('%s%d' % (name, n), 0)
-                      for name in ('ip', 'user', 'distinct', 'times', 'mlfid')}
-                at['mlfid'] = at['mlfid'] or regex.groupindex.get('mlfid', 0)
-                special = any(at[name] for name in ('distinct', 'times', 'mlfid'))
-                rows[regex.groupindex['end%d' % n]] = Row(
-                    kind, verdict, child='<F-CHILD>' in text, special=special, text=text, **at)
-            self.forms[bare] = regex, rows, needed(regex)
+                ip, user, distinct, times, mlfid = (regex.groupindex.get('%s%d' % (name, n), 0)
+                                                    for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
+                mlfid = mlfid or regex.groupindex.get('mlfid', 0)
+                end = regex.groupindex['end%d' % n]
+                texts[end] = text
+                rows[end] = Row(kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
+                                ip, user, '<F-CHILD>' in text,
+                                Special(distinct, times, mlfid) if distinct or times or mlfid else None)
+            self.forms[bare] = Form(regex, rows, texts, needed(regex))
         return self.forms[bare]
+
+    def head(self, head):
+        """(date, host) of what stands in a line before its tag; None if that is no header. What follows
+        the date is kept: the next line most likely has the same there."""
+        m = HEADER.fullmatch(head)
+        if m is None:
+            return None
+        date, home = first(m, HEAD_DATES), first(m, HOST_GROUPS)
+        if head.startswith(date or b' '):
+            self.known_head = head[len(date):], len(head) - len(date), len(date), home
+        return date, home
 
     def scan(self, block, moment, bare=False, wall=None):
         """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
         no line before it has told of. `moment` turns a line's date into its time."""
-        (regex, rows, texts), sessions = self.form(bare), self.sessions
+        (regex, rows, _, texts), sessions = self.form(bare), self.sessions
         if texts and not any(text in block for text in texts):
             return
-        index = regex.groupindex
-        date_at, host_at, pid_at, times_at = (index[name] for name in ('date', 'host', 'pid', 'times'))
-        dates, hosts = ([name for name in names if name in index] for names in (DATE_GROUPS, HOST_GROUPS))
+        pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
+        dates = [name for name in DATE_GROUPS if name in regex.groupindex]
+        led, latest, newline = self.led and not bare, None, 10
+        end, size, width, home = self.known_head
         for m in regex.finditer(block):
-            kind, verdict, ip_at, user_at, child, special, *more = rows[m.lastindex]
-            date, home, pid, times = m.group(date_at, host_at, pid_at, times_at)
-            if date is None:
-                date, home = first(m, dates), first(m, hosts)
-            when = moment(date)
+            kind, verdict, ip_at, user_at, child, special = rows[m.lastindex]
+            pid, times = m.group(pid_at, times_at)
+            ip = host(m[ip_at]) if ip_at else None
+            if not led:
+                date, home = first(m, dates), first(m, HOST_GROUPS)
+            else:
+                at = m.start() - size
+                if block[at:at + size] == end and block[at - width - 1] == newline:
+                    date = block[at - width:at]
+                else:
+                    at = m.start()
+                    head = self.head(block[block.rfind(b'\n', 0, at) + 1:at])
+                    if head is None:
+                        continue
+                    date, home = head
+                    end, size, width, _ = self.known_head
+            identity = home, pid
+            session = sessions.get(identity) if pid else None
+            if session and latest and ip == session.ip and verdict == FAIL and not (special or times or self.ignore):
+                told = session.lines.get(kind, 0) + 1
+                if told <= session.counted and latest - session.seen <= SESSION_SECONDS:
+                    session.lines[kind] = told     # most lines tell nothing new: enough about this one
+                    if not child:
+                        self.parents[ip] = identity
+                    continue
+            latest = when = moment(date)
             if when is None or self.ignore and self.ignored(block, m):
                 continue
-            ip = host(m[ip_at]) if ip_at else None
             if ip_at and not ip:
                 self.names += ip == '' and verdict == FAIL
                 continue
             user = m[user_at] if user_at else None
             new = 0 if verdict != FAIL else 1 if times is None else min(int(times), MOST_TIMES)
             if special:
-                pid, new = self.special(m, rows[m.lastindex], ip, when, pid, new)
-            if pid is not None:
+                pid, new = self.special(m, special, ip, when, pid, new)
                 identity = home, pid
                 session = sessions.get(identity)
+            if pid is not None:
                 if session is None or session.ip != ip and ip and session.ip or when - session.seen > SESSION_SECONDS:
                     session = self.meet(identity, ip, kind, child, when)
                 session.seen = when
@@ -1948,20 +2030,20 @@ class Filter:
                 return parent
         self.sessions.pop(identity, None)
         session = self.sessions[identity] = Session(when)
-        if len(self.sessions) > SESSIONS:
-            del self.sessions[next(iter(self.sessions))]
-        if len(self.parents) > SESSIONS:
-            del self.parents[next(iter(self.parents))]
+        shorten(self.sessions, SESSIONS)
+        shorten(self.parents, SESSIONS)
         return session
 
     def wait(self, ip, identity, session):
         """Notes a session that may be a child of one that has not spoken yet."""
-        waiting = self.children.setdefault(ip, {})
-        waiting[identity] = session
-        if len(waiting) > CHILDREN:
-            del waiting[next(iter(waiting))]
-        if len(self.children) > SESSIONS:
-            del self.children[next(iter(self.children))]
+        waiting = self.children.get(ip)
+        if waiting is None:
+            self.children[ip] = {identity: session}
+            shorten(self.children, SESSIONS)
+        else:
+            waiting[identity] = session
+            if len(waiting) > CHILDREN:
+                del waiting[next(iter(waiting))]
 
     def claim(self, session, most):
         """How many of a connection's `most` new guesses its children have told already."""
@@ -1983,20 +2065,19 @@ class Filter:
             del self.children[session.ip]
         return found
 
-    def special(self, m, row, ip, when, pid, new):
+    def special(self, m, at, ip, when, pid, new):
         """(connection, guesses) of a line that names its own."""
-        if row.distinct:
-            new *= self.new_to(ip, m[row.distinct], when)
-        if row.times and m[row.times]:
-            new *= min(int(m[row.times]), MOST_TIMES)
-        return m[row.mlfid] or pid if row.mlfid else pid, new
+        if at.distinct:
+            new *= self.new_to(ip, m[at.distinct], when)
+        if at.times and m[at.times]:
+            new *= min(int(m[at.times]), MOST_TIMES)
+        return m[at.mlfid] or pid if at.mlfid else pid, new
 
     def new_to(self, ip, text, when):
         """1 if an address has not shown this text within SESSION_SECONDS, else 0."""
         seen = self.distinct.pop((ip, text), None)
         self.distinct[ip, text] = when
-        if len(self.distinct) > 10 * SESSIONS:
-            del self.distinct[next(iter(self.distinct))]
+        shorten(self.distinct, 10 * SESSIONS)
         return 1 if seen is None or when - seen > SESSION_SECONDS else 0
 
     def examine(self, block, wall):
@@ -2011,19 +2092,24 @@ class Filter:
 
     def look(self, text, wall, bare=False):
         """The Look of one line (text), whatever was before it; None if no regex matches."""
-        regex, rows, _ = self.form(bare)
-        m = regex.match(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'))
-        if m is None:
+        regex, rows, texts, _ = self.form(bare)
+        block = tidy(text.encode('utf-8', 'surrogateescape') + b'\n')
+        for m in regex.finditer(block):
+            head = self.head(block[1:m.start()]) if self.led and not bare else (
+                first(m, [name for name in DATE_GROUPS if name in regex.groupindex]), None)
+            if head:
+                break
+        else:
             return None
-        row, block = rows[m.lastindex], m.string
+        row, date = rows[m.lastindex], head[0]
         ip = host(m[row.ip]) if row.ip else None
         user = m[row.user] if row.user else None
-        date = first(m, [name for name in DATE_GROUPS if name in m.re.groupindex])
         ignored = bool(self.ignore) and self.ignored(block, m)
         why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
                'its address is not known yet' if row.verdict == FAIL and not ip else '')
-        fields = {name: as_text(m[at]) for name, at in (('distinct', row.distinct), ('user', row.user)) if at and m[at]}
-        return Look(None if why else row.verdict, row.text, ip or None, as_text(m[row.ip]) if row.ip else None,
+        fields = {name: as_text(m[at]) for name, at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
+                  if at and m[at]}
+        return Look(None if why else row.verdict, texts[m.lastindex], ip or None, as_text(m[row.ip]) if row.ip else None,
                     user and as_text(user), date and date_time(date, int(wall) // 86400), fields, why)
 
 
@@ -2228,8 +2314,7 @@ class LineFilter:
                 fields['users'] = users
             if not forget:
                 self.connections[identity] = [when, fields]
-                if len(self.connections) > SESSIONS:
-                    del self.connections[next(iter(self.connections))]
+                shorten(self.connections, SESSIONS)
         # who has failed before, or tried two names, does not clear that with a login of his own
         if fields.pop('mlfpending', None) or users and len(users) > 1:
             fields.pop('nofail', None), fields.pop('mlfgained', None)
@@ -2326,15 +2411,24 @@ class Fails:
 
     def add(self, key, when, guesses, findtime, maxretry):
         """How many failures lie within `findtime`, after `guesses` more at `when`."""
-        seen = self.recent.pop(key, [])
-        for _ in range(min(guesses, maxretry)):
-            bisect.insort(seen, when)
-        del seen[:bisect.bisect_right(seen, seen[-1] - findtime)]
-        del seen[:-maxretry]
+        seen = self.recent.pop(key, None)
+        if seen is None:
+            seen = [when] * min(guesses, maxretry)
+        else:
+            for _ in range(min(guesses, maxretry)):
+                bisect.insort(seen, when)
+            if seen[0] <= seen[-1] - findtime:
+                del seen[:bisect.bisect_right(seen, seen[-1] - findtime)]
+            del seen[:-maxretry]
         self.recent[key] = seen
         if len(self.recent) > self.limit:
-            del self.recent[next(iter(self.recent))]
+            self.forget_oldest()
         return len(seen)
+
+    def forget_oldest(self):
+        """Makes room; a hundredth more than needed, so that it is not looked for each time."""
+        for key in list(itertools.islice(self.recent, len(self.recent) - self.limit + self.limit // 100)):
+            del self.recent[key]
 
     def put(self, key, seen):
         """Takes in a restored list of moments, oldest first."""
@@ -2455,7 +2549,8 @@ class Jail:
         self.options = options
         self.filter = filter         # None: bans by hand only
         self.frees = ()
-        self.freed = {}              # address or network -> which of `frees` it touches, '' if none
+        self.freed = {}              # network -> which of `frees` it touches, '' if none
+        self.places = {}             # address -> what `place` knows of it
         self.logins = {}             # (ip, user) -> until when their failures are forgiven
         self.failures = self.banned = self.ignored = 0         # since the start
 
@@ -2463,7 +2558,7 @@ class Jail:
         """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine."""
         frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + NEVER
         if frees != self.frees:
-            self.frees, self.freed = frees, {}
+            self.frees, self.freed, self.places = frees, {}, {}
 
     def refusal(self, network):
         """Why an address or network must not be banned; '' if it may be."""
@@ -2473,30 +2568,36 @@ class Jail:
             self.freed[network] = overlap(network, self.frees)
         return self.freed[network]
 
-    def cell(self, ip):
-        """(network that an address is counted by, network that it is banned by): the address itself
-        is banned where the network holds a free address."""
+    def place(self, ip):
+        """(why the address is never banned or '', key it is counted by, key it is banned by): the
+        address itself is banned where its network holds a free address."""
+        if len(self.places) > 4096:
+            self.places.clear()
         net = network(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
-        return net, ip if self.refusal(net) else net
+        banned = ip if net != ip and self.refusal(net) else net
+        self.places[ip] = found = self.refusal(ip), (self.name, net), (self.name, banned)
+        return found
 
     def weigh(self, seen, fails, bans, jails, chance):
-        """The Offence that a Sighting completes, else None; counts it in `fails`."""
-        if seen.login:
-            return self.admit(seen, bans)
-        if self.refusal(seen.ip) or self.forgiven(seen):
-            self.ignored += seen.guesses
+        """The Offence that a Sighting completes, else None; counts it in `fails`. `chance()` is a
+        random number from 0 to 1."""
+        ip, _, guesses, login, when = seen
+        refusal, cell, key = self.places.get(ip) or self.place(ip)
+        if login:
+            return self.admit(seen, key, bans)
+        if refusal or self.logins and self.forgiven(seen):
+            self.ignored += guesses
             return None
-        self.failures += seen.guesses
-        options, (cell, net) = self.options, self.cell(seen.ip)
-        ticket = bans.tickets.get((self.name, net))
-        if ticket:
-            return self.longer(ticket, seen)
-        n = fails.add((self.name, cell), seen.when, seen.guesses, options['findtime'], options['maxretry'])
+        self.failures += guesses
+        if key in bans.tickets:
+            return self.longer(bans.tickets[key], seen)
+        options = self.options
+        n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
         if n < options['maxretry']:
             return None
         everywhere = jails if options['bantime.overalljails'] else None
-        return Offence(net, max(n, seen.guesses),
-                       ban_length(options, bans.earlier(self.name, net, everywhere), chance))
+        return Offence(key[1], max(n, guesses),
+                       ban_length(options, bans.earlier(self.name, key[1], everywhere), chance()))
 
     def longer(self, ticket, seen):
         """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
@@ -2506,13 +2607,12 @@ class Jail:
         seconds = min(ticket.until - seen.when + extra, self.options['bantime.maxtime'])
         return Offence(ticket.network, ticket.failures + seen.guesses, seconds)
 
-    def admit(self, seen, bans):
+    def admit(self, seen, key, bans):
         """Remembers a login, unless the address is banned (so it had fewer than maxretry failures)."""
-        if self.options['ignorelogin'] and (self.name, self.cell(seen.ip)[1]) not in bans.tickets:
+        if self.options['ignorelogin'] and key not in bans.tickets:
             self.logins.pop((seen.ip, seen.user), None)
             self.logins[seen.ip, seen.user] = seen.when + self.options['ignorelogin']
-            if len(self.logins) > 1000:
-                del self.logins[next(iter(self.logins))]
+            shorten(self.logins, 1000)
 
     def forgiven(self, seen):
         return self.logins.get((seen.ip, seen.user), seen.when) > seen.when
@@ -4213,7 +4313,7 @@ class Daemon:
     def weigh(self, jail, seen):
         """Bans if a Sighting completes an Offence."""
         self.changed = True
-        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance())
+        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance)
         if offence:
             self.ban(jail, offence.network, offence.seconds, offence.failures)
 
@@ -4834,19 +4934,11 @@ class Replay:
         self.jails.protect(machine.networks())
         self.fails, self.bans = Fails(config['maxtracked']), Bans(config['maxbans'] or 20000)
         self.wall = machine.wall()
-        self.calendar = Calendar(int(self.wall) // 86400)
+        self.moment = Calendar(int(self.wall) // 86400)
         self.chance = machine.chance
-        self.now = None              # the log's time
         self.lines = self.failures = 0
         self.dated = True            # does it begin with lines whose date is known?
         self.found = []              # rows of the answer
-
-    def moment(self, date):
-        """A line's time; one without a date is as late as the one before."""
-        when = self.calendar(date) if type(date) is bytes else date
-        if when is not None:
-            self.now = when
-        return self.now or 0.0
 
     def read(self, block):
         if not self.lines:
@@ -4855,12 +4947,13 @@ class Replay:
         self.lines += block.count(b'\n')
         for jail, seen in self.jails.scan(None, block, self.moment, self.wall):
             self.failures += seen.guesses
-            for ticket in self.bans.ended(seen.when):
-                self.bans.remove(ticket.key)
+            if self.bans.ends and self.bans.ends[0][0] <= seen.when:
+                for ticket in self.bans.ended(seen.when):
+                    self.bans.remove(ticket.key)
             self.weigh(jail, seen)
 
     def weigh(self, jail, seen):
-        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance())
+        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance)
         if offence:
             self.ban(jail, offence, seen.when)
 

@@ -168,7 +168,7 @@ def test_no_built_in_regex_can_match_across_lines(made):
             elif name == 'ATOMIC_GROUP':
                 yield from newlines(arg)
     for bare in (False, True):
-        assert list(newlines(parser.parse(made.form(bare)[0].pattern, re.M))) == ['LITERAL']
+        assert list(newlines(parser.parse(made.form(bare).regex.pattern, re.M))) == ['LITERAL'] * (bare or not made.led)
 
 
 def test_three_corpora_have_enough_lines():
@@ -223,7 +223,7 @@ def test_memory_of_connections_is_bounded():
     jails = banwatch.Jails(banwatch.Config())
     for n in range(3000):
         sightings(jails, lines(FAILED, tag='sshd[%d]' % n))
-    assert len(jails.by_name['sshd'].filter.sessions) == banwatch.SESSIONS
+    assert len(jails.by_name['sshd'].filter.sessions) <= 1.1 * banwatch.SESSIONS
 
 
 # --- what is no address
@@ -332,7 +332,7 @@ def test_a_login_that_luci_logs_forgives_nobody():
     jails.protect([])
     jail = jails.by_name['luci']
     for _, seen in sightings(jails, luci('luci: accepted login on / for root from 192.0.2.7')):
-        jail.weigh(seen, banwatch.Fails(9), banwatch.Bans(9), {}, 0)
+        jail.weigh(seen, banwatch.Fails(9), banwatch.Bans(9), {}, lambda: 0)
     assert not jail.logins and jail.options['port'] == '80,443'
 
 
