@@ -3481,6 +3481,8 @@ SOON = 0.001                         # seconds to the next chunk: signals and cl
 BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
 MARK = 64                            # bytes before an offset that tell whether it is still the same file
 RETIRE = 600                         # a renamed file that has been quiet for so long is let go
+SEEN = 100                           # lines of a program by which it is known what it tells again
+SETTLE = 1                           # seconds in which a program that was started tells old lines
 PATIENCE = 60                        # seconds between attempts, at most
 
 
@@ -3614,12 +3616,17 @@ class Pipe(Source):
 
 
 class Child(Source):
-    """A program that prints log lines, such as `logread -f`. It is killed with its whole group."""
-    process = None
+    """A program that prints log lines, such as `logread -f`. It is killed with its whole group. What it
+    prints at first may be what it has printed before, if its log daemon tells its memory again: so
+    the first second is compared with what was seen last, and not counted twice."""
+    process = settling = None
 
     def open(self, position):
+        self.seen = getattr(self, 'seen', None) or collections.deque(
+            position if is_checksums(position) else (), maxlen=SEEN)
         self.process = self.machine.spawn(self.argument, subprocess.DEVNULL)
-        self.cutter, self.said = Cutter(), ''
+        self.cutter, self.said, self.first = Cutter(), '', b''
+        self.settling = self.loop.after(SETTLE, self.settled)
         for stream, handler in ((self.process.stdout, self.readable),
                                 (self.process.stderr, self.complaint)):
             os.set_blocking(stream.fileno(), False)
@@ -3631,11 +3638,37 @@ class Child(Source):
         except BlockingIOError:
             return
         if chunk:
-            self.hand_over(self.cutter.feed(chunk))
+            self.take(self.cutter.feed(chunk))
             return
-        self.hand_over(self.cutter.rest())
+        self.take(self.cutter.rest())
+        self.settled()
         self.complaint()
         self.fail('ended' + (': ' + self.said if self.said else ''))
+
+    def take(self, block):
+        """Hands a block over, or keeps it until it is clear what of it is new."""
+        if not self.settling:
+            self.pass_on(block, LIVE)
+        elif self.seen:
+            self.first += block
+            if len(self.first) > BACKLOG:
+                self.settled()
+        else:
+            self.pass_on(block, RECENT)
+
+    def settled(self):
+        """The first second is over."""
+        self.loop.cancel(self.settling)
+        self.settling, block, self.first = None, self.first, b''
+        told = replayed(list(self.seen), checksums(block))
+        self.pass_on(b''.join(line + b'\n' for line in block.split(b'\n')[told:-1]), RECENT)
+
+    def pass_on(self, block, age):
+        self.seen.extend(checksums(block, SEEN))
+        self.hand_over(block, age)
+
+    def position(self):
+        return list(self.seen)
 
     def complaint(self):
         """Keeps the last line of what the program says on standard error."""
@@ -3651,7 +3684,8 @@ class Child(Source):
             stream.close()
 
     def shut(self):
-        process, self.process = self.process, None
+        self.loop.cancel(self.settling)
+        process, self.process, self.settling = self.process, None, None
         if process is None:
             return
         for stream in (process.stdout, process.stderr):
@@ -3660,6 +3694,25 @@ class Child(Source):
                 stream.close()
         self.machine.kill(process)
         process.wait()                             # it has been killed: this does not take long
+
+
+def checksums(block, most=None):
+    """One number for each of the last lines of a block."""
+    return [binascii.crc32(line) for line in block.split(b'\n')[:-1][-most if most else 0:]]
+
+
+def is_checksums(position):
+    return type(position) is list and all(type(n) is int for n in position)
+
+
+def replayed(seen, lines):
+    """How many of the first `lines` were seen before: as many as end like what was seen last. Lines are
+    compared as a sequence: two equal ones in one second are two guesses."""
+    for n in range(len(lines) if seen else 0, 0, -1):
+        some = min(n, len(seen))
+        if lines[n - 1] == seen[-1] and lines[n - some:n] == seen[-some:]:
+            return n
+    return 0
 
 
 class Datagrams(Source):
