@@ -16,7 +16,8 @@ What it touches, as root
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
               nothing else (each with .new while it is written, .bad if it could not be used); a
               FIFO that `source` names is made if it is missing.
-    reads     the log files, its conf, /proc, the resolv.conf files, addresses and routes (netlink).
+    reads     the log files, its conf, filters (filter.d beside the conf, /etc/banwatch/filter.d,
+              /etc/fail2ban/filter.d), /proc, the resolv.conf files, addresses and routes (netlink).
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told otherwise.
 
 Map, from the ground up; a section names only itself and what stands above it:
@@ -207,7 +208,7 @@ NEVER = tuple(free(text, why) for text, why in (
 def shorten(known, most):
     """Deletes the oldest entries of a dict once it holds `most` and a tenth more: one by one, each would
     have to be looked for behind the gaps that the others left."""
-    if len(known) > most + most // 10:
+    if len(known) > 1.1 * most:
         for key in list(itertools.islice(known, len(known) - most)):
             del known[key]
 
@@ -680,7 +681,7 @@ LONG = re.compile(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
 
 def read_line(line):
     """The Line in `line` (bytes, no newline); program None if it has no tag at all."""
-    m = LINE.match(tidy(line + b'\n')[1:-1])
+    m = LINE.match(without_rfc5424(tidy(line + b'\n'))[1:-1])
     program, pid, times, message = m.group('program', 'pid', 'times', 'message')
     return Line(first(m, DATE_GROUPS), first(m, HOST_GROUPS), program, pid,
                 min(int(times or 1), MOST_TIMES), message)
@@ -692,14 +693,12 @@ def first(m, names):
 
 
 def tidy(block, before=b''):
-    """A block of whole lines with a newline in front and its rare forms written as plain ones: a line
-    over PLAIN_LINE is cut, with a mark so that it never ends like a whole one; RFC 5424 becomes RFC
-    3164; `last message repeated 3 times` is said of the line itself, which may be the one `before`."""
+    """A block of whole lines with a newline in front: a line over PLAIN_LINE is cut, with a mark so that
+    it never ends like a whole one; `last message repeated 3 times` is said of the line itself, which
+    may be the one `before`."""
     block = b'\n' + block
     if has_long(block):
         block = LONG.sub(br'\1 [cut]', block)
-    if b'>1 ' in block:
-        block = RFC5424.sub(plain_head, block)
     if b'last message repeated ' in block:
         lines = block.split(b'\n')
         for n, line in enumerate(lines):
@@ -710,6 +709,11 @@ def tidy(block, before=b''):
                 before = line
         block = b'\n'.join(lines)
     return block
+
+
+def without_rfc5424(block):
+    """A tidy block with the headers of RFC 5424 written as those of RFC 3164."""
+    return RFC5424.sub(plain_head, block) if b'>1 ' in block else block
 
 
 def has_long(block):
@@ -1553,7 +1557,7 @@ class Definition:
                 later.insert(0, (path, local, folder))
             text, path = self.fetch(folder, name + '.conf')
             if text is not None:
-                self.origin = path
+                self.origin = BUILT_IN if folder == BUILT_IN else path
                 self.take(path, text, folder)
                 break
         for path, text, folder in later:
@@ -1728,9 +1732,18 @@ def compiled(regex, flags, text):
         raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
 
 
+def lost(text):
+    """ValueError if a line of a failregex is a <tag> that nothing was filled in for: a mode, most likely."""
+    m = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
+    if m and m.group(1) not in TAGS:
+        name, _, mode = m.group(1).partition('-')
+        raise ValueError('there is no %s%s' % (quoted(m.group(1)), ' (%s is no mode of it)' % quoted(mode) if mode else ''))
+
+
 def native_row(text, n):
     """A line of a failregex of our own kind as a part of one large regex over a block (text): its
     groups get names of their own, an address is simple text, and nothing matches a line's end."""
+    lost(text)
     if not text.startswith('^'):
         raise ValueError('%s: with `program`, a regex begins with ^' % quoted(text))
     hosts = len(re.findall('<(?:HOST|ADDR)>', text))
@@ -1880,7 +1893,10 @@ class Filter:
                          for part in parts.groups())
         kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
         texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
-        rows = [native_row(text, n) for n, (_, text) in enumerate(texts)]
+        try:
+            rows = [native_row(text, n) for n, (_, text) in enumerate(texts)]
+        except ValueError as e:
+            raise definition.complaint('failregex', e) from None
         self.ignore = [compile_line(text) for text in ignoreregex or lines(definition.get('ignoreregex'))]
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
@@ -1935,19 +1951,20 @@ class Filter:
         (regex, rows, _, texts), sessions = self.form(bare), self.sessions
         if texts and not any(text in block for text in texts):
             return
+        block = without_rfc5424(block)
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
         dates = [name for name in DATE_GROUPS if name in regex.groupindex]
-        led, latest, newline = self.led and not bare, None, 10
+        led, latest, newline, repeats = self.led and not bare, None, 10, b'message repeated ' in block
         end, size, width, home = self.known_head
         for m in regex.finditer(block):
             kind, verdict, ip_at, user_at, child, special = rows[m.lastindex]
-            pid, times = m.group(pid_at, times_at)
+            pid, times = m[pid_at], m[times_at] if repeats else None
             ip = host(m[ip_at]) if ip_at else None
             if not led:
                 date, home = first(m, dates), first(m, HOST_GROUPS)
             else:
                 at = m.start() - size
-                if block[at:at + size] == end and block[at - width - 1] == newline:
+                if block[at:at + size] == end and at > width and block[at - width - 1] == newline:
                     date = block[at - width:at]
                 else:
                     at = m.start()
@@ -2030,8 +2047,9 @@ class Filter:
                 return parent
         self.sessions.pop(identity, None)
         session = self.sessions[identity] = Session(when)
-        shorten(self.sessions, SESSIONS)
-        shorten(self.parents, SESSIONS)
+        if len(self.sessions) > 1.1 * SESSIONS:
+            for known in (self.sessions, self.parents, self.children):         # no faster do these grow
+                shorten(known, SESSIONS)
         return session
 
     def wait(self, ip, identity, session):
@@ -2039,7 +2057,6 @@ class Filter:
         waiting = self.children.get(ip)
         if waiting is None:
             self.children[ip] = {identity: session}
-            shorten(self.children, SESSIONS)
         else:
             waiting[identity] = session
             if len(waiting) > CHILDREN:
@@ -2093,7 +2110,7 @@ class Filter:
     def look(self, text, wall, bare=False):
         """The Look of one line (text), whatever was before it; None if no regex matches."""
         regex, rows, texts, _ = self.form(bare)
-        block = tidy(text.encode('utf-8', 'surrogateescape') + b'\n')
+        block = without_rfc5424(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'))
         for m in regex.finditer(block):
             head = self.head(block[1:m.start()]) if self.led and not bare else (
                 first(m, [name for name in DATE_GROUPS if name in regex.groupindex]), None)
@@ -2155,9 +2172,10 @@ class LineFilter:
         if not self.rows:
             raise self.definition.complaint('failregex', 'there is none')
         for text, regex in zip(self.texts, self.rows):
-            lost = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
-            if lost:
-                raise self.definition.complaint('failregex', 'there is no %s' % quoted(lost.group(1)))
+            try:
+                lost(text)
+            except ValueError as e:
+                raise self.definition.complaint('failregex', e) from None
             if not ids & (set(regex.groupindex) | set(known)):
                 raise self.definition.complaint('failregex', '%s has no <HOST>' % quoted(text))
 
@@ -2374,6 +2392,8 @@ def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=u
     try:
         definition.load(folders, read)
     except LookupError:
+        if '/' in name:
+            raise ValueError('%s: cannot be read' % printable(name)) from None
         import difflib
         known = sorted(set(FILTERS) - {'common'})
         near = difflib.get_close_matches(name.lower(), known + list(SECTIONS), 1)
@@ -4961,7 +4981,7 @@ def log_blocks(name):
             f = open(0 if name == '-' else name, 'rb', buffering=0, closefd=name != '-')
         with f:
             cutter = Cutter()
-            for chunk in iter(lambda: f.read(1 << 20), b''):
+            for chunk in iter(lambda: f.read(1 << 18), b''):
                 yield cutter.feed(chunk)
             yield cutter.rest()
     except (OSError, EOFError) as e:

@@ -2,11 +2,15 @@
 """Measures banwatch beside its peers, in one run on this machine, and prints one table.
 
     python3 tests/bench.py [--log FILE] [--plain FILE] [--lines N] [--idle SECONDS] [--json] [ROW...]
+    python3 tests/bench.py --hostile [--seconds N] [--json] [FILTER...]
 
 --log and --plain name an OpenSSH log under attack and a plain system log ("Dec 10 06:55:46 host
 prog[1]: ..."); both are repeated to N lines with time going on. Without them the bench writes logs
 of a like mix itself. Rows: see ROWS below, or --help. Nothing is a pass or a fail here: numbers
 depend on the machine, so the ones to trust are ratios within one run.
+
+--hostile looks for the line that costs a built-in filter the most, as an attacker would, for N
+seconds in all; it ends with 1 if it found one that takes longer than HOSTILE_REACH.
 
 As root the whole run moves into a network namespace of its own, so no packet and no firewall rule
 of it reaches the machine. The peers are Debian's `fail2ban` and `sshguard`; what is missing costs
@@ -55,6 +59,7 @@ UNITS = {
     's': (lambda n: '%.3f s' % n, False),
     'ms': (lambda n: '%.1f ms' % n, False),
     'MB': (lambda n: '%.1f MB' % n, False),
+    'us': (lambda n: '%.1f us' % n, False),
     '/min': (lambda n: '%.0f/min' % n, False),
 }
 
@@ -381,19 +386,49 @@ def switches(pids):
 # ---- Daemons -------------------------------------------------------------------------------
 # Each is a context manager with `pids`, and `write`, which hands it lines of log.
 
-class Banwatch:
-    """A banwatch of ours that listens to a FIFO, or follows a file."""
+class Reader:
+    """A daemon of one process that reads `log`, in a folder of its own; `start` waits until it is `ready`."""
+    name, said = '', subprocess.DEVNULL
 
-    def __init__(self, folder, firewall='none', source='fifo', **options):
+    def __init__(self, folder):
         self.folder = tempfile.mkdtemp(dir=folder)
         self.log = os.path.join(self.folder, 'log')
-        self.conf = os.path.join(self.folder, 'conf')
-        self.source, self.firewall = source, firewall
-        rows = ['[banwatch]', 'source = %s' % (('fifo:' if source == 'fifo' else '') + self.log),
-                'firewall = ' + firewall, 'runtime = %s/run' % self.folder, 'state = %s/state' % self.folder,
-                '[DEFAULT]'] + ['%s = %s' % option for option in options.items()] + ['[dropbear]', 'enabled = true']
-        with open(self.conf, 'w') as f:
+
+    def put(self, name, *rows):
+        with open(os.path.join(self.folder, name), 'w') as f:
             f.write('\n'.join(rows) + '\n')
+
+    def start(self, argv, mode='a'):
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said, env=ENVIRON)
+        self.pids = [self.process.pid]
+        try:
+            wait_until(self.ready, self.name)
+            # held open: else who reads a FIFO may see it end
+            self.out = open(self.log, mode)
+        except BaseException:
+            end([self.process])
+            raise
+        return self
+
+    def write(self, text):
+        self.out.write(text)
+        self.out.flush()
+
+    def __exit__(self, *why):
+        end([self.process])
+        self.out.close()
+
+
+class Banwatch(Reader):
+    """A banwatch of ours that listens to a FIFO, or follows a file."""
+    name = 'banwatch run'
+
+    def __init__(self, folder, firewall='none', source='fifo', **options):
+        super().__init__(folder)
+        self.conf, self.source = os.path.join(self.folder, 'conf'), source
+        self.put('conf', '[banwatch]', 'source = %s' % (('fifo:' if source == 'fifo' else '') + self.log),
+                 'firewall = ' + firewall, 'runtime = %s/run' % self.folder, 'state = %s/state' % self.folder,
+                 '[DEFAULT]', *['%s = %s' % option for option in options.items()] + ['[dropbear]', 'enabled = true'])
 
     def argv(self, *words):
         return [sys.executable, BANWATCH, '-c', self.conf] + list(words)
@@ -404,17 +439,7 @@ class Banwatch:
         else:
             open(self.log, 'w').close()
         self.said = open(os.path.join(self.folder, 'said'), 'w+')
-        self.process = subprocess.Popen(self.argv('run'), stdin=subprocess.DEVNULL, stdout=self.said,
-                                        stderr=self.said, env=ENVIRON)
-        self.pids = [self.process.pid]
-        try:
-            wait_until(self.ready, 'banwatch run')
-            # held open: else the daemon may see the FIFO end
-            self.out = open(self.log, 'w' if self.source == 'fifo' else 'a')
-        except BaseException:
-            end([self.process])
-            raise
-        return self
+        return self.start(self.argv('run'), 'w' if self.source == 'fifo' else 'a')
 
     def ready(self):
         if self.process.poll() is not None:
@@ -431,23 +456,18 @@ class Banwatch:
         except Missing:
             return None
 
-    def write(self, text):
-        self.out.write(text)
-        self.out.flush()
-
     def __exit__(self, *why):
-        end([self.process])
-        self.out.close()
+        super().__exit__(*why)
         self.said.close()
 
 
-class Fail2ban:
+class Fail2ban(Reader):
     """A fail2ban-server with Debian's filter for dropbear, iptables, and a log file."""
+    name = 'fail2ban-server'
 
     def __init__(self, folder):
         self.server, self.client = installed('fail2ban-server', 'fail2ban'), installed('fail2ban-client', 'fail2ban')
-        self.folder = tempfile.mkdtemp(dir=folder)
-        self.log = os.path.join(self.folder, 'log')
+        super().__init__(folder)
         for name in ('filter.d', 'action.d'):
             os.symlink('/etc/fail2ban/' + name, os.path.join(self.folder, name))
         self.put('fail2ban.conf', '[Definition]', 'loglevel = ERROR', 'logtarget = %s/said' % self.folder,
@@ -456,37 +476,26 @@ class Fail2ban:
                  'maxretry = 1', 'logpath = ' + self.log,
                  'action = iptables[name=bench, type=allports, protocol=all, blocktype=DROP]')
 
-    def put(self, name, *rows):
-        with open(os.path.join(self.folder, name), 'w') as f:
-            f.write('\n'.join(rows) + '\n')
-
     def argv(self, program, *words):
         return [program, '-c', self.folder, '-s', self.folder + '/socket', '-p', self.folder + '/pid'] + list(words)
 
     def __enter__(self):
-        self.out = open(self.log, 'a')
-        self.process = subprocess.Popen(self.argv(self.server, '-f', 'start'), stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRON)
-        self.pids = [self.process.pid]
-        try:
-            wait_until(lambda: succeeds(self.argv(self.client, 'status', 'dropbear')), 'fail2ban-server')
-        except BaseException:
-            end([self.process])
-            raise
-        return self
+        open(self.log, 'w').close()
+        return self.start(self.argv(self.server, '-f', 'start'))
 
-    def write(self, text):
-        self.out.write(text)
-        self.out.flush()
-
-    def __exit__(self, *why):
-        end([self.process])
-        self.out.close()
+    def ready(self):
+        return succeeds(self.argv(self.client, 'status', 'dropbear'))
 
 
-def sshguard_argvs(*blocker, firewall='sshg-fw-null'):
+def offline():
+    """What is put before a program so that it reaches no nameserver; empty if nothing is needed, or helps."""
+    argv = ['unshare', '--map-root-user', '--net']
+    return argv if OWN_NET not in os.environ and succeeds(argv + ['true']) else []
+
+
+def sshguard_argvs(*blocker, firewall='sshg-fw-null', before=()):
     """sshguard's pipeline as its script starts it, with the limits of Debian's conf unless told otherwise."""
-    return [[installed(SSHGUARD + 'sshg-parser', 'sshguard')],
+    return [list(before) + [installed(SSHGUARD + 'sshg-parser', 'sshguard')],
             [SSHGUARD + 'sshg-blocker'] + list(blocker or ('-a', '30'))
             + ['-p', '120', '-s', '1800', '-N', '128', '-n', '32'],
             [SSHGUARD + firewall]]
@@ -533,6 +542,9 @@ class Sshguard:
 # ---- Rows ----------------------------------------------------------------------------------
 # A row is a function that yields Results. What fails in it becomes a note under the table.
 
+DEFAULT_JAILS = 'dropbear', 'sshd', 'luci'
+STOCK = '/etc/fail2ban/filter.d/%s.conf'
+
 class Bench:
     """One run: its logs, its folder, what is to be said under the table."""
 
@@ -555,6 +567,15 @@ class Bench:
     def path(self, name):
         return os.path.join(self.folder, name)
 
+    def reading(self, who, took, start):
+        """The seconds of a run without those of a start; None, and a note, if they cannot be told."""
+        return self.tried(who, reading, took[0], start[0]) if took and start else None
+
+    def speed(self, who, lines, took, start):
+        """Lines a second of a run without its start; None if they cannot be told."""
+        seconds = self.reading(who, took, start)
+        return seconds and lines / seconds
+
     def log(self, kind):
         """The path of the long log of this kind."""
         if kind not in self.paths:
@@ -570,12 +591,29 @@ class Bench:
                                                 os.path.basename(given) + ' repeated' if given else 'written by the bench'))
         return self.paths[kind]
 
-    def conf(self, *rows):
-        """A conf file for `replay`: the three jails that are on by default."""
-        with open(self.path('replay.conf'), 'w') as f:
-            f.write('\n'.join(('[banwatch]', 'firewall = none', '[DEFAULT]') + rows + tuple(
-                '[%s]\nenabled = true' % name for name in ('dropbear', 'sshd', 'luci'))) + '\n')
-        return self.path('replay.conf')
+    def cut(self, kind, lines):
+        """The path of the first lines of the long log of this kind."""
+        path = self.path('%s log, %d lines' % (kind, lines))
+        with open(self.log(kind), 'rb') as f, open(path, 'wb') as out:
+            out.writelines(itertools.islice(f, lines))
+        return path
+
+    def conf(self, *rows, jails=(), default=True, name='replay'):
+        """A conf file for `replay`: the three jails that are on by default (or not), and others."""
+        path = self.path(name + '.conf')
+        sections = ['[%s]\nenabled = %s' % (jail, str(default).lower()) for jail in DEFAULT_JAILS]
+        with open(path, 'w') as f:
+            f.write('\n'.join(['[banwatch]', 'firewall = none', '[DEFAULT]', *rows, *sections, *jails]) + '\n')
+        return path
+
+    def replay(self, conf, path):
+        """(wall seconds, the answer) of a replay, None and a note if it fails."""
+        return self.tried('banwatch replay', call, [sys.executable, BANWATCH, '-c', conf, 'replay', '--json', path])
+
+    def fail2ban(self, path, filter):
+        """The same of fail2ban-regex."""
+        return self.tried('fail2ban-regex', lambda: call(
+            [installed('fail2ban-regex', 'fail2ban'), '--usedns', 'no', path, filter]))
 
 
 def best(times, functions):
@@ -599,42 +637,34 @@ FAIL2BAN_LINES = 20000               # it is slow: so many lines tell its speed
 
 
 def replay_row(bench, kind, goal):
-    path, short, one = bench.log(kind), bench.path('short'), bench.path('one')
     lines, few = bench.options.lines, min(bench.options.lines, FAIL2BAN_LINES)
-    head(path, short, few)
-    head(path, one, 1)
-    ours = [sys.executable, BANWATCH, '-c', bench.conf(), 'replay', '--json', path]
-
-    def fail2ban(name):
-        return call([installed('fail2ban-regex', 'fail2ban'), '--usedns', 'no', name, 'sshd'])
-
+    path, short, one = bench.log(kind), bench.cut(kind, few), bench.cut(kind, 1)
+    conf, before = bench.conf(), offline()
     took = best(3, {
-        'banwatch': lambda: bench.tried('banwatch replay', call, ours),
-        'fail2ban': lambda: bench.tried('fail2ban-regex', fail2ban, short),
-        'start': lambda: bench.tried('fail2ban-regex', fail2ban, one),
-        'sshguard': lambda: bench.tried('sshguard', lambda: timed_pipeline(sshguard_argvs(), path)),
-        'parser': lambda: bench.tried('sshguard', lambda: timed_pipeline(sshguard_argvs()[:1], path)),
+        'banwatch': lambda: bench.replay(conf, path),
+        'fail2ban': lambda: bench.fail2ban(short, 'sshd'),
+        'start': lambda: bench.fail2ban(one, 'sshd'),
+        'sshguard': lambda: bench.tried('sshguard', lambda: timed_pipeline(sshguard_argvs(before=before), path)),
+        'parser': lambda: bench.tried('sshguard', lambda: timed_pipeline(sshguard_argvs(before=before)[:1], path)),
     })
     speed = {name: lines / done[0] for name, done in took.items() if done}
-    if took['fail2ban'] and took['start']:
-        speed['fail2ban'] = bench.tried('fail2ban-regex', lambda: few / reading(took['fail2ban'][0], took['start'][0]))
+    speed['fail2ban'] = bench.speed('fail2ban-regex', few, took['fail2ban'], took['start'])
     bench.note('lines/s: whole wall time, best of 3 in turn; only fail2ban-regex, which read %s lines, less its start'
                % format(few, ','))
     if lines < LONG_ENOUGH:
         bench.note('under %s lines these numbers tell more about how each program starts' % format(LONG_ENOUGH, ','))
+    found, names = parser_finds(short, before) if took['parser'] else (None, 0)
     bench.note('failures found in 100 lines of the %s log: banwatch %s, fail2ban-regex %s, sshg-parser %s' % (
-        kind, per_100(took['banwatch'] and json.loads(took['banwatch'][1])['failures'], lines),
-        per_100(took['fail2ban'] and matched(took['fail2ban'][1]), few),
-        per_100(took['parser'] and parser_finds(short), few)))
+        kind, per_100(failures(took['banwatch']), lines), per_100(took['fail2ban'] and matched(took['fail2ban'][1]), few),
+        per_100(found, few)))
+    if names:
+        bench.note('sshg-parser asks a nameserver for each name in a failure, here for %s in 100 lines of the %s log; %s' % (
+            per_100(names, few), kind, 'it cannot reach one, so that costs it nothing'
+            if before or OWN_NET in os.environ else 'it waited for the answers: its number means little'))
     what = 'replay, %s log' % kind
     for name, peer, wanted in (('sshguard', 'sshguard parser+blocker', goal),
                                ('parser', 'sshguard parser alone', None), ('fail2ban', 'fail2ban-regex', None)):
         yield result(what, 'lines/s', speed.get('banwatch'), peer, speed.get(name), wanted)
-
-
-def head(path, target, lines):
-    with open(path, 'rb') as f, open(target, 'wb') as out:
-        out.writelines(itertools.islice(f, lines))
 
 
 def reading(took, start):
@@ -642,6 +672,11 @@ def reading(took, start):
     if took - start < start / 4:
         raise Missing('so few lines take no longer than its start')
     return took - start
+
+
+def failures(done):
+    """How many failures a replay has found; None if there was none."""
+    return done and json.loads(done[1])['failures']
 
 
 def per_100(found, lines):
@@ -654,11 +689,78 @@ def matched(said):
     return m and int(m.group(1))
 
 
-def parser_finds(path):
-    """How many attacks sshguard's parser sees in a log; it prints one line for each."""
+def parser_finds(path, before):
+    """(attacks that sshguard's parser sees in a log, names it could not resolve there); it prints a line for each."""
     with open(path, 'rb') as f:
-        return subprocess.run(sshguard_argvs()[0], stdin=f, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              env=ENVIRON).stdout.count(b'\n')
+        done = subprocess.run(sshguard_argvs(before=before)[0], stdin=f, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, env=ENVIRON)
+    return done.stdout.count(b'\n'), done.stderr.count(b'Could not resolve')
+
+
+# Jails that an attack on sshd does not concern. Some with a failregex of their own, some with a file of
+# fail2ban's, and as many of our own kind.
+OWN_REGEXES = {
+    'wiki': r'wiki\[\d+\]: login of <F-USER>\S+</F-USER> refused, address <HOST>$',
+    'camera': r'camera: wrong PIN entered by <HOST>(?: \(\d+ tries\))?$',
+    'printer': r'^\s*\S+ printer: access denied to <ADDR> for job \d+',
+    'torrent': r'torrent-daemon.* RPC password mismatch from <HOST>:\d+',
+    'music': r'music: <F-USER>.*</F-USER> is unknown here \(client <HOST>\)$',
+}
+STOCK_FILTERS = 'postfix', 'dovecot', 'proftpd', 'asterisk', 'apache-auth'
+BUILT_IN = ('postfix', 'dovecot', 'proftpd', 'asterisk', 'exim', 'vsftpd', 'pure-ftpd', 'openvpn', 'nginx-http-auth',
+            'lighttpd-auth')
+
+
+def stock(name):
+    """The path of a filter file of fail2ban's."""
+    if not os.path.exists(STOCK % name):
+        raise Missing(STOCK % name + ' is missing (Debian: apt install fail2ban)')
+    return STOCK % name
+
+
+def jail_rows(bench):
+    """What jails cost that have nothing to do."""
+    rows = {'3': ('', lambda: []),
+            '13': ('10 more jails', lambda: [
+                '[%s]\nenabled = true\nfailregex = %s' % item for item in OWN_REGEXES.items()] + [
+                '[%s]\nenabled = true\nfilter = %s' % (name, stock(name)) for name in STOCK_FILTERS]),
+            'built-in': ('10 more jails, all built in', lambda: ['[%s]\nenabled = true' % name for name in BUILT_IN])}
+    path, one, confs = bench.log('attack'), bench.cut('attack', 1), {}
+    for name, (_, jails) in rows.items():
+        conf = bench.tried('jails', lambda: bench.conf(jails=jails(), name='jails ' + name))
+        if conf:
+            confs[name, path], confs[name, one] = conf, conf
+    took = best(3, {key: lambda key=key: bench.replay(confs[key], key[1]) for key in confs})
+    seconds = {name: bench.reading('banwatch replay', took.get((name, path)), took.get((name, one))) for name in rows}
+    starts = [(name, took[name, one][0]) for name in rows if took.get((name, one))]
+    bench.note('jails: seconds of a replay of the attack log, best of 3 in turn, less its start, which takes '
+               + ', '.join('%.2f s (%s)' % (start, name + ' jails' if name.isdigit() else '13, all built in')
+                           for name, start in starts))
+    found = {failures(took.get((name, path))) for name in rows} - {None}
+    if len(found) > 1:
+        bench.note('jails: those that should have nothing to do have found something: %s failures' % sorted(found))
+    for name, (what, _) in rows.items():
+        if what:
+            yield result('replay, ' + what, 's', seconds[name], 'the 3 jails', seconds['3'],
+                         Goal(1.3, 1.1, 'x') if name == '13' else None)
+
+
+def filter_rows(bench):
+    """One filter file of fail2ban's, read by both."""
+    few = min(bench.options.lines, FAIL2BAN_LINES)
+    sshd = stock('sshd')
+    conf = bench.conf(jails=['[stock]\nenabled = true\nfilter = ' + sshd], default=False, name='stock')
+    for kind in ('attack', 'plain'):
+        logs = {'log': bench.cut(kind, few), 'start': bench.cut(kind, 1)}
+        took = best(3, dict([(('banwatch', name), lambda path=path: bench.replay(conf, path)) for name, path in logs.items()]
+                            + [(('fail2ban', name), lambda path=path: bench.fail2ban(path, sshd)) for name, path in logs.items()]))
+        ours, theirs = (bench.speed(who, few, took[name, 'log'], took[name, 'start'])
+                        for name, who in (('banwatch', 'banwatch replay'), ('fail2ban', 'fail2ban-regex')))
+        bench.note("fail2ban's sshd.conf: failures in 100 lines of the %s log: banwatch %s, fail2ban-regex %s" % (
+            kind, per_100(failures(took['banwatch', 'log']), few),
+            per_100(took['fail2ban', 'log'] and matched(took['fail2ban', 'log'][1]), few)))
+        yield result("fail2ban's sshd.conf, %s log" % kind, 'lines/s', ours, 'fail2ban-regex', theirs)
+    bench.note("fail2ban's sshd.conf: %s lines, best of 3 in turn, both less their start" % format(few, ','))
 
 
 TRIALS = 20
@@ -821,21 +923,23 @@ def root_only(make, *args):
 def many_rows(bench):
     """What 10,000 addresses cost more than one; nobody is banned, so bans do not blur it."""
     conf = bench.conf('maxretry = 100000')
-    paths = {'one': bench.path('one address'), 'many': bench.path('many addresses')}
+    paths = {name: bench.path(name + ' addresses') for name in ('one', 'many', 'start')}
     now = time.time()
     for name, path in paths.items():
         with open(path, 'w') as f:
             f.writelines(failure(spread(n if name == 'many' else 0), now - STEP * (TRACKED - n))
-                         for n in range(TRACKED))
-    took = best(5, {name: lambda path=path: bench.tried('banwatch replay', call, [
-        sys.executable, BANWATCH, '-c', conf, 'replay', '--json', path]) for name, path in paths.items()})
+                         for n in range(TRACKED if name != 'start' else 1))
+    took = best(5, {name: lambda path=path: bench.replay(conf, path) for name, path in paths.items()})
     extra = None
-    if None not in took.values():
+    if took['many'] and took['one']:
         extra = took['many'][0] - took['one'][0]
         bench.note('10,000 addresses: %.3f s; one, as many lines: %.3f s (best of 5); the difference is %.1f us an address'
                    % (took['many'][0], took['one'][0], extra / TRACKED * 1e6))
     yield result('10,000 addresses, extra', 's', extra, 'sshguard', None, Goal(0.5, 0.05, 'value'), '74 s')
     yield result('10,000 addresses, extra', 's', extra, 'fail2ban', None, None, '1.3 s')
+    each, same = (seconds and seconds / TRACKED * 1e6 for seconds in (
+        bench.reading('banwatch replay', took[name], took['start']) for name in ('many', 'one')))
+    yield result('10,000 addresses, a line', 'us', each, 'one address', same)
 
 
 def median_wall(argvs, times=10):
@@ -895,6 +999,8 @@ def wakeup_rows(bench):
 Row = collections.namedtuple('Row', 'function help')
 ROWS = {
     'replay': Row(replay_rows, 'lines a second through `replay`, on an attack log and on a plain log'),
+    'jails': Row(jail_rows, 'what ten more jails cost that have nothing to do'),
+    'filters': Row(filter_rows, "fail2ban's own sshd.conf, read by banwatch and by fail2ban-regex"),
     'latency': Row(latency_rows, 'from a line in the FIFO or file to the first packet that is dropped'),
     'memory': Row(memory_rows, 'resident memory, idle and busy, over a bare interpreter'),
     'many': Row(many_rows, '10,000 addresses with one failure each, against one address'),
