@@ -912,6 +912,7 @@ class Template:
         self.anchored = word in EPOCHS or text.startswith(('^', '(^', '(?:^')) and not unbound
         self.pattern = pattern
         self.regex = re.compile(text, re.I if named else 0)
+        self.times = {}              # (text, now) -> seconds since 1970 or None
 
     def find(self, line, now):
         """(start, end, seconds since 1970 or None) of the date in a line; None if there is none. An
@@ -920,10 +921,15 @@ class Template:
         if m is None:
             return None
         start, end = m.span(self.group)
-        try:
-            return start, end, field_time(m.groupdict(), now) if end > start else None
-        except (ValueError, OverflowError, KeyError):
-            return start, end, None
+        key = m.group(), now
+        if key not in self.times:
+            if len(self.times) > 256:
+                self.times.clear()
+            try:
+                self.times[key] = field_time(m.groupdict(), now) if end > start else None
+            except (ValueError, OverflowError, KeyError):
+                self.times[key] = None
+        return start, end, self.times[key]
 
 
 def date_field(m):
@@ -1836,6 +1842,11 @@ def needed_sets(parts):
                 yield set().union(*ways)
 
 
+def only(texts):
+    """The one text (str) of a set that has no other; else '', which stands in everything."""
+    return min(texts).decode('utf-8') if texts and len(texts) == 1 else ''
+
+
 def with_lines(block, texts):
     """(start, end) of the lines of a block in which one of these texts stands, in order; all for None."""
     if texts is None:
@@ -2142,6 +2153,7 @@ class LineFilter:
         self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
         self.texts = failregex or lines(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
+        self.tellers = [only(needed(regex)) for regex in self.rows]
         self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or lines(get('ignoreregex'))]
         self.check()
         self.needed = self.what_is_needed()
@@ -2260,8 +2272,8 @@ class LineFilter:
             fields = groups(m)
             content = fields.pop('content', None)
             seen = content + '\n' if content else seen
-        for text, regex in zip(self.texts, self.rows):
-            m = regex.search(seen)
+        for text, regex, teller in zip(self.texts, self.rows, self.tellers):
+            m = regex.search(seen) if teller in seen else None
             if m:
                 fields.update((key, value) for key, value in groups(m).items()
                               if value is not None or key not in fields)
@@ -2352,16 +2364,20 @@ class LineFilter:
 def groups(m):
     """The groups of a match; an <F-ALT_USER> stands in for an empty <F-USER>, <F-TUPLE_X> joins it."""
     fields = m.groupdict()
-    for key in sorted(fields):
-        special = re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)
-        if special:
-            name = TAG_NAMES.get(special.group(2).upper(), special.group(2))
-            if special.group(1) == 'alt':
-                fields[name] = fields.get(name) or fields[key]
-            else:
-                there = fields.get(name)
-                fields[name] = (there if isinstance(there, tuple) else (there,)) + (fields[key],)
+    for key, kind, name in special_groups(m.re):
+        if kind == 'alt':
+            fields[name] = fields.get(name) or fields[key]
+        else:
+            there = fields.get(name)
+            fields[name] = (there if isinstance(there, tuple) else (there,)) + (fields[key],)
     return fields
+
+
+@functools.lru_cache(maxsize=256)
+def special_groups(regex):
+    """(group, 'alt' or 'tuple', the group it is for) of those named so."""
+    found = [(key, re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)) for key in sorted(regex.groupindex)]
+    return [(key, m.group(1), TAG_NAMES.get(m.group(2).upper(), m.group(2))) for key, m in found if m]
 
 
 def unwrapped(raw):

@@ -1009,6 +1009,264 @@ ROWS = {
 }
 
 
+# ---- Hostile lines -------------------------------------------------------------------------
+# The line that costs a filter the most, sought as an attacker would who knows our regexes: texts that
+# nearly match, with a piece in them over and over, up to the longest line there is; what was slow is
+# changed a little and tried again. Every line is one anybody could write: all of it is free.
+
+HOSTILE_REACH = 5                    # ms a line
+KEPT = 8                             # the slowest lines, which are changed further
+TRUST = 3                            # the least of so many runs is what a line takes
+
+# head: the header and the tag; start, end: texts around the piece(s), which are mixed or one after the other
+Hostile = collections.namedtuple('Hostile', 'head start fills mixed end bare')
+# What was found: `regex` costs `part` ms of the whole `ms`
+Worst = collections.namedtuple('Worst', 'filter ms tries part regex line bare')
+
+HEADERS = (b'Nov 20 13:01:45 gate ', b'Fri Nov 20 13:01:45 2026 authpriv.warn ', b'2026-11-20T13:01:45+01:00 gate ',
+           b'<38>Nov 20 13:01:45 gate ', b'Nov 20 13:01:45 ', b'1795179705.1 ', b'[2026-11-20 13:01:45] ', b'')
+FILLERS = ([bytes([c]) for c in b' a1.:,;"\'()[]<>{}=/\\-@_%\t\xff'] + [b'a ', b'a:', b'1.', b'a=', b': ', b', ', b'a.a', b'[1]', b'(a) ',
+           b'" ', b"' ", b' from ', b' for ', b' a from 192.0.2.7', b' rhost=', b'192.0.2.7 ', b'2001:db8::7 ', b'\\303', b'\xc3\xa9',
+           b'message repeated 5 times: [ ', b'Nov 20 13:01:45 ', b'a.b '])
+HOSTS = '(?:192\\.0\\.2\\.7|2001:db8::7|::ffff:192\\.0\\.2\\.7|host\\.example\\.net)'
+
+
+def engine():
+    """The module banwatch, which here runs inside of us."""
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, os.path.dirname(BANWATCH))
+    import banwatch
+    return banwatch
+
+
+def member(among, c):
+    """Is the character among those that a class of a parsed regex names?"""
+    found, kinds = False, {'DIGIT': c.isdigit(), 'SPACE': c.isspace(), 'WORD': c.isalnum() or c == '_'}
+    for op, arg in among:
+        name = str(op)
+        found |= (name == 'LITERAL' and arg == ord(c) or name == 'RANGE' and arg[0] <= ord(c) <= arg[1]
+                  or name == 'CATEGORY' and kinds[str(arg).split('_')[-1]] == ('_NOT_' not in str(arg)))
+    return found != any(str(op) == 'NEGATE' for op, _ in among)
+
+
+def grown(parts, rng, repeats):
+    """A text that a parsed regex matches, but for what it looks at ahead and behind; what it may repeat
+    is added to `repeats`."""
+    text = ''
+    for op, arg in parts:
+        name = str(op)
+        if name == 'LITERAL':
+            text += chr(arg)
+        elif name in ('ANY', 'IN', 'NOT_LITERAL'):
+            among = arg if name == 'IN' else [('NEGATE', None), ('LITERAL', 10 if name == 'ANY' else arg)]
+            text += rng.choice([c for c in map(chr, range(32, 127)) if member(among, c)] or ['\t'])
+        elif name.endswith('_REPEAT'):
+            piece = grown(arg[2], rng, repeats)
+            if arg[1] > 1:
+                repeats.append(piece)
+            text += ''.join([piece] + [grown(arg[2], rng, repeats) for _ in range(2)])[:len(piece) * max(
+                arg[0], min(arg[1], rng.randint(0, 3)))] if arg[1] > 3 and len(piece) == 1 else piece * max(
+                    arg[0], min(arg[1], rng.randint(0, 2)))
+        elif name in ('SUBPATTERN', 'ATOMIC_GROUP'):
+            text += grown(arg[-1] if name == 'SUBPATTERN' else arg, rng, repeats)
+        elif name == 'BRANCH':
+            text += grown(rng.choice(arg[1]), rng, repeats)
+    return text
+
+
+def samples(name):
+    """[(header and tag, message)] of the sample lines of a filter."""
+    banwatch, found = engine(), []
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'corpora')
+    for file in os.listdir(folder) if os.path.isdir(folder) else []:
+        if file.split('.')[0] == name:
+            with open(os.path.join(folder, file), 'rb') as f:
+                raws = [line.split(b'\t', 3)[3] for line in f.read().split(b'\n') if line.count(b'\t') > 2 and line[:1] != b'#']
+            found += [(raw[:len(raw) - len(message)], message) for raw, message in
+                      ((raw, banwatch.read_line(raw).message) for raw in raws) if raw.endswith(message)]
+    return found
+
+
+class Texts:
+    """What lines against one filter are made of. `regexes` are as in a filter's failregex."""
+
+    def __init__(self, banwatch, rng, regexes, before='', program='', known=()):
+        def plain(regex):
+            return banwatch.parsed(re.sub('</?F-[A-Z]+>', lambda m: ')' if m.group()[1] == '/' else '(?:',
+                                          re.sub('<(?:HOST|ADDR)>', lambda m: HOSTS, regex)))
+        self.rng = rng
+        self.regexes, self.program = [plain(regex) for regex in regexes], plain(program)
+        self.before = plain(before)
+        self.known = known           # (header and tag, message) of sample lines
+
+    def head(self):
+        if self.known and self.rng.random() < 0.2:
+            return self.rng.choice(self.known)[0]
+        tag = grown(self.program, self.rng, []).encode() + self.rng.choice((b': ', b'[7]: '))
+        return self.rng.choice(HEADERS) + self.rng.choice((tag, tag, tag, b''))
+
+    def message(self, repeats):
+        if self.known and self.rng.random() < 0.2:
+            return self.rng.choice(self.known)[1]
+        return (grown(self.before, self.rng, repeats) + grown(self.rng.choice(self.regexes), self.rng, repeats)).encode(
+            'utf-8', 'replace')
+
+    def piece(self):
+        """Something to be repeated."""
+        repeats = []
+        message = self.message(repeats) or b'a'
+        way = self.rng.randrange(6)
+        if way == 0:
+            return self.rng.choice(FILLERS)
+        if way == 1 and any(repeats):
+            return self.rng.choice([piece for piece in repeats if piece]).encode('utf-8', 'replace')
+        if way == 2:
+            return message
+        if way == 3:
+            return self.head() + message[:self.rng.randrange(len(message) + 1)] or b'a'
+        at = self.rng.randrange(len(message))
+        words = message.split(b' ')
+        return (message[at:at + self.rng.randint(1, 12)] if way == 4 else
+                b' ' * self.rng.randint(0, 1) + self.rng.choice(words) + b' ' * self.rng.randint(0, 1)) or b' '
+
+    def start(self):
+        message = self.message([])
+        return message[:self.rng.choice((0, len(message), self.rng.randint(0, len(message))))]
+
+    def fills(self):
+        return tuple(self.piece() for _ in range(self.rng.choice((1, 1, 2))))
+
+    def end(self):
+        message = self.message([])
+        return self.rng.choice((b'', message[self.rng.randint(0, len(message)):], self.rng.choice(FILLERS)))
+
+    def mixed(self):
+        return self.rng.random() < 0.5
+
+    bare = mixed
+
+    def line(self):
+        return Hostile(*(getattr(self, field)() for field in Hostile._fields))
+
+    def changed(self, line):
+        """A line that differs from this one in one or two things, perhaps by a byte only."""
+        for _ in range(self.rng.choice((1, 1, 2))):
+            field = self.rng.choice(Hostile._fields)
+            value = getattr(line, field)
+            if field in ('start', 'end') and value and self.rng.random() < 0.6:
+                value = self.nudged(value)
+            elif field == 'fills' and self.rng.random() < 0.6:
+                n = self.rng.randrange(len(value))
+                value = value[:n] + (self.nudged(value[n]) or b' ',) + value[n + 1:]
+            else:
+                value = getattr(self, field)()
+            line = line._replace(**{field: value})
+        return line
+
+    def nudged(self, text):
+        at, piece = self.rng.randrange(len(text)), self.rng.choice(FILLERS + [self.piece()])
+        return self.rng.choice((text[:at] + text[at + 1:], text[:at] + piece + text[at:], text[:at], text[at:], text + piece))
+
+
+def hostile_block(line, longest):
+    """The bytes of a Hostile, `longest` of them at most, with the newline."""
+    room = max(0, longest - len(line.head + line.start + line.end))
+    if line.mixed:
+        body = b''.join(line.fills) * (room // len(b''.join(line.fills)) + 1)
+    else:
+        share = room // len(line.fills)
+        body = b''.join((fill * (share // len(fill) + 1))[:share] for fill in line.fills)
+    return (line.head + line.start + body[:room] + line.end)[:longest].replace(b'\n', b' ') + b'\n'
+
+
+def slowest(texts, cost, seconds, clock=time.monotonic):
+    """([(cost, Hostile)], how many were tried): the KEPT ones that cost most, of all that time allows."""
+    found, tries, until = [], 0, clock() + seconds
+    while not tries or clock() < until:
+        tries += 1
+        again = len(found) == KEPT and texts.rng.random() < 0.7
+        line = texts.changed(texts.rng.choice(found)[1]) if again else texts.line()
+        took = cost(line)
+        if len(found) < KEPT or took > found[-1][0]:
+            took = min([took] + [cost(line) for _ in range(TRUST - 1)])
+            found = sorted(found + [(took, line)], key=lambda pair: pair[0], reverse=True)[:KEPT]
+    return found, tries
+
+
+def strictest(banwatch, name):
+    """A built-in filter's name with the mode that has the most regexes; None if it has none."""
+    modes = re.findall(r'^m(?:ode|dre)-(\w+) *=', banwatch.FILTERS[name], re.M)
+    made = [(spec, banwatch.load_filter(spec)) for spec in
+            ['%s[mode=%s]' % (name, mode) for mode in modes] or [name] if name != 'common']
+    made = [(spec, filter) for spec, filter in made if isinstance(filter, banwatch.Filter)]
+    return max(made, key=lambda pair: len(pair[1].definition.get('failregex')), default=(None, None))[0]
+
+
+def stopwatch(banwatch, filter):
+    """A function that tells how many ms of processor time the filter needs for a Hostile."""
+    guard, moment = banwatch.Machine().guard, banwatch.Calendar(20000)
+
+    def cost(line):
+        block = banwatch.tidy(hostile_block(line, banwatch.PLAIN_LINE))
+        began = time.process_time()
+        try:
+            guard(lambda: collections.deque(filter.scan(block, moment, line.bare), 0))
+        except banwatch.Runaway:
+            pass                     # aborted: it takes at least so long
+        return 1000 * (time.process_time() - began)
+    return cost
+
+
+def hostile(spec, seconds, seed=1):
+    """The Worst of a filter of ours."""
+    banwatch, rng = engine(), random.Random(seed)
+    filter = banwatch.load_filter(spec)
+    get = filter.definition.get
+    regexes = banwatch.lines(get('failregex'))
+    texts = Texts(banwatch, rng, regexes, get('prefregex').partition('<F-CONTENT>')[0], get('program'),
+                  samples(spec.split('[')[0]))
+    found, tries = slowest(texts, stopwatch(banwatch, filter), seconds)
+    _, line = found[0]
+
+    def best_of(filter):
+        cost = stopwatch(banwatch, filter)
+        return min(cost(line) for _ in range(2 * TRUST))
+    alone = [(best_of(banwatch.load_filter(spec, failregex=(regex,))), regex) for regex in regexes]
+    nothing = best_of(banwatch.load_filter(spec, failregex=('^(?!)',)))
+    part, regex = max(alone)
+    if nothing > 0.7 * part:
+        part, regex = nothing, '(what stands before the message)'
+    return Worst(spec, best_of(filter), tries, part, regex, hostile_block(line, banwatch.PLAIN_LINE), line.bare)
+
+
+def hostile_lines(found):
+    """Lines of the table of what hostile lines cost."""
+    yield 'filter                  worst  %5s  over  of it, alone  its regex' % 'tries'
+    for worst in sorted(found, key=lambda worst: worst.ms, reverse=True):
+        yield ('%-20s %5.1f ms  %5d  %4s  %10.1f ms  %s' % (
+            worst.filter, worst.ms, worst.tries, 'over' if worst.ms > HOSTILE_REACH else '', worst.part,
+            worst.regex))[:WIDTH]
+        yield ('    %s%r' % ('bare: ' if worst.bare else '', worst.line[:200]))[:WIDTH]
+
+
+def main_hostile(options):
+    banwatch = engine()
+    specs = [spec for spec in (strictest(banwatch, name) for name in options.rows or banwatch.FILTERS) if spec]
+    found = []
+    for spec in specs:
+        print('looking for a line against: %s' % spec, file=sys.stderr)
+        found.append(hostile(spec, options.seconds / len(specs)))
+    if options.json:
+        print(json.dumps({'machine': machine(), 'reach': HOSTILE_REACH, 'hostile': [
+            dict(worst._asdict(), line=worst.line.decode('latin-1')) for worst in found]}))
+    else:
+        print('\n'.join(itertools.chain(hostile_lines(found), [''], wrapped(
+            '- worst: processor time of one line of %d bytes, least of several runs; it should stay under %g ms. '
+            'alone: what its most expensive regex takes by itself. bare: of a source that has lines without a tag'
+            % (banwatch.PLAIN_LINE, HOSTILE_REACH)))))
+    return 1 if any(worst.ms > HOSTILE_REACH for worst in found) else 0
+
+
 # ---- Main ----------------------------------------------------------------------------------
 
 def version(name, argv):
@@ -1063,11 +1321,15 @@ def arguments(argv):
     parser.add_argument('--lines', type=int, default=1000000, metavar='N', help='length of the logs (1000000)')
     parser.add_argument('--idle', type=float, default=15, metavar='SECONDS', help='how long to count wake-ups (15)')
     parser.add_argument('--json', action='store_true', help='print the results as JSON')
-    parser.add_argument('rows', nargs='*', metavar='ROW', help='which rows (default: all)')
+    parser.add_argument('--hostile', action='store_true', help='look for the line that costs each built-in filter most')
+    parser.add_argument('--seconds', type=float, default=100, metavar='N', help='how long to look for them, in all (100)')
+    parser.add_argument('rows', nargs='*', metavar='ROW', help='which rows, or with --hostile which filters (default: all)')
     options = parser.parse_args(argv)
-    unknown = [name for name in options.rows if name not in ROWS]
-    if unknown or options.lines < 1 or options.idle <= 0:
-        parser.error('no such row: ' + ' '.join(unknown) if unknown else '--lines and --idle must be positive')
+    unknown = [name for name in options.rows if name not in (engine().FILTERS if options.hostile else ROWS)]
+    if unknown:
+        parser.error('no such %s: %s' % ('filter' if options.hostile else 'row', ' '.join(unknown)))
+    if options.lines < 1 or options.idle <= 0 or options.seconds <= 0:
+        parser.error('--lines, --idle and --seconds must be positive')
     return options
 
 
@@ -1081,6 +1343,8 @@ def enter_own_network():
 
 def main(argv):
     options = arguments(argv)
+    if options.hostile:
+        return main_hostile(options)
     enter_own_network()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))     # so that everything is cleaned up
     here, rows = machine(), []

@@ -21,8 +21,8 @@ from collections import namedtuple
 
 import pytest
 
+from conftest import need                        # before banwatch: it knows where that is
 import banwatch
-from conftest import need
 
 LOGS = os.environ.get('FAIL2BAN_LOGS') or ''.join(glob.glob('/usr/lib/python3*/*-packages/fail2ban/tests/files/logs')[:1])
 FILTERS = os.environ.get('FAIL2BAN_FILTERS', '/etc/fail2ban/filter.d')
