@@ -1390,26 +1390,29 @@ mode-more = ^warning: [\w.-]+\[<HOST>\](?::\d+)?: SASL .{1,100} authentication f
 [Definition]
 program = dovecot(?:-auth)?|auth(?:-worker)?(?:\([\w-]*\))?|(?:imap|pop3|submission|sieve|managesieve)-login
 prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]+</F-MLFID>(?:>\): |>?\s*$|\s+user=\S*\s*$))?)(?:dovecot: )?(?:[a-z0-9]+-login: |auth(?:-worker)?(?:\([^()]*\))?: )?(?:Info: )?(?:conn unix:auth-worker \([^()]*\): auth-worker<\d+>: )?<F-CONTENT>.+</F-CONTENT>$
-failregex = ^<F-MLFGAINED>Log(?:in|ged in)</F-MLFGAINED>: user=<<F-USER>[^<>]+</F-USER>>, (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+gone = (?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)?
+address = (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+asked = \(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\):
+failregex = ^<F-MLFGAINED>Log(?:in|ged in)</F-MLFGAINED>: user=<<F-USER>[^<>]+</F-USER>>, <address>
 
-            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(auth failed, <F-TIMES>\d+</F-TIMES> attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
-            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(tried to use dis(?:abled|allowed) \w+ auth\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
-            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(proxy dest auth failed\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+            ^<gone> \(auth failed, <F-TIMES>\d+</F-TIMES> attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?<address>
+            ^<gone> \(tried to use dis(?:abled|allowed) \w+ auth\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?<address>
+            ^<gone> \(proxy dest auth failed\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?<address>
 
             <mode-<mode>>
 mode = normal
-mode-normal = ^pam\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
-              ^pam\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): unknown user
+mode-normal = ^pam<asked> pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
+              ^pam<asked> unknown user
 
-              ^passwd-file\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): (?:unknown user|[Pp]assword mismatch)
+              ^passwd-file<asked> (?:unknown user|[Pp]assword mismatch)
 
-              ^(?!pam\(|passwd-file\()[\w-]+\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): unknown user
-              ^(?!pam\(|passwd-file\()[\w-]+\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): [Pp]assword mismatch
-              ^(?!pam\(|passwd-file\()[\w-]+\(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\): invalid credentials
+              ^(?!pam\(|passwd-file\()[\w-]+<asked> unknown user
+              ^(?!pam\(|passwd-file\()[\w-]+<asked> [Pp]assword mismatch
+              ^(?!pam\(|passwd-file\()[\w-]+<asked> invalid credentials
 mode-more = <mode-normal>
 
-            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(tried to use unsupported auth mechanism\)(?: \(\w+\))?: (?:user=<[^<>]*>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
-            ^(?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)? \(sent invalid base64 in response\)(?: \(\w+\))?: (?:user=<[^<>]*>, )?(?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+            ^<gone> \(tried to use unsupported auth mechanism\)(?: \(\w+\))?: (?:user=<[^<>]*>, )?<address>
+            ^<gone> \(sent invalid base64 in response\)(?: \(\w+\))?: (?:user=<[^<>]*>, )?<address>
 
             ^(?:Disconnected|Login aborted): Too many (?:invalid|bad) commands\.? \(no auth attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<>, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
 mode-pam = ^pam_\w+\(dovecot:auth\): <F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d+ euid=\d+ tty=dovecot ruser=<F-USER>\S{0,80}</F-USER> rhost=<HOST>(?:\s+user=\S*)?\s*$
@@ -1418,23 +1421,24 @@ mode-pam = ^pam_\w+\(dovecot:auth\): <F-CHILD>authentication failure</F-CHILD>; 
 [Definition]
 program = (?:exim4?)?
 prefregex = ^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})? )?(?:\[<F-MLFID>\d+</F-MLFID>\] )?<F-CONTENT>.+</F-CONTENT>$
+client = (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?
 failregex = ^\w{6}-\w{6,11}-\w{2,4} <F-MLFGAINED><=</F-MLFGAINED> [^ "<>\[\]]+ H=(?:[\w.-]+ )?(?:\([^ ()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? P=(?:utf8)?esmtps?a (?:[A-Z]+=[^ \[\]]+ ){0,6}?A=[\w-]+:<F-USER>[^ \[\]]+</F-USER> [^\[\]]*$
 
-            ^\S+ authenticator failed for (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)?: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
+            ^\S+ authenticator failed for <client>(?: U=[^ \[\]]+)?: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
             ^SMTP protocol error in "[Aa][Uu][Tt][Hh]\b.*" H=(?:[\w.-]+ )?(?:\([^"()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? AUTH command used when not advertised$
 
-            ^SMTP call from (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
+            ^SMTP call from <client>(?: U=[^ \[\]]+)? dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
 
             ^SMTP protocol synchronization error \(input sent without waiting for greeting\): rejected connection from (?:H=)?(?:[\w.-]+ )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)?(?: input="|$)
 
-            ^H=(?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: [A-Z]+=[^ \[\]<>]+){0,6} rejected (?:VRFY|EXPN) [^\[\]]*$
+            ^H=<client>(?: [A-Z]+=[^ \[\]<>]+){0,6} rejected (?:VRFY|EXPN) [^\[\]]*$
 
             <mode-<mode>>
 mode = normal
 mode-normal =
-mode-more = ^H=(?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: (?!F=)[A-Z]+=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* )?rejected RCPT <?<F-DISTINCT>[^ <>\[\]]+</F-DISTINCT>>?: (?:Unrouteable address|Unknown user|relay not permitted)$
+mode-more = ^H=<client>(?: (?!F=)[A-Z]+=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* )?rejected RCPT <?<F-DISTINCT>[^ <>\[\]]+</F-DISTINCT>>?: (?:Unrouteable address|Unknown user|relay not permitted)$
 
-            ^SMTP call from (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
+            ^SMTP call from <client>(?: U=[^ \[\]]+)? dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
 ''',
     'kernel-scan': r'''
 # Packets to this machine that the zones of OpenWrt's firewall (fw3, fw4) or banIP have turned away,
@@ -1444,8 +1448,9 @@ mode-more = ^H=(?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\
 [Definition]
 program = kernel
 prefregex = ^(?:\[ *\d+\.\d+\] ?)?<F-CONTENT>.+</F-CONTENT>$
-failregex = ^(?:(?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)|banIP/inbound/(?:drop|reject)/\S+ )IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ RES=0x[0-9a-f]+ (?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
-            ^(?:(?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)|banIP/inbound/(?:drop|reject)/\S+ )IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?PROTO=UDP SPT=\d{4,5} DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: LEN=\d+.*)?$
+packet = (?:(?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)|banIP/inbound/(?:drop|reject)/\S+ )IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?
+failregex = ^<packet>PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ RES=0x[0-9a-f]+ (?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
+            ^<packet>PROTO=UDP SPT=\d{4,5} DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: LEN=\d+.*)?$
 ''',
     'recidive': r'''
 [Definition]
@@ -1599,8 +1604,9 @@ class Definition:
             if '/' in name:
                 found = (self.read(name), name, name.rpartition('/')[0])
             else:
-                found = next((self.fetch(f, name) + (f,) for f in (folder,) + tuple(self.folders)
-                              if f and self.fetch(f, name)[0] is not None), (None, name, folder))
+                places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
+                found = next((self.fetch(f, name) + (f,) for f in places + [BUILT_IN] * (name == 'common.conf')
+                              if self.fetch(f, name)[0] is not None), (None, name, folder))
             text, where, at = found
             if text is None and not name.endswith('.local'):
                 self.missing.append('%s includes %s, which is not there' % (path, name))

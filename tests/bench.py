@@ -1049,28 +1049,40 @@ def member(among, c):
     return found != any(str(op) == 'NEGATE' for op, _ in among)
 
 
-def grown(parts, rng, repeats):
-    """A text that a parsed regex matches, but for what it looks at ahead and behind; what it may repeat
-    is added to `repeats`."""
-    text = ''
+def simplified(parts):
+    """Of a parsed regex the parts that make a text: a text, a list of characters or lists of parts one
+    of which stands there, or (least, most, parts). What it looks at ahead and behind is left out."""
+    found = []
     for op, arg in parts:
         name = str(op)
         if name == 'LITERAL':
-            text += chr(arg)
+            found.append(chr(arg))
         elif name in ('ANY', 'IN', 'NOT_LITERAL'):
             among = arg if name == 'IN' else [('NEGATE', None), ('LITERAL', 10 if name == 'ANY' else arg)]
-            text += rng.choice([c for c in map(chr, range(32, 127)) if member(among, c)] or ['\t'])
+            found.append([c for c in map(chr, range(32, 127)) if member(among, c)] or ['\t'])
         elif name.endswith('_REPEAT'):
-            piece = grown(arg[2], rng, repeats)
-            if arg[1] > 1:
-                repeats.append(piece)
-            text += ''.join([piece] + [grown(arg[2], rng, repeats) for _ in range(2)])[:len(piece) * max(
-                arg[0], min(arg[1], rng.randint(0, 3)))] if arg[1] > 3 and len(piece) == 1 else piece * max(
-                    arg[0], min(arg[1], rng.randint(0, 2)))
+            found.append((arg[0], arg[1], simplified(arg[2])))
         elif name in ('SUBPATTERN', 'ATOMIC_GROUP'):
-            text += grown(arg[-1] if name == 'SUBPATTERN' else arg, rng, repeats)
+            found += simplified(arg[-1] if name == 'SUBPATTERN' else arg)
         elif name == 'BRANCH':
-            text += grown(rng.choice(arg[1]), rng, repeats)
+            found.append([simplified(way) for way in arg[1]])
+    return found
+
+
+def grown(parts, rng, repeats):
+    """A text of these parts; what may be repeated in it is added to `repeats`."""
+    text = ''
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+        elif isinstance(part, list):
+            text += grown(rng.choice(part), rng, repeats)
+        else:
+            least, most, parts = part
+            for _ in range(max(least, min(most, rng.randint(0, 2)))):
+                text += grown(parts, rng, repeats)
+            if most > 1:
+                repeats.append(grown(parts, rng, []))
     return text
 
 
@@ -1092,8 +1104,8 @@ class Texts:
 
     def __init__(self, banwatch, rng, regexes, before='', program='', known=()):
         def plain(regex):
-            return banwatch.parsed(re.sub('</?F-[A-Z]+>', lambda m: ')' if m.group()[1] == '/' else '(?:',
-                                          re.sub('<(?:HOST|ADDR)>', lambda m: HOSTS, regex)))
+            return simplified(banwatch.parsed(re.sub('</?F-[A-Z]+>', lambda m: ')' if m.group()[1] == '/' else '(?:',
+                                                     re.sub('<(?:HOST|ADDR)>', lambda m: HOSTS, regex))))
         self.rng = rng
         self.regexes, self.program = [plain(regex) for regex in regexes], plain(program)
         self.before = plain(before)
@@ -1203,17 +1215,17 @@ def strictest(banwatch, name):
 
 
 def stopwatch(banwatch, filter):
-    """A function that tells how many ms of processor time the filter needs for a Hostile."""
+    """A function that tells how many ms the filter needs for a Hostile."""
     guard, moment = banwatch.Machine().guard, banwatch.Calendar(20000)
 
     def cost(line):
         block = banwatch.tidy(hostile_block(line, banwatch.PLAIN_LINE))
-        began = time.process_time()
+        began = time.perf_counter()
         try:
             guard(lambda: collections.deque(filter.scan(block, moment, line.bare), 0))
         except banwatch.Runaway:
             pass                     # aborted: it takes at least so long
-        return 1000 * (time.process_time() - began)
+        return 1000 * (time.perf_counter() - began)
     return cost
 
 
@@ -1261,7 +1273,7 @@ def main_hostile(options):
             dict(worst._asdict(), line=worst.line.decode('latin-1')) for worst in found]}))
     else:
         print('\n'.join(itertools.chain(hostile_lines(found), [''], wrapped(
-            '- worst: processor time of one line of %d bytes, least of several runs; it should stay under %g ms. '
+            '- worst: one line of %d bytes, least of several runs; it should stay under %g ms. '
             'alone: what its most expensive regex takes by itself. bare: of a source that has lines without a tag'
             % (banwatch.PLAIN_LINE, HOSTILE_REACH)))))
     return 1 if any(worst.ms > HOSTILE_REACH for worst in found) else 0
