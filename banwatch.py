@@ -142,7 +142,8 @@ def for_text(seconds):
 
 
 # what `ipaddress` would take for IPv4, and print the same; most addresses are known by this, soonest
-IPV4 = re.compile(r'(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}')
+IPV4 = re.compile(r'(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)')
+IPV4_RAW = re.compile(IPV4.pattern.encode())
 
 
 @functools.lru_cache(maxsize=2048)
@@ -172,7 +173,8 @@ def network(text, ipv4prefix=32, ipv6prefix=128):
 def span(text):
     """(version, first, last) of an address or network, as numbers."""
     if IPV4.fullmatch(text):
-        first = int.from_bytes(map(int, text.split('.')), 'big')
+        a, b, c, d = text.split('.')
+        first = int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)
         return 4, first, first
     net = ipaddress.ip_network(text)
     first = int(net.network_address)
@@ -184,9 +186,25 @@ def free(text, why):
     return Free(*(span(network(text)) + ('%s (%s)' % (network(text), why),)))
 
 
-def overlap(text, frees):
-    """Which of `frees` the network touches, as text; '' if none."""
-    return next((row.why for row in frees if meet(span(text), row)), '')
+def fences(frees):
+    """version -> (first numbers, last numbers, whys) of the stretches that `frees` cover, in order; those
+    that overlap are one."""
+    found = {4: ([], [], []), 6: ([], [], [])}
+    for version, first, last, why in sorted(frees):
+        firsts, lasts, whys = found[version]
+        if lasts and first <= lasts[-1]:
+            lasts[-1] = max(last, lasts[-1])
+        else:
+            firsts.append(first), lasts.append(last), whys.append(why)
+    return found
+
+
+def overlap(text, fences):
+    """Why a network must not be touched, '' if it may be; `fences` is what that function returns."""
+    version, first, last = span(text)
+    firsts, lasts, whys = fences[version]
+    n = bisect.bisect_right(firsts, last) - 1
+    return whys[n] if n >= 0 and lasts[n] >= first else ''
 
 
 def meet(one, other):
@@ -1871,7 +1889,7 @@ def with_lines(block, texts):
 def host(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
     try:
-        return address(text.decode())
+        return text.decode() if IPV4_RAW.fullmatch(text) else address(text.decode())
     except ValueError:
         return None if re.match(br'[\d.]+$|.*:', text) else ''
 
@@ -2590,7 +2608,7 @@ class Jail:
         self.name = name
         self.options = options
         self.filter = filter         # None: bans by hand only
-        self.frees = ()
+        self.frees, self.fences = (), fences(())
         self.freed = {}              # network -> which of `frees` it touches, '' if none
         self.places = {}             # address -> what `place` knows of it
         self.logins = {}             # (ip, user) -> until when their failures are forgiven
@@ -2600,14 +2618,14 @@ class Jail:
         """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine."""
         frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + NEVER
         if frees != self.frees:
-            self.frees, self.freed, self.places = frees, {}, {}
+            self.frees, self.fences, self.freed, self.places = frees, fences(frees), {}, {}
 
     def refusal(self, network):
         """Why an address or network must not be banned; '' if it may be."""
         if network not in self.freed:
             if len(self.freed) > 4096:
                 self.freed.clear()
-            self.freed[network] = overlap(network, self.frees)
+            self.freed[network] = overlap(network, self.fences)
         return self.freed[network]
 
     def place(self, ip):
@@ -2615,25 +2633,29 @@ class Jail:
         address itself is banned where its network holds a free address."""
         if len(self.places) > 4096:
             self.places.clear()
-        net = network(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
-        banned = ip if net != ip and self.refusal(net) else net
-        self.places[ip] = found = self.refusal(ip), (self.name, net), (self.name, banned)
+        net = ip
+        if ':' in ip or self.options['ipv4prefix'] != 32:
+            net = network(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
+        key = cell = self.name, net
+        if net != ip and self.refusal(net):
+            key = self.name, ip
+        self.places[ip] = found = overlap(ip, self.fences), cell, key
         return found
 
     def weigh(self, seen, fails, bans, jails, chance):
         """The Offence that a Sighting completes, else None; counts it in `fails`. `chance()` is a
         random number from 0 to 1."""
-        ip, _, guesses, login, when = seen
+        ip, user, guesses, login, when = seen
         refusal, cell, key = self.places.get(ip) or self.place(ip)
         if login:
             return self.admit(seen, key, bans)
-        if refusal or self.logins and self.forgiven(seen):
+        if refusal or self.logins.get((ip, user), when) > when:                # a login forgives for a while
             self.ignored += guesses
             return None
         self.failures += guesses
-        if key in bans.tickets:
-            return self.longer(bans.tickets[key], seen)
         options = self.options
+        if key in bans.tickets:
+            return self.longer(bans.tickets[key], seen) if options['bantime.extend'] else None
         n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
         if n < options['maxretry']:
             return None
@@ -2644,7 +2666,7 @@ class Jail:
     def longer(self, ticket, seen):
         """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
         extra = self.options['bantime.extend'] * seen.guesses
-        if not extra or ticket.until is None:
+        if ticket.until is None:
             return None
         seconds = min(ticket.until - seen.when + extra, self.options['bantime.maxtime'])
         return Offence(ticket.network, ticket.failures + seen.guesses, seconds)
@@ -2655,9 +2677,6 @@ class Jail:
             self.logins.pop((seen.ip, seen.user), None)
             self.logins[seen.ip, seen.user] = seen.when + self.options['ignorelogin']
             shorten(self.logins, 1000)
-
-    def forgiven(self, seen):
-        return self.logins.get((seen.ip, seen.user), seen.when) > seen.when
 
 
 class Jails:
@@ -5040,17 +5059,15 @@ class Replay:
             first = [line for line in block.split(b'\n', 100)[:100] if line]
             self.dated = not first or any(read_line(line).date for line in first)
         self.lines += block.count(b'\n')
+        bans, jails = self.bans, self.jails.by_name
         for jail, seen in self.jails.scan(None, block, self.moment, self.wall):
+            if bans.ends and bans.ends[0][0] <= seen.when:
+                for ticket in bans.ended(seen.when):
+                    bans.remove(ticket.key)
             self.failures += seen.guesses
-            if self.bans.ends and self.bans.ends[0][0] <= seen.when:
-                for ticket in self.bans.ended(seen.when):
-                    self.bans.remove(ticket.key)
-            self.weigh(jail, seen)
-
-    def weigh(self, jail, seen):
-        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance)
-        if offence:
-            self.ban(jail, offence, seen.when)
+            offence = jail.weigh(seen, self.fails, bans, jails, self.chance)
+            if offence:
+                self.ban(jail, offence, seen.when)
 
     def ban(self, jail, offence, when):
         """Notes what Daemon.ban would have done."""
@@ -5062,7 +5079,9 @@ class Replay:
                 'time': when, 'jail': jail.name, 'ip': ticket.network, 'seconds': offence.seconds,
                 'count': ticket.count, 'failures': offence.failures})
             for other, seen in self.jails.after_ban(jail, offence.network, when):
-                self.weigh(other, seen)
+                again = other.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance)
+                if again:
+                    self.ban(other, again, when)
 
 
 def replay(conf, options, words):

@@ -236,6 +236,11 @@ def test_names_are_filled_in(text, meant):
     assert made.get('text') == meant
 
 
+def test_a_parameter_never_takes_the_place_of_a_tag_for_an_address():
+    made = define('[Definition]\nfailregex = ^<HOST> <IP4> <host>\n', {'host': 'x', 'ip4': 'y'})
+    assert made.get('failregex') == '^<HOST> <IP4> x'
+
+
 def test_known_means_what_an_option_was_before_the_last_file():
     made = define('[INCLUDES]\nbefore = a.conf\n[Definition]\none = %(known/one)s,x\ntwo = %(known/one)s!\n',
                   a__conf='[Definition]\none = a\n', x__local='[Definition]\none = %(known/one)s,local\n')
@@ -262,7 +267,7 @@ def test_a_name_that_is_not_defined_is_told_with_file_and_line():
 
 @pytest.mark.parametrize('text', [
     'failregex = ^a <failregex> <HOST>', 'failregex = ^%(failregex)s <HOST>', 'a = <b>\nb = <a>\nfailregex = ^<a> <HOST>',
-    'a = %(b)s\nb = %(a)s\nfailregex = ^%(a)s <HOST>', 'a = <a><a>\nfailregex = ^<a> <HOST>', 'a = x<b>\nb = y<a>\nfailregex = ^<a> <HOST>',
+    'a = %(b)s\nb = %(a)s\nfailregex = ^%(a)s <HOST>', 'a = <b><b>\nb = <a><a>\nfailregex = ^<a> <HOST>', 'a = <a><a>\nfailregex = ^<a> <HOST>', 'a = x<b>\nb = y<a>\nfailregex = ^<a> <HOST>',
     'a = <a>\nfailregex = ^<a> <HOST>',            # BUG: <a> stays as it is, so the regex never matches
 ])
 def test_what_stands_in_itself_is_an_error_and_soon(text):
@@ -339,6 +344,13 @@ def test_a_jails_own_regexes_and_options_replace_those_of_its_filter():
     found = jails.by_name['web'].filter
     assert not problems + jails.problems
     assert ips(found, SIMPLE_LINE, 'Nov 20 14:01:45 h web: yes 192.0.2.7', 'Nov 20 14:01:45 h web: yes 192.0.2.8') == ['192.0.2.7']
+
+
+@pytest.mark.parametrize('regex', ['^%(__prefix)sno <HOST>$', '%(known/failregex)s'])
+def test_interpolation_in_a_jails_own_regex_is_a_mistake_beside_a_filter_too(regex):
+    config, problems = banwatch.read_config('[web]\nfilter = x\nfailregex = ^ok <HOST>$\n    %s\n' % regex, '/f/c.conf')
+    made = banwatch.Jails(config, {'/f/filter.d/x.conf': SIMPLE + '__prefix = a\n'}.get)
+    assert not problems and made.problems          # BUG: taken as it is written, it never matches
 
 
 # --- the regexes of a filter
@@ -779,6 +791,7 @@ def test_a_day_that_is_not_in_the_calendar_is_no_date(text):
     ('%Y-%m-%d %H:%M:%S %Z', '2026-11-20 08:01:45 EST y', ' y', NOW), ('%Y-%m-%d %H:%M:%S %Exz', '2026-11-20 15:01:45 UTC+0200 y', ' y', NOW),
     ('%Y-%m-%d %H:%M:%S %ExZ', '2026-11-20 22:01:45 JST y', ' y', NOW), ('%Exd%Exm%Exy-%ExH%ExM%ExS', '201126-140145 y', ' y', NOW),
     ('%m/%d %k:%M:%S', '11/20 14:01:45 y', ' y', NOW), ('{UNB}%Y%m%d%H%M%S', 'ab20261120140145cd', 'abcd', NOW),
+    # BUG, the one above and the next: %m takes 1 of 11, so that 5 is left
     ('**%Y%m%d%H%M%S**', 'ab20261120140145cd', 'abcd', NOW), ('%Y%m%d%H%M%S', 'ab20261120140145cd', 'ab20261120140145cd', None),
     ('%Y-%m-%d\n%H:%M:%S', '14:01:45 x', ' x', NOW), ('%Y-%m-%d %H:%M:%S\n%d.%m.%Y %H:%M:%S', '20.11.2026 14:01:45 x', ' x', NOW),
     ('{NONE}', 'Nov 20 14:01:45 x', 'Nov 20 14:01:45 x', None), ('EPOCH\n{^LN-BEG}', 'Nov 20 14:01:45 x', ' x', NOW),
@@ -842,6 +855,8 @@ def test_a_line_that_is_too_old_to_matter_is_none():
 
 
 # --- lines that came several times
+# BUG: where a regex has one text from its program to its message, `scan` looks for that text as a whole, and passes over
+# the line in which `message repeated 3 times: [` stands between the two: most of these tests fail.
 
 def jails(regex=r'^ h web\[1\]: no <HOST>$', **options):
     config, problems = banwatch.read_config('[web]\nfailregex = %s\n' % regex + ''.join('%s = %s\n' % pair for pair in options.items()), 'c')
@@ -1214,6 +1229,15 @@ def test_with_program_no_regex_matches_across_lines(piece):
     assert ips(made, 'web: no', 'web: 192.0.2.7') + ips(made, 'web: no', '192.0.2.7', bare=True) == [] and made.names == 0
 
 
+def test_with_program_a_numbered_backreference_means_the_regexs_own_group_or_is_a_mistake():
+    try:
+        made = native(r'^(a|b) \1 <HOST>$')
+    except ValueError as e:
+        assert str(e).startswith('/f/x.conf:2: failregex: ')
+    else:
+        assert ips(made, HEAD + 'a a 192.0.2.7') == ['192.0.2.7']          # BUG: it means a group of the header
+
+
 def test_with_program_bare_lines_are_heard_only_where_asked_for():
     made = native('^no <HOST>$')
     assert ips(made, 'no 192.0.2.7', '2026-11-20 14:01:45 no 192.0.2.7') == []
@@ -1285,6 +1309,7 @@ ignoreregex = 9$
 
 
 def test_own_filter_takes_the_same_options():
+    # BUG: <SKIPLINES> 'is not known'
     made = banwatch.own_filter({'maxlines': '3', 'datepattern': '{^LN-BEG}'}, ['^ a <HOST>$<SKIPLINES>^ b$'], ['192.0.2.8'], evil)
     lines = ['Nov 20 14:01:45 ' + text for text in ('a 192.0.2.7', 'b', 'a 192.0.2.8', 'b')]
     assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
