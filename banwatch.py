@@ -5047,9 +5047,8 @@ class Replay:
         self.jails = Jails(config, machine.filter_text, machine.guard)
         self.jails.protect(machine.networks())
         self.fails, self.bans = Fails(config['maxtracked']), Bans(config['maxbans'] or 20000)
-        self.wall = machine.wall()
-        self.moment = Calendar(int(self.wall) // 86400)
-        self.chance = machine.chance
+        self.wall, self.chance = machine.wall, machine.chance
+        self.moment = Calendar(int(self.wall()) // 86400)
         self.lines = self.failures = 0
         self.dated = True            # does it begin with lines whose date is known?
         self.found = []              # rows of the answer
@@ -5060,7 +5059,7 @@ class Replay:
             self.dated = not first or any(read_line(line).date for line in first)
         self.lines += block.count(b'\n')
         bans, jails = self.bans, self.jails.by_name
-        for jail, seen in self.jails.scan(None, block, self.moment, self.wall):
+        for jail, seen in self.jails.scan(None, block, self.moment, self.wall()):
             if bans.ends and bans.ends[0][0] <= seen.when:
                 for ticket in bans.ended(seen.when):
                     bans.remove(ticket.key)

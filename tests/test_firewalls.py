@@ -1,5 +1,6 @@
 """Firewalls: the Commands they answer with, and what the real kernel makes of these."""
 import random
+import re
 import subprocess
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 import banwatch
 from conftest import need
 from machine import config, jail
-from network import Namespace
+from network import Namespace, poll
 
 HOOKS = ['INPUT', 'FORWARD']
 
@@ -285,3 +286,203 @@ def test_a_table_of_the_other_iptables_is_only_a_warning(wall):
     wall.tickets = [ticket(nets(wall)[0])]
     wall.mend()
     wall.right()
+
+
+# --- forward = false: bans that leave alone what the router forwards
+
+SCAN = ['kernel-scan']
+ROUTER = {4: '203.0.113.1', 6: '2001:db8:1::1'}
+HOST = {4: '192.168.1.2', 6: '2001:db8:2::2'}              # on the LAN, behind the router
+OUTSIDE = {4: '198.51.100.7', 6: '2001:db8:bad::7'}
+PACKET = {4: 'Nov 20 12:00:00 r kernel: [ 9.1] REJECT wan in: IN=wan OUT= MAC= SRC=198.51.100.7 DST=203.0.113.1 LEN=44 TOS=0x00 '
+             'PREC=0x00 TTL=50 ID=5 PROTO=TCP SPT=4000 DPT=%d WINDOW=1024 RES=0x00 SYN URGP=0\n',
+          6: 'Nov 20 12:00:00 r kernel: [ 9.1] REJECT wan in: IN=wan OUT= MAC= SRC=2001:0db8:0bad:0000:0000:0000:0000:0007 '
+             'DST=2001:0db8:0001:0000:0000:0000:0000:0001 LEN=64 TC=0 HOPLIMIT=50 FLOWLBL=0 PROTO=TCP SPT=4000 DPT=%d WINDOW=1024 '
+             'RES=0x00 SYN URGP=0\n'}
+
+
+def scan_wall(wall, inner=SCAN, hooks=HOOKS):
+    """Gives the wall a firewall whose jail kernel-scan, or none, has `forward = false`."""
+    wall.firewall = banwatch.IPTables(wall.firewall.family, hooks, {}, inner)
+    return wall
+
+
+def jumps(wall):
+    """All that stands in the hooks and is ours."""
+    return sorted(line for line in wall.save() if re.match('-A (INPUT|FORWARD) -j banwatch', line))
+
+
+SPLIT = ['-A FORWARD -j banwatch', '-A INPUT -j banwatch-input']
+WHOLE = ['-A FORWARD -j banwatch', '-A INPUT -j banwatch']
+
+
+def test_the_rules_of_a_ban_to_the_router_only_stand_in_front_of_the_main_chain():
+    chains = banwatch.IPTables(4, HOOKS, {}, SCAN).rules([ticket('192.0.2.7', 'kernel-scan'), ticket('198.51.100.7')])
+    assert chains['banwatch-input'] == {'-A banwatch-input -j banwatch', '-A banwatch-input -s 192.0.2.7/32 -j DROP'}
+    assert not any('192.0.2.7' in rule for name, rules in chains.items() for rule in rules if name != 'banwatch-input')
+    assert 'banwatch-input' not in banwatch.IPTables(4, HOOKS, {}).rules([ticket('192.0.2.7', 'kernel-scan')])
+
+
+def test_with_one_hook_only_there_is_no_chain_in_front():
+    assert 'banwatch-input' not in banwatch.IPTables(4, ['INPUT'], {}, SCAN).rules([ticket('192.0.2.7', 'kernel-scan')])
+
+
+# BUG: with `chain = FORWARD` alone, bans of a jail with `forward = false` stop what is forwarded
+def test_where_only_forwarded_packets_are_stopped_a_ban_to_the_router_only_stops_none():
+    chains = banwatch.IPTables(4, ['FORWARD'], {}, SCAN).rules([ticket('192.0.2.7', 'kernel-scan'), ticket('198.51.100.7')])
+    rules = ' '.join(rule for rules in chains.values() for rule in rules)
+    assert '198.51.100.7' in rules and '192.0.2.7' not in rules
+
+
+def test_the_options_of_the_jails_say_whose_bans_go_to_the_router_only():
+    jails = {name: banwatch.Jail(name, banwatch.Config().jail(name)) for name in ('sshd', 'kernel-scan')}
+    for wall in banwatch.make_firewalls('iptables', HOOKS, jails):
+        assert wall.inner == {'kernel-scan'}
+    made = banwatch.read_config('[sshd]\nforward = false\n[kernel-scan]\nforward = true\n', 'c')[0]
+    jails = {name: banwatch.Jail(name, made.jail(name)) for name in jails}
+    assert [wall.inner for wall in banwatch.make_firewalls('iptables', HOOKS, jails)] == [{'sshd'}] * 2
+
+
+def test_the_kernel_takes_bans_to_the_router_only_and_only_input_enters_their_chain(wall):
+    wall.script(FOREIGN)
+    before = wall.save()
+    scan_wall(wall).tickets = [ticket(nets(wall)[0], 'kernel-scan'), ticket(nets(wall)[1])]
+    wall.mend()
+    wall.right()
+    assert jumps(wall) == SPLIT and wall.first('INPUT') == SPLIT[1] and wall.first('FORWARD') == SPLIT[0]
+    inner = [line for line in wall.save() if line.startswith('-A banwatch-input ')]
+    assert inner[0] == '-A banwatch-input -j banwatch' and len(inner) == 2 and inner[1].endswith('-j DROP')
+    new = [ticket(net, 'kernel-scan') for net in nets(wall)[2:]]
+    wall.tickets += new
+    wall.run(wall.firewall.ban(new, wall.tickets))
+    wall.right()
+    wall.unban(*nets(wall)[::2])
+    wall.right()
+    wall.unban(*nets(wall))
+    wall.right()
+    wall.run(wall.firewall.stop(wall.run(wall.firewall.check())))
+    assert wall.save() == before
+
+
+def test_an_address_banned_both_ways_stays_banned_for_the_one_when_the_other_is_over(wall):
+    net = nets(wall)[0]
+    both = [ticket(net, 'kernel-scan'), ticket(net)]
+    for gone, left in (both, both[::-1]):
+        scan_wall(wall).tickets = list(both)
+        wall.mend()
+        assert wall.banned() == [net, net]
+        wall.tickets = [left]
+        wall.run(wall.firewall.unban([gone], wall.tickets))
+        wall.right()
+
+
+# BUG: the batch deletes the chain before the jump to it, so the kernel refuses it, for ever; no further ban gets through
+def test_switching_it_on_and_off_leaves_one_jump_in_each_hook(wall):
+    wall.script(FOREIGN)
+    wall.tickets = [ticket(nets(wall)[1])]
+    for inner, wanted in (((), WHOLE), (SCAN, SPLIT), ((), WHOLE), (SCAN, SPLIT)):
+        scan_wall(wall, inner).mend()
+        assert jumps(wall) == wanted and wall.mend() == ''
+        assert ('-N banwatch-input' in ' '.join(wall.save()) or ':banwatch-input' in ' '.join(wall.save())) == bool(inner)
+    scan_wall(wall, SCAN, ['INPUT']).mend()
+    assert jumps(wall) == ['-A INPUT -j banwatch'] and wall.mend() == ''
+
+
+@pytest.mark.parametrize('damage, told', [
+    ('{tool} -F banwatch-input', 'rules instead of'),
+    ('{tool} -D banwatch-input 1', 'rules instead of'),
+    ('{tool} -D INPUT -j banwatch-input', 'INPUT rule missing'),
+    ('{tool} -I INPUT 1 -j ACCEPT', 'INPUT rule not first'),
+    ('{tool} -A INPUT -j banwatch-input', 'INPUT rule doubled'),
+    ('{tool} -D INPUT -j banwatch-input; {tool} -I INPUT -j banwatch', 'INPUT rule missing'),
+    # BUG: the jump of the other kind is not seen
+    ('{tool} -A INPUT -j banwatch', 'INPUT rule doubled'),
+    ('{tool} -A FORWARD -j banwatch-input', 'FORWARD rule doubled'),
+    ('{tool} -F; {tool} -X', 'chain banwatch missing')])
+def test_damage_to_the_chain_in_front_is_noticed_told_and_mended(wall, damage, told):
+    scan_wall(wall).tickets = [ticket(nets(wall)[0], 'kernel-scan'), ticket(nets(wall)[1])]
+    wall.mend()
+    wall.script(damage)
+    assert told in wall.mend()
+    wall.right()
+    assert jumps(wall) == SPLIT and wall.first('INPUT') == SPLIT[1]
+
+
+# BUG: the jump that is left over keeps the chain from being deleted, so each batch is refused, and no ban gets through
+def test_a_jump_to_the_chain_in_front_that_is_left_over_does_not_keep_it_from_going(wall):
+    scan_wall(wall).mend()
+    wall.script('{tool} -I INPUT -j banwatch')
+    wall.tickets = [ticket(nets(wall)[1])]
+    scan_wall(wall, ()).mend()
+    wall.right()
+    assert jumps(wall) == WHOLE
+
+
+def test_a_stop_that_knows_of_no_jails_leaves_nothing_either(wall):
+    """As after a daemon that was killed."""
+    before = wall.save()
+    scan_wall(wall).tickets = [ticket(net, 'kernel-scan') for net in nets(wall)]
+    wall.mend()
+    scan_wall(wall, ())
+    wall.run(wall.firewall.stop(wall.run(wall.firewall.check())))
+    assert [line for line in wall.save() if 'banwatch' in line] == [line for line in before if 'banwatch' in line] == []
+
+
+def reaches(network, version):
+    """(does the attacker get through to the router, to the LAN behind it?)"""
+    return tuple(network.attacker.reaches(to[version], source=OUTSIDE[version]) for to in (ROUTER, HOST))
+
+
+def saved(network, version):
+    return network.router.output([{4: 'iptables-save', 6: 'ip6tables-save'}[version]])
+
+
+@pytest.mark.parametrize('version', [4, pytest.param(6, marks=pytest.mark.slow)], ids=['IPv4', 'IPv6'])
+def test_who_scans_ports_gets_nothing_through_to_the_router_and_all_through_it(network, daemon, version):
+    door = network.lan.listen('::', 9)
+    open(network.log, 'w').close()                         # what stood there before would count at its own time
+    guard = daemon('[kernel-scan]\n')
+    assert reaches(network, version) == (True, True)
+    with open(network.log, 'a') as f:
+        f.write(''.join(PACKET[version] % port for port in list(range(20, 34)) * 2))
+    guard.wait_failures('kernel-scan', 14)
+    assert guard.bans(OUTSIDE[version]) == []
+    with open(network.log, 'a') as f:
+        f.write(PACKET[version] % 443)
+    (ban,) = guard.wait_banned(OUTSIDE[version])
+    assert ban['jail'] == 'kernel-scan'
+    assert poll(lambda: reaches(network, version) == (False, True))
+    assert guard.command('ban', '-j', 'sshd', OUTSIDE[version]).returncode == 0
+    assert reaches(network, version) == (False, False)
+    assert guard.command('unban', '-j', 'sshd', OUTSIDE[version]).returncode == 0
+    assert reaches(network, version) == (False, True)
+    door.close()
+
+
+# BUG: the same
+@pytest.mark.slow
+@pytest.mark.parametrize('version', [4, 6], ids=['IPv4', 'IPv6'])
+def test_a_reload_that_switches_such_a_jail_on_and_off_leaves_no_second_jump_and_a_stop_leaves_nothing(network, daemon, version):
+    door = network.lan.listen('::', 9)
+    before = saved(network, version)
+    guard = daemon()
+    assert guard.command('ban', '-j', 'sshd', '192.0.2.7', '2001:db8:5::/64').returncode == 0
+    with open(guard.conf) as f:
+        plain = f.read()
+    for text, inner in (('[kernel-scan]\n', True), ('', False), ('[kernel-scan]\nforward = true\n', False), ('[kernel-scan]\n', True)):
+        with open(guard.conf, 'w') as f:
+            f.write(plain + text)
+        assert guard.command('reload').returncode == 0
+        if text:
+            assert guard.command('ban', '-j', 'kernel-scan', OUTSIDE[version]).returncode == 0
+        entry = '-A INPUT -j banwatch-input' if inner else '-A INPUT -j banwatch'
+        assert poll(lambda: saved(network, version).count('-A INPUT -j banwatch') == 1 and entry + '\n' in saved(network, version))
+        assert saved(network, version).count('-A FORWARD -j banwatch\n') == 1
+        assert ('banwatch-input' in saved(network, version)) == inner
+        assert poll(lambda: reaches(network, version) == (not text, not text or inner))
+    assert guard.ask('status')['wrong'] == []
+    assert guard.stop() == 0
+    strip = r'(?m)^[#:].*\n'
+    assert re.sub(strip, '', saved(network, version)) == re.sub(strip, '', before) and 'banwatch' not in saved(network, version)
+    assert reaches(network, version) == (True, True)
+    door.close()

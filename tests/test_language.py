@@ -346,6 +346,12 @@ def test_a_jails_own_regexes_and_options_replace_those_of_its_filter():
     assert ips(found, SIMPLE_LINE, 'Nov 20 14:01:45 h web: yes 192.0.2.7', 'Nov 20 14:01:45 h web: yes 192.0.2.8') == ['192.0.2.7']
 
 
+def test_what_a_jail_does_not_say_stays_as_its_filter_has_it():
+    config, _ = banwatch.read_config('[web]\nfilter = x\nfailregex = ^yes <HOST>$\n', '/f/c.conf')
+    made = banwatch.Jails(config, {'/f/filter.d/x.conf': SIMPLE + 'prefregex = ^ h web: <F-CONTENT>.+</F-CONTENT>$\n'}.get)
+    assert not made.problems and ips(made.by_name['web'].filter, 'Nov 20 14:01:45 h web: yes 192.0.2.7') == ['192.0.2.7']
+
+
 @pytest.mark.parametrize('regex', ['^%(__prefix)sno <HOST>$', '%(known/failregex)s'])
 def test_interpolation_in_a_jails_own_regex_is_a_mistake_beside_a_filter_too(regex):
     config, problems = banwatch.read_config('[web]\nfilter = x\nfailregex = ^ok <HOST>$\n    %s\n' % regex, '/f/c.conf')
@@ -458,6 +464,11 @@ def test_every_other_field_is_caught_by_its_name():
     look = one(r'^ h web\[1\]: <F-XYZ>\d+</F-XYZ> <F-USER>\w+</F-USER> <F-A_1>\w</F-A_1> <HOST>:<F-PORT/>').look(HEAD + '5 bob x 192.0.2.7:22', NOW)
     assert look.user == 'bob'
     assert {name: look.fields[name] for name in ('xyz', 'user', 'a_1', 'fport')} == {'xyz': '5', 'user': 'bob', 'a_1': 'x', 'fport': '22'}
+
+
+def test_a_port_has_one_name_however_it_is_caught():
+    look = one(r'^ h web\[1\]: <HOST>:<F-PORT>\d+</F-PORT>$').look(HEAD + '192.0.2.7:22', NOW)
+    assert look.fields['fport'] == '22'
 
 
 def test_an_alternative_stands_in_for_an_empty_field():
@@ -756,6 +767,12 @@ def test_what_a_date_lacks_is_filled_in(text, now, when):
     assert banwatch.find_date(text + ' h', banwatch.templates(), now)[2] == when
 
 
+def test_today_is_the_day_in_the_dates_own_zone():
+    (choice,) = banwatch.templates('%H:%M:%S %z')
+    assert choice.find('00:05:00 +1200', utc(2026, 11, 20, 12, 10))[2] == utc(2026, 11, 20, 12, 5)
+    assert choice.find('23:20:00 -0800', utc(2026, 11, 20, 7, 30))[2] == utc(2026, 11, 20, 7, 20)
+
+
 @pytest.mark.parametrize('text', ['2026-11-20 14:01:45', 'Nov 20 14:01:45', 'Nov 02 14:01:45', '20/Nov/2026:14:01:45 +0100'])
 def test_a_line_and_the_engine_of_blocks_agree_about_its_time(text):
     now, then = banwatch.date_time(text.encode(), NOW // 86400), banwatch.find_date(text, banwatch.templates(), NOW)[2]
@@ -787,12 +804,13 @@ def test_a_day_that_is_not_in_the_calendar_is_no_date(text):
     (r'^\w+ (%Y-%m-%d) (?:%H:%M:%S)', 'on 2026-11-20 14:01:45 x', 'on  14:01:45 x', NOW),
     (r'(?P<Y>\d{4})_(?P<m>\d\d)_(?P<d>\d\d) (?P<H>\d\d)h(?P<M>\d\d)', 'x 2026_11_20 14h01 y', 'x  y', NOW - 45),
     ('%d. %B %Y um %H:%M:%S', 'x 20. november 2026 um 14:01:45 y', 'x  y', NOW), ('%A, %d %b %Y %l:%M:%S %p', 'Friday, 20 Nov 2026  2:01:45 PM y', ' y', NOW),
-    ('%Y/%j %H:%M:%S', '2026/324 14:01:45 y', ' y', NOW), ('%y%m%d%%%H%M%S', '261120%140145 y', ' y', NOW),
+    ('%Y/%j %H:%M:%S', '2026/323 14:01:45 y', ' y', NOW - 86400), ('%y%m%d%%%H%M%S', '261120%140145 y', ' y', NOW),
     ('%Y-%m-%d %H:%M:%S %Z', '2026-11-20 08:01:45 EST y', ' y', NOW), ('%Y-%m-%d %H:%M:%S %Exz', '2026-11-20 15:01:45 UTC+0200 y', ' y', NOW),
     ('%Y-%m-%d %H:%M:%S %ExZ', '2026-11-20 22:01:45 JST y', ' y', NOW), ('%Exd%Exm%Exy-%ExH%ExM%ExS', '201126-140145 y', ' y', NOW),
     ('%m/%d %k:%M:%S', '11/20 14:01:45 y', ' y', NOW), ('{UNB}%Y%m%d%H%M%S', 'ab20261120140145cd', 'abcd', NOW),
     # BUG, the one above and the next: %m takes 1 of 11, so that 5 is left
     ('**%Y%m%d%H%M%S**', 'ab20261120140145cd', 'abcd', NOW), ('%Y%m%d%H%M%S', 'ab20261120140145cd', 'ab20261120140145cd', None),
+    ('%Y-%m-%d %H:%M:%S', 'x2026-11-20 14:01:45 y', 'x2026-11-20 14:01:45 y', None), ('%Y%m%d%H%M%S', 'a 201611201401450 y', 'a 201611201401450 y', None),
     ('%Y-%m-%d\n%H:%M:%S', '14:01:45 x', ' x', NOW), ('%Y-%m-%d %H:%M:%S\n%d.%m.%Y %H:%M:%S', '20.11.2026 14:01:45 x', ' x', NOW),
     ('{NONE}', 'Nov 20 14:01:45 x', 'Nov 20 14:01:45 x', None), ('EPOCH\n{^LN-BEG}', 'Nov 20 14:01:45 x', ' x', NOW),
     ('^[(]%Y-%m-%d %H:%M:%S[)]', '(2026-11-20 14:01:45) x', ' x', NOW),          # BUG: min() arg is an empty sequence
@@ -947,6 +965,7 @@ def test_of_a_line_over_8_kib_the_beginning_is_looked_at_and_its_cut_end_never_i
     assert guesses(made, HEAD + 'no %s from 198.51.100.99 from 192.0.2.7' % name[1:]) == []
     assert guesses(made, HEAD + 'no %s from 198.51.100.9 from 192.0.2.7' % name) == []
     assert guesses(made, HEAD + 'not 192.0.2.7 ' + 'x' * 100000) == [1]
+    assert guesses(made, HEAD + 'no %s from 192.0.2.7' % ('x' * size)) == []
     assert guesses(made, HEAD + 'no x from 192.0.2.7', 'x' * 100000, HEAD + 'no x from 192.0.2.8') == [1, 1]
 
 
