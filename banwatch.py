@@ -879,12 +879,12 @@ OFFSET = r'[+-][01]\d(?::?\d\d)?'
 DATE_FIELDS = {
     'a': '(?P<a>%s)' % '|'.join(DAYS), 'A': '(?P<A>%s)' % '|'.join(FULL_DAYS),
     'b': '(?P<b>%s)' % '|'.join(MONTHS), 'B': '(?P<B>%s)' % '|'.join(FULL_MONTHS),
-    'd': r'(?P<d>[12]\d|[0 ]?[1-9]|3[01])', 'Exd': r'(?P<d>[12]\d|0[1-9]|3[01])',
-    'm': '(?P<m>0?[1-9]|1[0-2])', 'Exm': '(?P<m>0[1-9]|1[0-2])',
+    'd': r'(?P<d>[12]\d|3[01]|[0 ]?[1-9])', 'Exd': r'(?P<d>[12]\d|0[1-9]|3[01])',
+    'm': '(?P<m>1[0-2]|0?[1-9])', 'Exm': '(?P<m>0[1-9]|1[0-2])',
     'Y': r'(?P<Y>\d{4})', 'ExY': r'(?P<Y>20\d\d)', 'y': r'(?P<y>\d\d)', 'Exy': r'(?P<y>\d\d)',
-    'H': r'(?P<H>[01]?\d|2[0-3])', 'ExH': r'(?P<H>[01]\d|2[0-3])', 'k': r' ?(?P<H>[0-2]?\d)',
+    'H': r'(?P<H>2[0-3]|[01]?\d)', 'ExH': r'(?P<H>[01]\d|2[0-3])', 'k': r' ?(?P<H>[0-2]?\d)',
     'Exk': r' ?(?P<H>[01]?\d|2[0-3])', 'I': r'(?P<I>1[0-2]|0?[1-9])', 'l': r' ?(?P<I>1?\d)', 'Exl': r' ?(?P<I>1[0-2]|\d)',
-    'M': r'(?P<M>[0-5]?\d)', 'ExM': r'(?P<M>[0-5]\d)', 'S': r'(?P<S>[0-5]?\d|6[01])', 'ExS': r'(?P<S>[0-5]\d|6[01])',
+    'M': r'(?P<M>[0-5]?\d)', 'ExM': r'(?P<M>[0-5]\d)', 'S': r'(?P<S>6[01]|[0-5]?\d)', 'ExS': r'(?P<S>[0-5]\d|6[01])',
     'f': r'(?P<f>\d{1,6})', 'p': '(?P<p>AM|PM)', 'j': r'(?P<j>36[0-6]|3[0-5]\d|[12]\d\d|0?[1-9]\d|0{0,2}[1-9])',
     'w': '(?P<w>[0-6])', 'z': '(?P<z>Z|UTC|GMT|%s)' % OFFSET, 'Z': '(?P<Z>Z|[A-Z]{3,5})',
     'Exz': '(?P<z>(?:[A-Z]{1,5})?%s|[A-Z]{3,5}|Z)' % OFFSET, 'ExZ': '(?P<Z>[A-Z]{3,5}|Z)', '%': '%'}
@@ -913,12 +913,12 @@ class Template:
         text = re.sub(r'%(%|Ex[a-zA-Z]|[a-zA-Z])', date_field, text)
         # what is cut out of the line: the first plain group, or all
         self.group = 1
-        if not re.search(r'(?<!\\)\((?!\?)', text):
-            text = re.sub(r'^(\^?)(.*?)(\$?)$', r'\1(\2)\3', text, flags=re.S)
+        compiled = re.compile(text.replace('**', ''))
+        plain = set(range(1, compiled.groups + 1)) - set(compiled.groupindex.values())
+        if plain:
+            self.group = min(plain)
         else:
-            compiled = re.compile(text.replace('**', ''))
-            named_groups = set(compiled.groupindex.values())
-            self.group = min(set(range(1, compiled.groups + 1)) - named_groups)
+            text = re.sub(r'^(\^?)(.*?)(\$?)$', r'\1(\2)\3', text, flags=re.S)
         free_begin = unbound or text.startswith(('^', '(^', '(**', '**', '(?:^'))
         free_end = unbound or re.search(r'(?:\$\)?|\\b|\*\*\)*)$', text)
         text = re.sub(r'^(\(*)\*\*|\*\*(\)*)$', r'\1\2', re.sub(r'^(\(*)\*\*', r'\1', text))
@@ -927,6 +927,7 @@ class Template:
             text = r'^(?:\W{0,2})?' + text
         elif not free_begin:
             text = r'(?=^|\b|\W)' + text
+        self.unbound = '**' in pattern or unbound and word not in EPOCHS       # may stand inside of a word
         self.anchored = word in EPOCHS or text.startswith(('^', '(^', '(?:^')) and not unbound
         self.pattern = pattern
         self.regex = re.compile(text, re.I if named else 0)
@@ -967,22 +968,27 @@ def templates(pattern=''):
         if line in ('{DEFAULT}', LINE_BEGIN):
             found += anchored_templates()
             found += [t for t in default_templates() if line == '{DEFAULT}' or t.anchored]
+        elif line == '{NONE}':
+            return []
         elif '{DATE}' in line.upper():
             for default in DATES:
                 bare = default.replace(LINE_BEGIN, '').lstrip('^')
                 if bare not in ('EPOCH', 'TAI64N'):
-                    found.append(Template(re.sub(r'\{DATE\}', lambda m: bare, line, flags=re.I)))
+                    found.append(template(re.sub(r'\{DATE\}', lambda m: bare, line, flags=re.I), line))
                 else:
                     inner = r'{EPOCH}' if bare == 'EPOCH' else r'@(?P<tai>[0-9a-f]{24})'
-                    found.append(Template(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I)))
-        elif line == '{NONE}':
-            return []
+                    found.append(template(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
         elif line:
-            try:
-                found.append(Template(line))
-            except re.error as e:
-                raise ValueError('datepattern %s is not a regex: %s' % (quoted(line), e)) from None
+            found.append(template(line, line))
     return found
+
+
+def template(pattern, line):
+    """The Template of a pattern; ValueError names the line of a datepattern that it comes from."""
+    try:
+        return Template(pattern)
+    except (ValueError, re.error) as e:
+        raise ValueError('%s: %s' % (quoted(line), e)) from None
 
 
 @functools.lru_cache(maxsize=1)
@@ -1039,8 +1045,12 @@ def field_time(field, now):
     if today:
         when = moment(here.tm_year, here.tm_mon, here.tm_mday)
         return when if when <= now else moment(here.tm_year, here.tm_mon, here.tm_mday - 1)
-    when = moment(year or here.tm_year, month or 1, day or 1)
-    return moment(here.tm_year - 1, month or 1, day or 1) if year is None and when > now + 86400 else when
+    for year in [year] if year else range(here.tm_year, here.tm_year - 9, -1):     # 2096 is 8 years before 2104
+        when = moment(year, month or 1, day or 1)
+        there = time.localtime(when) if offset is None else time.gmtime(when + offset)
+        if field.get('j') or there.tm_mday == (day or 1) and (field.get('Y') or field.get('y') or when <= now + 86400):
+            return when
+    raise ValueError('no day')
 
 
 # ---- Filters -------------------------------------------------------------------------------
@@ -1539,7 +1549,7 @@ def unguarded(search, *arguments):
 BUILT_IN = 'built-in'
 FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
 SPEC = re.compile(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
-PARAMETER = re.compile(r'\s*([\w.?/-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
+PARAMETER = re.compile(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
 def filter_folders(conf):
@@ -1666,9 +1676,16 @@ class Definition:
         except ValueError as e:
             raise self.complaint(option, e) from None
 
+    def told(self, option, read, *words):
+        """What `read` makes of an option; its ValueError says where that stands."""
+        try:
+            return read(*words)
+        except ValueError as e:
+            raise self.complaint(option, e) from None
+
     def complaint(self, option, why):
         """A ValueError that says where the option stands."""
-        where = self.where(option)
+        where, why = self.where(option), '%s%s' % (why, ' (%s)' % '; '.join(self.missing) if self.missing else '')
         return ValueError('%s: %s: %s' % (where, option, why) if where else str(why))
 
     def interpolated(self, text, section, option, back=0, depth=0):
@@ -1696,8 +1713,7 @@ class Definition:
                 at = 'DEFAULT' if at == 'default' else at
                 found = self.last(at, name) or self.last('DEFAULT', name)
             if found is None:
-                hint = ' (%s)' % '; '.join(self.missing) if self.missing else ''
-                raise ValueError('%s is not defined anywhere%s' % (quoted(m.group()), hint))
+                raise ValueError('%s is not defined anywhere' % quoted(m.group()))
             return self.interpolated(found[0], section, name, again, depth + 1)
         return re.sub(r'%%|%\(([^()]+)\)s', filled, text)
 
@@ -1724,7 +1740,10 @@ class Definition:
         else:
             row = self.last(at, option) or self.sections.get(at) is not None and self.last('DEFAULT', option)
             found = row and (row[0], at)
-        return self.interpolated(found[0], found[1], name) if found else m.group()
+        text = self.interpolated(found[0], found[1], name) if found else ''
+        if m.group() in text:
+            raise ValueError('a <tag> stands in itself')
+        return text if found else m.group()
 
 
 # regexes
@@ -1782,6 +1801,10 @@ def native_row(text, n):
     if hosts > 1 or unknown:
         raise ValueError('%s: with `program`, %s' % (quoted(text), 'there is one <HOST> at most' if hosts > 1
                                                      else 'there is no ' + unknown.group()))
+    if re.search(r'(?<!\\)(?:\\\\)*\\[1-9]', text):
+        raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))' % quoted(text))
+    if any(inside and piece in ('\\D', '\\W') for piece, inside in pieces(text)):
+        raise ValueError('%s: with `program`, there is no \\D or \\W in [...]' % quoted(text))
     body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]+)\\]?' % n, text[1:])
     body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
         '(?P<%s%d>' % (m.group(2).lower(), n) if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
@@ -1801,8 +1824,22 @@ def pieces(regex):
 def one_line(regex):
     """`regex` so that its classes do not match a newline."""
     return ''.join(piece + '\\n' if piece.startswith('[^') and not inside
-                   else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s' else piece
+                   else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s'
+                   else '[^%s\\n]' % piece.lower() if piece in ('\\D', '\\W') and not inside else piece
                    for piece, inside in pieces(regex))
+
+
+def silent(regex):
+    """`regex` with each (x) as (?:x)."""
+    return ''.join('(?:' if piece == '(' and not inside and regex[at + 1:at + 2] != '?' else piece
+                   for at, piece, inside in places(regex))
+
+
+def places(regex):
+    at = 0
+    for piece, inside in pieces(regex):
+        yield at, piece, inside
+        at += len(piece)
 
 
 def branches(regex):
@@ -1823,7 +1860,8 @@ def branches(regex):
 def needed(regex):
     """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
     if there is none worth looking for. Longer and fewer is better."""
-    return None if regex.flags & re.I else best_of(needed_sets(parsed(regex.pattern, regex.flags & re.M)))
+    return None if regex.flags & re.I else best_of(needed_sets(
+        parsed(regex.pattern, regex.flags & re.M), 'latin-1' if isinstance(regex.pattern, bytes) else 'utf-8'))
 
 
 def parsed(pattern, flags=0):
@@ -1841,27 +1879,27 @@ def best_of(sets):
     return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
 
 
-def needed_sets(parts):
+def needed_sets(parts, coding='utf-8'):
     """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
     run = b''
     for op, arg in list(parts) + [('END', None)]:
         name = str(op)
         if name == 'LITERAL':
-            run += bytes([arg]) if arg < 128 else chr(arg).encode()
+            run += chr(arg).encode(coding)
             continue
         if name not in ('AT', 'ASSERT_NOT'):
-            # a date may have stood between two brackets or blanks, and been cut out
-            for piece in re.split(br'(?<=[\[({<"])(?=[\])}>"])|(?<= )(?= )', run):
+            # a date may have stood between two that are no letters, and been cut out
+            for piece in re.split(br'(?<=[^\w\x80-\xff])(?=[^\w\x80-\xff])', run):
                 yield {piece}
             run = b''
         if name == 'SUBPATTERN' and not arg[1] & re.I:
-            yield from needed_sets(arg[-1])
+            yield from needed_sets(arg[-1], coding)
         elif name == 'ATOMIC_GROUP':
-            yield from needed_sets(arg)
+            yield from needed_sets(arg, coding)
         elif name in ('MAX_REPEAT', 'MIN_REPEAT', 'POSSESSIVE_REPEAT') and arg[0]:
-            yield from needed_sets(arg[2])
+            yield from needed_sets(arg[2], coding)
         elif name == 'BRANCH':
-            ways = [best_of(needed_sets(way)) for way in arg[1]]
+            ways = [best_of(needed_sets(way, coding)) for way in arg[1]]
             if all(ways):
                 yield set().union(*ways)
 
@@ -1924,15 +1962,15 @@ class Filter:
         parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
         if parts is None:
             raise definition.complaint('prefregex', 'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
-        before, after = (one_line(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part))
+        before, after = (one_line(silent(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
                          for part in parts.groups())
+        for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
+            definition.told(option, compiled, text, 0, text)
         kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
         texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
-        try:
-            rows = [native_row(text, n) for n, (_, text) in enumerate(texts)]
-        except ValueError as e:
-            raise definition.complaint('failregex', e) from None
-        self.ignore = [compile_line(text) for text in ignoreregex or lines(definition.get('ignoreregex'))]
+        rows = [definition.told('failregex', native_row, text, n) for n, (_, text) in enumerate(texts)]
+        self.ignore = [definition.told('ignoreregex', compile_line, text)
+                       for text in ignoreregex or lines(definition.get('ignoreregex'))]
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
         self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
@@ -1943,7 +1981,12 @@ class Filter:
         # of the last header: what stands between date and tag, its length, the date's length, the host
         self.known_head = None, 0, 0, None
         self.forms = {}              # may a line lack the tag? -> its Form
-        self.form(False)             # a regex that is none is a mistake of the conf
+        try:
+            self.form(False)
+        except (ValueError, IndexError):           # one of them is no regex: which?
+            for _, text in texts:
+                definition.told('failregex', compile_line, text)
+            raise
         self.sessions = {}           # (host, pid) -> Session, oldest first
         self.parents = {}            # ip -> identity of its latest session
         self.children = {}           # ip -> {identity: Session} of those that may be a child of that
@@ -2172,8 +2215,8 @@ class LineFilter:
         self.definition, self.guard = definition, guard
         self.origin = definition.origin
         get = definition.get
-        self.maxlines = max(1, int(get('maxlines') or 1))
-        self.templates = templates(get('datepattern'))
+        self.maxlines = max(1, definition.told('maxlines', int, get('maxlines') or '1'))
+        self.templates = definition.told('datepattern', templates, get('datepattern'))
         self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
         self.texts = failregex or lines(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
@@ -2190,10 +2233,7 @@ class LineFilter:
         self.trouble = ''
 
     def compile(self, option, text):
-        try:
-            return compile_line(text, self.maxlines > 1)
-        except ValueError as e:
-            raise self.definition.complaint(option, e) from None
+        return self.definition.told(option, compile_line, text, self.maxlines > 1)
 
     def adopt(self, old):
         """Takes over what this filter knew before a reload."""
@@ -2217,7 +2257,7 @@ class LineFilter:
 
     def what_is_needed(self):
         """The texts without one of which a line need not be looked at; None: look at all."""
-        if self.maxlines > 1:
+        if self.maxlines > 1 or any(template.unbound for template in self.templates):
             return None
         sets = [needed(regex) for regex in self.rows]
         rows = set().union(*sets) if all(sets) else None
@@ -2270,16 +2310,18 @@ class LineFilter:
             LOGIN if fields.get('nofail') else FAIL)
         ip = fields.get('ip4') or fields.get('ip6')
         key = fields.get('fid') or ip or fields.get('dns')
+        user = fields.get('user')
+        user = ' '.join(filter(None, user)) if isinstance(user, tuple) else user
         if verdict == FAIL and key is None:
             fields['mlfpending'] = '1'
-            return Look(None, regex, None, None, fields.get('user'), when, fields, 'its address is not known yet')
+            return Look(None, regex, None, None, user, when, fields, 'its address is not known yet')
         if fields.get('cidr') and ip:
             ip = '%s/%s' % (ip, fields['cidr'])
         try:
             ip = network(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
         except ValueError:
             ip = None
-        return Look(verdict, regex, ip, key, fields.get('user'), when, dict(fields), '')
+        return Look(verdict, regex, ip, key, user, when, dict(fields), '')
 
     def match(self, text, wall, date=None):
         """(regex, fields, time or None, ignored) of a line, None if it does not match."""
@@ -2376,6 +2418,7 @@ class LineFilter:
 
     def ran_away(self, wall):
         """Notes that a regex was aborted; one that does it again and again rests for a minute."""
+        self.buffer = []
         self.runaways = [when for when in self.runaways if when > wall - REST_SECONDS] + [wall]
         again = len(self.runaways) >= MOST_RUNAWAYS
         self.trouble = 'a regex of %s takes too long for some lines, which are skipped%s' % (
@@ -2406,6 +2449,8 @@ def special_groups(regex):
 
 def unwrapped(raw):
     """(line, times) of a line that may say `message repeated 3 times: [ ... ]`."""
+    if not (b'message repeated ' in raw and LINE.match(without_rfc5424(b'\n' + raw)[1:])['times']):
+        return raw, 1                              # those words are a part of the message
     m = re.match(br'(.*?)message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', raw, re.S)
     return (m.group(1) + m.group(3), min(int(m.group(2)), MOST_TIMES)) if m else (raw, 1)
 
@@ -2449,7 +2494,7 @@ def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=u
 def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
     """The filter of a jail that has regexes of its own and no `filter`."""
     for text in failregex:
-        unknown = re.search(r'</?(?!F-|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
+        unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
         if unknown:
             raise ValueError('%s has a tag that is not known: %s' % (quoted(text), unknown.group()))
         if re.search(r'%\(\S+\)s', text):
@@ -2748,6 +2793,9 @@ def jail_filter(name, options, folders, read, guard):
     """The filter that a jail's options ask for; ValueError says what is wrong with it."""
     own, ignore = options['failregex'], options['ignoreregex']
     params = {key: str(options[key]) for key in ('mode', 'prefregex', 'maxlines', 'datepattern') if options[key]}
+    for text in own:
+        if re.search(r'%\(\S+\)s', text):
+            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
     if own and not options['filter']:
         return own_filter(params, own, ignore, guard)
     return load_filter(options['filter'] or name, params, read, folders, guard, own, ignore)

@@ -119,7 +119,7 @@ def test_an_include_that_is_not_there_is_named_where_something_is_undefined_for_
 
 @pytest.mark.parametrize('rest', ['', 'failregex = <mdre>\n'])
 def test_an_include_that_is_not_there_is_named_where_the_failregex_should_have_come_from(rest):
-    assert 'gone.conf' in mistake('[INCLUDES]\nbefore = gone.conf\n[Definition]\n' + rest)      # BUG: it is not
+    assert 'gone.conf' in mistake('[INCLUDES]\nbefore = gone.conf\n[Definition]\n' + rest)
 
 
 def test_a_missing_local_is_no_mistake():
@@ -268,7 +268,7 @@ def test_a_name_that_is_not_defined_is_told_with_file_and_line():
 @pytest.mark.parametrize('text', [
     'failregex = ^a <failregex> <HOST>', 'failregex = ^%(failregex)s <HOST>', 'a = <b>\nb = <a>\nfailregex = ^<a> <HOST>',
     'a = %(b)s\nb = %(a)s\nfailregex = ^%(a)s <HOST>', 'a = <b><b>\nb = <a><a>\nfailregex = ^<a> <HOST>', 'a = <a><a>\nfailregex = ^<a> <HOST>', 'a = x<b>\nb = y<a>\nfailregex = ^<a> <HOST>',
-    'a = <a>\nfailregex = ^<a> <HOST>',            # BUG: <a> stays as it is, so the regex never matches
+    'a = <a>\nfailregex = ^<a> <HOST>',
 ])
 def test_what_stands_in_itself_is_an_error_and_soon(text):
     began = time.process_time()
@@ -307,7 +307,7 @@ def test_an_expression_in_a_filter_is_text():
     ('x[a=b,\n  c=d]', 'x', {'a': 'b', 'c': 'd'}), ('x[Mode=Normal]', 'x', {'mode': 'Normal'}), ('x[a=b c]', 'x', {'a': 'b c'}),
     ('x[a=b=c]', 'x', {'a': 'b=c'}), ('x[a="it\'s"]', 'x', {'a': "it's"}), ('x[a=1] [b=2]', 'x', {'a': '1', 'b': '2'}),
     ('x[lt_file/a.b-c=1]', 'x', {'lt_file/a.b-c': '1'}), ('x[a=1,a=2]', 'x', {'a': '2'}), ('x[a=1,]', 'x', {'a': '1'}),
-    ('x[a?family=inet6=v]', 'x', {'a?family=inet6': 'v'}),          # BUG: {'a?family': 'inet6=v'}
+    ('x[a?family=inet6=v]', 'x', {'a?family=inet6': 'v'}),
 ])
 def test_a_filter_may_be_named_with_options(text, name, params):
     assert banwatch.filter_spec(text) == (name, params)
@@ -356,7 +356,7 @@ def test_what_a_jail_does_not_say_stays_as_its_filter_has_it():
 def test_interpolation_in_a_jails_own_regex_is_a_mistake_beside_a_filter_too(regex):
     config, problems = banwatch.read_config('[web]\nfilter = x\nfailregex = ^ok <HOST>$\n    %s\n' % regex, '/f/c.conf')
     made = banwatch.Jails(config, {'/f/filter.d/x.conf': SIMPLE + '__prefix = a\n'}.get)
-    assert not problems and made.problems          # BUG: taken as it is written, it never matches
+    assert not problems and made.problems
 
 
 # --- the regexes of a filter
@@ -485,7 +485,7 @@ def test_a_tuple_joins_what_several_tags_caught_and_the_user_stays_text():
     made = one(r'^ h web\[1\]: <F-USER>\w+</F-USER> of <F-TUPLE_USER>\w+</F-TUPLE_USER> <HOST>$')
     assert made.look(HEAD + 'bob of sales 192.0.2.7', NOW).fields['user'] == ('bob', 'sales')
     (seen,) = scan(made, HEAD + 'bob of sales 192.0.2.7')
-    assert isinstance(seen.user, str)              # BUG: the Sighting's user is a tuple
+    assert isinstance(seen.user, str)
 
 
 def test_an_id_wins_over_the_address_as_key_and_the_address_is_banned():
@@ -519,10 +519,10 @@ def test_python_s_conditions_and_backreferences_work():
     ('failregex = ^<HOST> <HOST>', "/f/x.conf:2: failregex: '^<HOST> <HOST>' has more than one <HOST>"),
     ('failregex = ^<HOST>\nignoreregex = *', "/f/x.conf:3: ignoreregex: '*' is not a regex: "),
     ('failregex = ^<HOST>\nprefregex = ^(', "/f/x.conf:3: prefregex: '^(' is not a regex: "),
-    ('failregex = ^<HOST>\n\n\ndatepattern = %%Y(', '/f/x.conf:5: datepattern: '),             # BUG: no place
-    ('failregex = ^<HOST>\ndatepattern = ({DATE}', '/f/x.conf:3: datepattern: '),               # BUG: re.error, nobody catches it
-    ('failregex = ^<HOST>\ndatepattern = %%Q', '/f/x.conf:3: datepattern: '),                   # BUG: no place
-    ('failregex = ^<HOST>\nmaxlines = many', '/f/x.conf:3: maxlines: '),                        # BUG: invalid literal for int()
+    ('failregex = ^<HOST>\n\n\ndatepattern = %%Y(', '/f/x.conf:5: datepattern: '),
+    ('failregex = ^<HOST>\ndatepattern = ({DATE}', '/f/x.conf:3: datepattern: '),
+    ('failregex = ^<HOST>\ndatepattern = %%Q', '/f/x.conf:3: datepattern: '),
+    ('failregex = ^<HOST>\nmaxlines = many', '/f/x.conf:3: maxlines: '),
     ('failregex =', '/f/x.conf:2: failregex: there is none'), ('a = b', '/f/x.conf: failregex: there is none'),
 ])
 def test_a_mistake_is_told_with_file_line_option_and_regex(text, why):
@@ -761,7 +761,7 @@ def utc(*fields):
     ('2028-02-29 13:00:00', NOW, utc(2028, 2, 29, 12)), ('Dec 31 23:59:59', utc(2027, 1, 1, 12), utc(2026, 12, 31, 22, 59, 59)),
     ('Jan  1 00:30:00', utc(2026, 12, 31, 23, 40), utc(2026, 12, 31, 23, 30)), ('2031-01-01 01:00:00', NOW, utc(2031, 1, 1)),
     ('14:01:45', NOW, NOW), ('14:01:46', NOW, NOW + 1 - 86400), ('00:00:00', NOW, utc(2026, 11, 19, 23)),
-    ('Feb 29 13:00:00', utc(2029, 3, 5), utc(2028, 2, 29, 12)),       # BUG: Mar 1 2029
+    ('Feb 29 13:00:00', utc(2029, 3, 5), utc(2028, 2, 29, 12)),
 ])
 def test_what_a_date_lacks_is_filled_in(text, now, when):
     assert banwatch.find_date(text + ' h', banwatch.templates(), now)[2] == when
@@ -787,7 +787,7 @@ def test_what_is_no_date_is_none(text):
 
 @pytest.mark.parametrize('text', ['2026-02-29 14:01:45', '2026-02-30 14:01:45', 'Jun 31 14:01:45 2026'])
 def test_a_day_that_is_not_in_the_calendar_is_no_date(text):
-    assert (banwatch.find_date(text + ' h', banwatch.templates(), NOW) or (0, 0, None))[2] is None   # BUG: Mar 1, Mar 2, Jul 1
+    assert (banwatch.find_date(text + ' h', banwatch.templates(), NOW) or (0, 0, None))[2] is None
 
 
 @pytest.mark.parametrize('pattern, line, left, when', [
@@ -813,7 +813,7 @@ def test_a_day_that_is_not_in_the_calendar_is_no_date(text):
     ('%Y-%m-%d %H:%M:%S', 'x2026-11-20 14:01:45 y', 'x2026-11-20 14:01:45 y', None), ('%Y%m%d%H%M%S', 'a 201611201401450 y', 'a 201611201401450 y', None),
     ('%Y-%m-%d\n%H:%M:%S', '14:01:45 x', ' x', NOW), ('%Y-%m-%d %H:%M:%S\n%d.%m.%Y %H:%M:%S', '20.11.2026 14:01:45 x', ' x', NOW),
     ('{NONE}', 'Nov 20 14:01:45 x', 'Nov 20 14:01:45 x', None), ('EPOCH\n{^LN-BEG}', 'Nov 20 14:01:45 x', ' x', NOW),
-    ('^[(]%Y-%m-%d %H:%M:%S[)]', '(2026-11-20 14:01:45) x', ' x', NOW),          # BUG: min() arg is an empty sequence
+    ('^[(]%Y-%m-%d %H:%M:%S[)]', '(2026-11-20 14:01:45) x', ' x', NOW),
 ])
 def test_a_datepattern_says_what_is_cut_out_and_what_it_means(pattern, line, left, when):
     made = load('failregex = ^<HOST>\ndatepattern = %s\n' % pattern.replace('%', '%%').replace('\n', '\n    '))
@@ -873,7 +873,7 @@ def test_a_line_that_is_too_old_to_matter_is_none():
 
 
 # --- lines that came several times
-# BUG: where a regex has one text from its program to its message, `scan` looks for that text as a whole, and passes over
+
 # the line in which `message repeated 3 times: [` stands between the two: most of these tests fail.
 
 def jails(regex=r'^ h web\[1\]: no <HOST>$', **options):
@@ -952,7 +952,7 @@ def test_a_user_cannot_say_that_his_line_came_several_times(name, end):
     made = jails(r'^ h web\[1\]: no <F-USER>.*</F-USER> from <HOST>(?: \[preauth\]|\])?$')
     line = HEAD + 'no %s from 192.0.2.7%s' % (name, end)
     found = [(seen.ip, seen.user, seen.guesses) for _, seen in made.scan(None, line.encode() + b'\n', lambda date: 0.0, NOW)]
-    assert found == [('192.0.2.7', name, 1)]       # BUG: a line that ends in ] is not found at all, so its author is never banned
+    assert found == [('192.0.2.7', name, 1)]
 
 
 # --- long lines, junk
@@ -1030,7 +1030,7 @@ def test_a_line_that_is_skipped_does_not_stay_among_the_lines_of_a_regex_over_se
             raise banwatch.Runaway
         return found
     made.guard = guard
-    assert ips(made, EVIL, SIMPLE_LINE) == ['192.0.2.7']               # BUG: five lines run away, and the filter rests
+    assert ips(made, EVIL, SIMPLE_LINE) == ['192.0.2.7']
 
 
 def test_every_line_of_a_foreign_filter_is_guarded_and_none_of_a_built_in_one():
@@ -1155,7 +1155,7 @@ def test_the_texts_that_a_regex_needs(regex, texts):
     (r'^\[\] failed <HOST>$', '[20/Nov/2026:14:01:45 +0100] failed 192.0.2.7'), ('^h failed  <HOST>$', 'h failed 2026-11-20 14:01:45 192.0.2.7'),
     ('^time="" failed <HOST>$', 'time="2026-11-20 14:01:45" failed 192.0.2.7'), (r'^x \(\) <HOST>$', 'x (2026-11-20 14:01:45) 192.0.2.7'),
     ('^ für verwehrt <HOST>$', 'Nov 20 14:01:45 für verwehrt 192.0.2.7'), ('^ ((?i)failed) <HOST>', 'Nov 20 14:01:45 FAILED 192.0.2.7'),
-    ('^<HOST>,,login failed$', '192.0.2.7,2026-11-20 14:01:45,login failed'),         # BUG: ',,login failed' is looked for
+    ('^<HOST>,,login failed$', '192.0.2.7,2026-11-20 14:01:45,login failed'),
     ("^t='' failed <HOST>$", "t='2026-11-20 14:01:45' failed 192.0.2.7"),             # BUG
     (r'^login\|\|failed <HOST>$', 'login|2026-11-20 14:01:45|failed 192.0.2.7'),      # BUG
     ('^failed: : <HOST>$', 'failed: 2026-11-20 14:01:45: 192.0.2.7'),                 # BUG
@@ -1199,7 +1199,7 @@ def test_with_program_a_regex_sees_the_message_and_forms_of_lines_do_not_matter(
     ('no <HOST>', "'no <HOST>': with `program`, a regex begins with ^"), ('^<HOST> <HOST>', "'^<HOST> <HOST>': with `program`, there is one <HOST> at most"),
     ('^<ADDR> <HOST>', 'there is one <HOST> at most'), ('^no <IP4>', "'^no <IP4>': with `program`, there is no <IP4>"), ('^<F-XYZ>a</F-XYZ> <HOST>', 'there is no <F-XYZ>'),
     ('^<DNS>', 'there is no <DNS>'), ('^a <SKIPLINES> <HOST>', 'there is no <SKIPLINES>'), ('^no( <HOST>', 'is not a regex: '), ('^[z-a] <HOST>', 'is not a regex: '),
-    ('^no) <HOST>', 'is not a regex: ')])                               # BUG: IndexError: pop from empty list
+    ('^no) <HOST>', 'is not a regex: ')])
 def test_with_program_a_mistake_in_a_regex_is_told(failregex, why):
     assert why in mistake('program = web\nfailregex = %s\n' % failregex)
 
@@ -1207,12 +1207,12 @@ def test_with_program_a_mistake_in_a_regex_is_told(failregex, why):
 @pytest.mark.parametrize('failregex', ['no <HOST>', '^<HOST> <HOST>', '^no <IP4>', '^no( <HOST>', '^a <HOST>$\n  ^no( <HOST>$'])
 def test_with_program_too_a_mistake_is_told_with_file_line_and_regex(failregex):
     said = mistake('\nprogram = web\nfailregex = %s\n' % failregex)
-    assert said.startswith('/f/x.conf:4: failregex: ') and failregex.split('\n  ')[-1] in said, said       # BUG: no place, or the filter's name for the regex
+    assert said.startswith('/f/x.conf:4: failregex: ') and failregex.split('\n  ')[-1] in said, said
 
 
 @pytest.mark.parametrize('more', ['program = web(', 'program = web)', 'program = web\nprefregex = ^x) <F-CONTENT>.+</F-CONTENT>$', 'program = web\nignoreregex = ('])
 def test_with_program_other_mistakes_are_told_with_the_file_too(more):
-    assert mistake('failregex = ^no <HOST>$\n' + more + '\n').startswith('/f/x.conf:')          # BUG: re.error, IndexError, no place
+    assert mistake('failregex = ^no <HOST>$\n' + more + '\n').startswith('/f/x.conf:')
 
 
 def test_with_program_a_prefregex_has_one_form():
@@ -1233,11 +1233,11 @@ def test_with_program_a_prefregex_may_have_groups(prefregex):
     except ValueError as e:
         assert '</F-CONTENT>)' in prefregex and str(e).startswith('/f/x.conf:4: prefregex: ')     # one around the content: refused is fine
     else:
-        assert ips(made, HEAD + 'a: no x 192.0.2.7') == ['192.0.2.7']       # BUG: KeyError in the main loop, for a group after or around the content
+        assert ips(made, HEAD + 'a: no x 192.0.2.7') == ['192.0.2.7']
 
 
 @pytest.mark.parametrize('piece', ['[^x]+', r'\s+', r'[\s]+', r'[^x]*?', r'[\sa-z]*', r'(?:[^\]]|\s)+', '.+', r'\S*\s*\S*', r'[^\]x]+', r'[^]x]+', r'(?:\s|\S)+',
-                                   r'\D+', r'\W+\w*\W*',                  # BUG: these match a line's end
+                                   r'\D+', r'\W+\w*\W*',
                                    r'[\W\w]+', r'[\D]+', r'[\s\S]+'])     # BUG
 def test_with_program_no_regex_matches_across_lines(piece):
     try:
@@ -1254,7 +1254,7 @@ def test_with_program_a_numbered_backreference_means_the_regexs_own_group_or_is_
     except ValueError as e:
         assert str(e).startswith('/f/x.conf:2: failregex: ')
     else:
-        assert ips(made, HEAD + 'a a 192.0.2.7') == ['192.0.2.7']          # BUG: it means a group of the header
+        assert ips(made, HEAD + 'a a 192.0.2.7') == ['192.0.2.7']
 
 
 def test_with_program_bare_lines_are_heard_only_where_asked_for():
@@ -1270,7 +1270,7 @@ def test_with_program_letters_beyond_ascii_are_found(failregex, texts):
     made = one(failregex, program='verwaltungsdienst')
     assert ips(made, *['Nov 20 14:01:45 h verwaltungsdienst: ' + text for text in texts]) == ['192.0.2.7']
     made = one(failregex, program=r'\w+')
-    assert ips(made, *['Nov 20 14:01:45 h web: ' + text for text in texts]) == ['192.0.2.7']     # BUG: UTF-8 of UTF-8 is looked for
+    assert ips(made, *['Nov 20 14:01:45 h web: ' + text for text in texts]) == ['192.0.2.7']
 
 
 def test_with_program_a_line_with_distinct_counts_once_for_each_text():
@@ -1328,7 +1328,7 @@ ignoreregex = 9$
 
 
 def test_own_filter_takes_the_same_options():
-    # BUG: <SKIPLINES> 'is not known'
+
     made = banwatch.own_filter({'maxlines': '3', 'datepattern': '{^LN-BEG}'}, ['^ a <HOST>$<SKIPLINES>^ b$'], ['192.0.2.8'], evil)
     lines = ['Nov 20 14:01:45 ' + text for text in ('a 192.0.2.7', 'b', 'a 192.0.2.8', 'b')]
     assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
