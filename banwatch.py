@@ -2238,8 +2238,10 @@ class LineFilter:
     def adopt(self, old):
         """Takes over what this filter knew before a reload."""
         if type(old) is type(self):
-            for name in ('buffer', 'connections', 'last', 'names', 'runaways', 'rests', 'trouble'):
+            for name in ('buffer', 'connections', 'last', 'names'):
                 setattr(self, name, getattr(old, name))
+            if [regex.pattern for regex in self.rows] == [regex.pattern for regex in old.rows]:
+                self.runaways, self.rests, self.trouble = old.runaways, old.rests, old.trouble
 
     def check(self):
         """ValueError if a regex cannot mean what its author wants."""
@@ -2843,6 +2845,7 @@ class IPTables:
         self.hooks = hooks           # ['INPUT', 'FORWARD']
         self.doors = doors           # jail -> matches in front of DROP, [''] for all packets
         self.inner = set(inner) if len(hooks) > 1 else set()               # jails with such bans
+        self.idle = set(inner) if 'INPUT' not in hooks else set()          # jails whose bans stop nothing here
         self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
 
     def home(self, ticket):
@@ -2861,6 +2864,8 @@ class IPTables:
             chains[self.INNER] = {'-A %s -j %s' % (self.INNER, self.CHAIN)}
         for ticket in tickets:
             chain = self.home(ticket)
+            if ticket.jail in self.idle:
+                continue
             if chain not in chains:
                 chains[chain] = set()
                 base = network('%s/%d' % (ticket.network.partition('/')[0], self.lead))
@@ -2896,7 +2901,7 @@ class IPTables:
         chains, hooks = self.listing(shown[0])
         wanted, amiss, rows = self.rules(tickets), [], []
         for hook, there in hooks.items():
-            wrong = self.misplaced(there, self.jump(hook), hook in self.hooks)
+            wrong = self.misplaced(hook, there)
             if wrong:
                 amiss.append('%s rule %s' % (hook, wrong))
                 rows += self.unhook(hook, there)
@@ -2908,7 +2913,7 @@ class IPTables:
                          else '%d rules instead of %d' % (n, m) if n != m else 'other rules than ours')
         if not amiss:
             return '', []
-        return ', '.join(amiss), self.restore(self.fill(wanted, set(chains) - set(wanted)) + rows)
+        return ', '.join(amiss), self.restore(self.fill(wanted, set(chains) - set(wanted), rows))
 
     def entry(self, hook):
         """The chain that a hook jumps to."""
@@ -2917,28 +2922,30 @@ class IPTables:
     def jump(self, hook):
         return '-A %s -j %s' % (hook, self.entry(hook))
 
+    def our_jumps(self, hook):
+        """Each jump to a chain of ours that may stand in a hook."""
+        return ['-A %s -j %s' % (hook, chain) for chain in (self.CHAIN, self.INNER)]
+
     def unhook(self, hook, there):
         """Rows that delete our jumps from a hook, as often as they stand there."""
-        return [row for chain in (self.CHAIN, self.INNER) for row in
-                ['-D %s -j %s' % (hook, chain)] * there.count('-A %s -j %s' % (hook, chain))]
+        return ['-D' + row[2:] for row in there if row in self.our_jumps(hook)]
 
-    @staticmethod
-    def misplaced(there, jump, wanted):
+    def misplaced(self, hook, there):
         """What is wrong with our jump among a hook's rules; '' if it is right."""
-        times = there.count(jump)
-        if not wanted:
-            return 'not wanted' if times else ''
-        if times != 1:
-            return 'doubled' if times else 'missing'
+        jump, ours = self.jump(hook), [row for row in there if row in self.our_jumps(hook)]
+        if hook not in self.hooks:
+            return 'not wanted' if ours else ''
+        if ours != [jump]:
+            return 'doubled' if jump in ours else 'missing'
         return '' if there[0] == jump else 'not first'
 
     @staticmethod
-    def fill(wanted, gone=()):
-        """Rows that write these chains anew and delete those that are gone."""
+    def fill(wanted, gone=(), hooks=()):
+        """Rows that write these chains anew and delete those that are gone, once the hooks are changed."""
         rows = [':%s - [0:0]' % name for name in sorted(set(wanted) | set(gone))]
         for name in sorted(wanted):
             rows += sorted(wanted[name])
-        return rows + ['-X %s' % name for name in sorted(gone)]
+        return rows + list(hooks) + ['-X %s' % name for name in sorted(gone)]
 
     def ban(self, changed, tickets):
         """Rewrites the sub-chains of the changed tickets, and the main chain, which is short."""
@@ -4460,16 +4467,16 @@ class Daemon:
     def consume(self, source, block, age):
         """Takes whole lines from a source; `age` says whether they count as of now or at their own time."""
         now, wall = self.machine.ticks(), self.machine.wall()
-        oldest = now - max([jail.options['findtime'] for jail in self.jails.watching()] or [0])
 
         def own_time(date):
             when = date_time(date, int(wall) // 86400) if type(date) is bytes else date
             if when is None:
                 return now if age == RECENT else None
-            return min(now, now - wall + when) if now - wall + when > oldest else None
+            return min(now, now - wall + when)
 
         for jail, seen in self.jails.scan(source.spec, block, own_time if age else lambda date: now, wall):
-            self.weigh(jail, seen)
+            if seen.when > now - jail.options['findtime']:
+                self.weigh(jail, seen)
         self.tell_troubles()
 
     def weigh(self, jail, seen):
@@ -4500,7 +4507,7 @@ class Daemon:
         verb = 'extend' if known else 'would ban' if self.dry_run else 'ban'
         why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
-        if not known:
+        if not known and failures:
             for other, seen in self.jails.after_ban(jail, network, now):
                 self.weigh(other, seen)
         return ''
@@ -4614,6 +4621,8 @@ class Daemon:
                 where = config.where('banwatch', name)
                 raise Problem('%s: a new `%s` needs a restart' % (where, name), os.EX_CONFIG)
         jails.adopt(self.jails)
+        for name in self.jails.by_name:
+            self.troubles.pop(name, None)
         self.jails, self.config = jails, config
         self.fails.limit, self.bans.limit = config['maxtracked'], self.room()
         self.protect()

@@ -752,8 +752,9 @@ def filter_rows(bench):
     conf = bench.conf(jails=['[stock]\nenabled = true\nfilter = ' + sshd], default=False, name='stock')
     for kind in ('attack', 'plain'):
         logs = {'log': bench.cut(kind, few), 'start': bench.cut(kind, 1)}
-        took = best(3, dict([(('banwatch', name), lambda path=path: bench.replay(conf, path)) for name, path in logs.items()]
-                            + [(('fail2ban', name), lambda path=path: bench.fail2ban(path, sshd)) for name, path in logs.items()]))
+        runs = {'banwatch': lambda path: bench.replay(conf, path), 'fail2ban': lambda path: bench.fail2ban(path, sshd)}
+        took = best(3, {(who, name): lambda run=run, path=path: run(path)
+                        for who, run in runs.items() for name, path in logs.items()})
         ours, theirs = (bench.speed(who, few, took[name, 'log'], took[name, 'start'])
                         for name, who in (('banwatch', 'banwatch replay'), ('fail2ban', 'fail2ban-regex')))
         bench.note("fail2ban's sshd.conf: failures in 100 lines of the %s log: banwatch %s, fail2ban-regex %s" % (
@@ -1026,9 +1027,10 @@ Worst = collections.namedtuple('Worst', 'filter ms tries part regex line fills e
 
 HEADERS = (b'Nov 20 13:01:45 gate ', b'Fri Nov 20 13:01:45 2026 authpriv.warn ', b'2026-11-20T13:01:45+01:00 gate ',
            b'<38>Nov 20 13:01:45 gate ', b'Nov 20 13:01:45 ', b'1795179705.1 ', b'[2026-11-20 13:01:45] ', b'')
-FILLERS = ([bytes([c]) for c in b' a1.:,;"\'()[]<>{}=/\\-@_%\t\xff'] + [b'a ', b'a:', b'1.', b'a=', b': ', b', ', b'a.a', b'[1]', b'(a) ',
-           b'" ', b"' ", b' from ', b' for ', b' a from 192.0.2.7', b' rhost=', b'192.0.2.7 ', b'2001:db8::7 ', b'\\303', b'\xc3\xa9',
-           b'message repeated 5 times: [ ', b'Nov 20 13:01:45 ', b'a.b '])
+FILLERS = [bytes([c]) for c in b' a1.:,;"\'()[]<>{}=/\\-@_%\t\xff'] + [
+    b'a ', b'a:', b'1.', b'a=', b': ', b', ', b'a.a', b'a.b ', b'[1]', b'(a) ', b'" ', b"' ", b' from ', b' for ',
+    b' a from 192.0.2.7', b' rhost=', b'rhost=1', b'192.0.2.7 ', b'2001:db8::7 ', b'\\303', b'\xc3\xa9',
+    b'message repeated 5 times: [ ', b'Nov 20 13:01:45 ']
 HOSTS = '(?:192\\.0\\.2\\.7|2001:db8::7|::ffff:192\\.0\\.2\\.7|host\\.example\\.net)'
 
 

@@ -135,7 +135,8 @@ def test_the_jails_that_have_nothing_to_do_have_nothing_to_do(tmp_path):
 
 def test_a_conf_turns_jails_on_and_off(tmp_path):
     measured = bench.Bench(str(tmp_path), bench.arguments([]))
-    for default, jails, wanted in ((True, (), {'dropbear', 'sshd', 'luci'}), (False, ['[x]\nenabled = true\nfilter = sshd'], {'x'})):
+    for default, jails, wanted in ((True, (), {'dropbear', 'sshd', 'luci'}),
+                                   (False, ['[x]\nenabled = true\nfilter = sshd'], {'x'})):
         path = measured.conf('maxretry = 7', jails=jails, default=default)
         with open(path) as f:
             config, problems = banwatch.read_config(f.read(), path)

@@ -326,3 +326,100 @@ def test_what_is_never_banned_is_read_from_the_kernel(network):
                 '2001:db8:2::/64 (the LAN, lan)', '203.0.113.254 (a gateway)', '2001:db8:1::fe (a gateway)'):
         assert why in first, first
     assert not [why for why in first + last if why.startswith(('203.0.113.0/24', '2001:db8:1::/64'))]
+
+
+# --- other daemons
+
+VSFTPD = """
+listen=YES
+background=NO
+anonymous_enable=NO
+local_enable=YES
+syslog_enable=YES
+nopriv_user=daemon
+secure_chroot_dir={folder}
+delay_failed_login=0
+"""
+# without its own brakes, which would make the test as slow as an attacker
+DOVECOT = """
+base_dir = {folder}
+protocols = imap
+listen = *
+ssl = no
+disable_plaintext_auth = no
+log_path = syslog
+auth_failure_delay = 0
+service anvil {{
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
+}}
+passdb {{
+  driver = static
+  args = password={password}
+}}
+userdb {{
+  driver = static
+  args = uid=mail gid=mail home=/tmp
+}}
+"""
+
+
+def vsftpd(network):
+    need('vsftpd')
+    os.mkdir(network.path('empty'), 0o755)
+    network.router.output(['mount', '--bind', network.write('pam', PAM), '/etc/pam.d/vsftpd'])
+    network.router.popen(['vsftpd', network.write('vsftpd.conf', VSFTPD.format(folder=network.path('empty')))])
+    assert poll(lambda: network.router.reaches('127.0.0.1', 21))
+
+
+def dovecot(network):
+    need('dovecot')
+    network.router.popen(['dovecot', '-F', '-c', network.write('dovecot.conf', DOVECOT.format(
+        folder='/run/dovecot', password=PASSWORDS['alice'].replace(' ', '-')))])
+    assert poll(lambda: network.router.reaches('127.0.0.1', 143))
+
+
+def talk(network, port, words):
+    """Says one line after another to a server of the router's, as the attacker; its answers, '' where there was none."""
+    with network.attacker.connect(ROUTER[4], port, ATTACKER[4], 5) as sock, sock.makefile('r', errors='replace') as answers:
+        sock.settimeout(5)
+        said = [answers.readline()]
+        for word in words:
+            sock.sendall(word.encode() + b'\r\n')
+            said.append(answers.readline())
+        return said
+
+
+def ftp(network, password):
+    return talk(network, 21, ['USER alice', 'PASS ' + password])[-1][:3] == '230'
+
+
+def imap(network, password):
+    return ' OK ' in talk(network, 143, ['x LOGIN alice "%s"' % password])[-1][:5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('server, port, log_in', [(vsftpd, 21, ftp), (dovecot, 143, imap)], ids=['vsftpd', 'dovecot'])
+def test_the_fifth_wrong_password_for_another_daemon_is_a_ban_too(network, daemon, server, port, log_in):
+    busybox_syslogd(network)
+    server(network)
+    banwatch = daemon('[%s]\n' % server.__name__, maxretry=5)
+    for _ in range(4):
+        assert not log_in(network, 'wrong')
+    banwatch.wait_failures(server.__name__, 4)
+    assert banwatch.ask('banned') == [] and gets_through(network)
+    assert not log_in(network, 'wrong')
+    assert [row['jail'] for row in banwatch.wait_banned(ATTACKER[4])] == [server.__name__]
+    assert poll(lambda: not gets_through(network))
+
+
+@pytest.mark.slow
+def test_wrong_passwords_on_one_connection_to_dovecot_are_as_many_failures(network, daemon):
+    busybox_syslogd(network)
+    dovecot(network)
+    banwatch = daemon('[dovecot]\n', maxretry=5)
+    talk(network, 143, ['x LOGIN alice wrong'] * 3 + ['x LOGOUT'])
+    banwatch.wait_failures('dovecot', 3)
+    talk(network, 143, ['x LOGIN bob wrong'] * 2 + ['x LOGOUT'])
+    assert [row['jail'] for row in banwatch.wait_banned(ATTACKER[4])] == ['dovecot']

@@ -437,7 +437,8 @@ def saved(network, version):
     return network.router.output([{4: 'iptables-save', 6: 'ip6tables-save'}[version]])
 
 
-@pytest.mark.parametrize('version', [4, pytest.param(6, marks=pytest.mark.slow)], ids=['IPv4', 'IPv6'])
+@pytest.mark.slow
+@pytest.mark.parametrize('version', [4, 6], ids=['IPv4', 'IPv6'])
 def test_who_scans_ports_gets_nothing_through_to_the_router_and_all_through_it(network, daemon, version):
     door = network.lan.listen('::', 9)
     open(network.log, 'w').close()                         # what stood there before would count at its own time
@@ -464,8 +465,9 @@ def test_who_scans_ports_gets_nothing_through_to_the_router_and_all_through_it(n
 @pytest.mark.parametrize('version', [4, 6], ids=['IPv4', 'IPv6'])
 def test_a_reload_that_switches_such_a_jail_on_and_off_leaves_no_second_jump_and_a_stop_leaves_nothing(network, daemon, version):
     door = network.lan.listen('::', 9)
-    before = saved(network, version)
+    open(network.log, 'w').close()
     guard = daemon()
+    assert reaches(network, version) == (True, True)       # and so they know each other's hardware address, banned or not
     assert guard.command('ban', '-j', 'sshd', '192.0.2.7', '2001:db8:5::/64').returncode == 0
     with open(guard.conf) as f:
         plain = f.read()
@@ -482,7 +484,6 @@ def test_a_reload_that_switches_such_a_jail_on_and_off_leaves_no_second_jump_and
         assert poll(lambda: reaches(network, version) == (not text, not text or inner))
     assert guard.ask('status')['wrong'] == []
     assert guard.stop() == 0
-    strip = r'(?m)^[#:].*\n'
-    assert re.sub(strip, '', saved(network, version)) == re.sub(strip, '', before) and 'banwatch' not in saved(network, version)
+    assert 'banwatch' not in saved(network, version)
     assert reaches(network, version) == (True, True)
     door.close()
