@@ -1586,15 +1586,17 @@ class Definition:
         """Takes in the filter's file (its name is a path, or is looked for in these folders) and what
         that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
         self.folders, self.read, later = folders, read, []
+        name, file = self.name, self.name + '.conf'
         if '/' in self.name:
-            folders, name = [self.name.rpartition('/')[0] or '/'], re.sub(r'\.conf$', '', self.name.rpartition('/')[2])
-        else:
-            name = self.name
+            folder, _, file = self.name.rpartition('/')
+            folders, name = [folder or '/'], re.sub(r'\.conf$', '', file)
         for folder in folders:
             local, path = self.fetch(folder, name + '.local')
-            if local is not None:
+            if local is not None and path != self.name:
                 later.insert(0, (path, local, folder))
-            text, path = self.fetch(folder, name + '.conf')
+            text, path = self.fetch(folder, file)
+            if text is None and file != name + '.conf':
+                text, path = self.fetch(folder, name + '.conf')
             if text is not None:
                 self.origin = BUILT_IN if folder == BUILT_IN else path
                 self.take(path, text, folder)
@@ -2177,7 +2179,7 @@ class Filter:
 
     def examine(self, block, wall):
         """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
-        found = self.look(as_text(block[1:-1]), wall, True)
+        found = self.look_at(block, wall, True)
         for seen in self.scan(block, lambda date: found.when or 0.0, True):
             if not seen.login:
                 return found._replace(ip=seen.ip, user=seen.user, verdict=FAIL, why=''), seen.guesses
@@ -2187,8 +2189,11 @@ class Filter:
 
     def look(self, text, wall, bare=False):
         """The Look of one line (text), whatever was before it; None if no regex matches."""
+        return self.look_at(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'), wall, bare)
+
+    def look_at(self, block, wall, bare):
         regex, rows, texts, _ = self.form(bare)
-        block = without_rfc5424(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'))
+        block = without_rfc5424(block)
         for m in regex.finditer(block):
             head = self.head(block[1:m.start()]) if self.led and not bare else (
                 first(m, [name for name in DATE_GROUPS if name in regex.groupindex]), None)
@@ -2332,7 +2337,7 @@ class LineFilter:
         self.buffer = (self.buffer + [text])[-self.maxlines:]
         seen, fields = '\n'.join(self.buffer) + '\n', {}
         if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
-            return None
+            return None, fields, when, True
         if self.prefregex:
             m = self.prefregex.search(seen)
             if m is None:
@@ -5199,7 +5204,8 @@ class Trial:
             if len(self.missed) < 1000 or shape in self.missed:
                 self.missed.setdefault(shape, [0, raw])[0] += 1
             return
-        self.regexes[name, found.regex] += 1
+        if found.regex:
+            self.regexes[name, found.regex] += 1
         kind = {FAIL: 'matched', LOGIN: 'login', NOFAIL: 'no failure', None: 'ignored'}[found.verdict]
         self.counts[kind] += 1
         if failures:
@@ -5207,7 +5213,7 @@ class Trial:
         if found.why:
             self.why[found.why + ('' if found.ip or not found.id else ': ' + printable(found.id))] += 1
         if self.matched(found) and len(self.examples) < 10:
-            self.examples.append((n, found.ip or found.id or '', found.user or '', clock_text(found.when)
+            self.examples.append((n, printable(found.ip or found.id or ''), found.user or '', clock_text(found.when)
                                   if found.when is not None else 'no date'))
 
     def summary(self):
@@ -5259,8 +5265,12 @@ def trial_filters(conf, machine, words, options):
             made = {each: load_filter(each, given, folders=(BUILT_IN,)) for each in JAILS}
             return {each: f for each, f in made.items() if not isinstance(f, History)}, files
         if spec in jails.by_name and jails.by_name[spec].filter:
-            return {spec: jails.by_name[spec].filter}, files
-        return {spec: load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)}, files
+            made = jails.by_name[spec].filter
+        else:
+            made = load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)
+        if isinstance(made, History):
+            raise Problem('%s reads no log, it counts the bans of other jails (try replay)' % printable(spec), os.EX_USAGE)
+        return {spec: made}, files
     except ValueError as e:
         raise Problem(str(e), os.EX_CONFIG) from None
 
@@ -5270,6 +5280,8 @@ def test(conf, options, words):
     filters, files = trial_filters(conf, machine, words, options)
     try:
         wall = float(options['now']) if 'now' in options else machine.wall()
+        if not 0 <= wall < 1e11:
+            raise ValueError
     except ValueError:
         raise Problem('--now %s is not a number of seconds' % printable(options['now']), os.EX_USAGE) from None
     trial, matches = Trial(filters, wall), 0
@@ -5361,6 +5373,8 @@ def dispatch(argv):
 
 
 def main(argv):
+    if hasattr(sys.stdout, 'reconfigure'):         # a terminal that lacks letters is no reason to fail
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = dispatch(argv)
         sys.stdout.flush()

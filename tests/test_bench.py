@@ -187,7 +187,7 @@ def test_the_search_finds_what_costs_most():
     found, tries = bench.slowest(texts(), cost, 2000, clock=lambda: next(clock))
     assert tries > 1900 and len(found) == bench.KEPT and found == sorted(found, key=lambda pair: -pair[0])
     assert found[0][0] > 300
-    less = bench.simpler(found[0][1], random.Random(1), cost, 300)
+    less = bench.simpler(found[0][1], random.Random(1), cost, 300, 200, clock=lambda: next(clock))
     assert cost(less) >= 300 and len(less.start) <= len(found[0][1].start)
 
 

@@ -1144,7 +1144,6 @@ def test_a_regex_that_runs_away_again_and_again_rests_for_a_minute_and_its_neigh
     assert house.banned() == ['192.0.2.7', '192.0.2.8']
 
 
-# BUG: the trouble is adopted from the old filter, and `troubles` never lets go of it
 @pytest.mark.parametrize('text', ['[slow]\nfailregex = ^a+ <HOST>$\n', '[slow]\nenabled = false\n', ''])
 def test_a_regex_that_is_mended_or_gone_after_a_reload_is_no_longer_wrong(make, text):
     house = make(SLOW)
@@ -1155,7 +1154,6 @@ def test_a_regex_that_is_mended_or_gone_after_a_reload_is_no_longer_wrong(make, 
     assert house.ask('status')['wrong'] == []
 
 
-# BUG: the rest is adopted too, so the mended filter sleeps on
 def test_a_regex_that_is_mended_does_not_rest_any_more(make):
     house = make(SLOW)
     house.write(ENDLESS * 3)
@@ -1233,7 +1231,6 @@ def test_a_network_is_counted_as_it_was_banned(strict):
         ('recidive', '192.0.2.0/24'), ('recidive', '2001:db8:5::/64')]
 
 
-# BUG: `ban -j dropbear` is a ban by hand as well, and it counts
 @pytest.mark.parametrize('jail', [None, 'manual', 'dropbear'])
 def test_bans_by_hand_do_not_count(strict, jail):
     house = strict()
@@ -1290,7 +1287,6 @@ def test_recidive_bans_nobody_who_is_never_banned(strict):
     assert jails_of(house) == ['dropbear'] and jails_of(house, '192.0.2.8') == ['dropbear', 'recidive']
 
 
-# BUG: what is old is told by the longest findtime of all jails, and recidive's is a day
 @pytest.mark.parametrize('text', ['', AGAIN, '[vsftpd]\nfindtime = 1d\n'])
 def test_a_backlog_is_as_old_for_a_jail_as_its_own_findtime_says(tmp_path, text):
     machine = FakeMachine()

@@ -327,7 +327,6 @@ def test_with_one_hook_only_there_is_no_chain_in_front():
     assert 'banwatch-input' not in banwatch.IPTables(4, ['INPUT'], {}, SCAN).rules([ticket('192.0.2.7', 'kernel-scan')])
 
 
-# BUG: with `chain = FORWARD` alone, bans of a jail with `forward = false` stop what is forwarded
 def test_where_only_forwarded_packets_are_stopped_a_ban_to_the_router_only_stops_none():
     chains = banwatch.IPTables(4, ['FORWARD'], {}, SCAN).rules([ticket('192.0.2.7', 'kernel-scan'), ticket('198.51.100.7')])
     rules = ' '.join(rule for rules in chains.values() for rule in rules)
@@ -376,7 +375,6 @@ def test_an_address_banned_both_ways_stays_banned_for_the_one_when_the_other_is_
         wall.right()
 
 
-# BUG: the batch deletes the chain before the jump to it, so the kernel refuses it, for ever; no further ban gets through
 def test_switching_it_on_and_off_leaves_one_jump_in_each_hook(wall):
     wall.script(FOREIGN)
     wall.tickets = [ticket(nets(wall)[1])]
@@ -395,7 +393,7 @@ def test_switching_it_on_and_off_leaves_one_jump_in_each_hook(wall):
     ('{tool} -I INPUT 1 -j ACCEPT', 'INPUT rule not first'),
     ('{tool} -A INPUT -j banwatch-input', 'INPUT rule doubled'),
     ('{tool} -D INPUT -j banwatch-input; {tool} -I INPUT -j banwatch', 'INPUT rule missing'),
-    # BUG: the jump of the other kind is not seen
+
     ('{tool} -A INPUT -j banwatch', 'INPUT rule doubled'),
     ('{tool} -A FORWARD -j banwatch-input', 'FORWARD rule doubled'),
     ('{tool} -F; {tool} -X', 'chain banwatch missing')])
@@ -408,7 +406,6 @@ def test_damage_to_the_chain_in_front_is_noticed_told_and_mended(wall, damage, t
     assert jumps(wall) == SPLIT and wall.first('INPUT') == SPLIT[1]
 
 
-# BUG: the jump that is left over keeps the chain from being deleted, so each batch is refused, and no ban gets through
 def test_a_jump_to_the_chain_in_front_that_is_left_over_does_not_keep_it_from_going(wall):
     scan_wall(wall).mend()
     wall.script('{tool} -I INPUT -j banwatch')
@@ -460,7 +457,6 @@ def test_who_scans_ports_gets_nothing_through_to_the_router_and_all_through_it(n
     door.close()
 
 
-# BUG: the same
 @pytest.mark.slow
 @pytest.mark.parametrize('version', [4, 6], ids=['IPv4', 'IPv6'])
 def test_a_reload_that_switches_such_a_jail_on_and_off_leaves_no_second_jump_and_a_stop_leaves_nothing(network, daemon, version):
