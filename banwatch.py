@@ -1076,8 +1076,8 @@ FAIL, NOFAIL, LOGIN = range(3)
 Row = collections.namedtuple('Row', 'kind verdict ip user child special')
 Special = collections.namedtuple('Special', 'distinct times mlfid')
 # The one regex over a block that all of them are part of. `rows`: number of the group that ends a row -> Row;
-# `texts`: the same -> the regex as it is written; `needed`: texts one of which a block must hold, or None
-Form = collections.namedtuple('Form', 'regex rows texts needed')
+# `texts`: the same -> the regex as it is written; `demands`: sets of texts, one of each must be in a block
+Form = collections.namedtuple('Form', 'regex rows texts demands')
 # What one line is, for `test`: `verdict` one of FAIL NOFAIL LOGIN, or None with the reason `why`
 Look = collections.namedtuple('Look', 'verdict regex ip id user when fields why')
 
@@ -1221,7 +1221,7 @@ failregex =
 # A guess is told by vsftpd (a process for each connection, whose pid only some log daemons write) and by
 # PAM, perhaps by two of its modules: what they have in common is the address, so that is the connection.
 program = vsftpd(?:\(pam_\w+\))?
-prefregex = ^(?=.*(?: Client "| rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]+</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?=.*(?: Client "| rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]{1,64}</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
 # The user's name, and paths in the lines of other events, are the client's text: an event has its name in
 # front of it, so a line with another one before FAIL LOGIN is not ours. The names are short enough
 # that a log daemon which cuts lines at 255 bytes cannot make one of them end in an address of theirs.
@@ -1241,7 +1241,7 @@ failregex = ^<head>\[<F-USER>[^\]"]*</F-USER>\] <F-MLFGAINED>OK LOGIN: Client</F
 # client has written: through syslog `server (name[address]) - text`, in its own log
 # `host proftpd[pid] server (name[address]): text`. Keys are left out: honest clients offer several.
 program = (?:in\.)?proftpd(?:\(pam_\w+\))?
-prefregex = ^(?=(?:[^()]*\([^ ()\[\]]*\[|.* rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]+</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?=(?:[^()]*\([^ ()\[\]]*\[|.* rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]{1,64}</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
 head = (?:[\d-]{10} [\d:]{8}(?:,\d+)? )?(?:(?:\S+ )?(?:proftpd|session)\[\d+\]:? )?(?:\S+ )?\([^ \[\]()]*\[(?:::ffff:)?<HOST>\]\)(?: -|:)
 failregex = ^(?!.{220})<head> USER <F-USER>[^ :]{1,64}</F-USER>: <F-MLFGAINED>Login successful</F-MLFGAINED>\.?\s*$
 
@@ -1267,7 +1267,7 @@ failregex = ^(?!.{220})<head> USER <F-USER>[^ :]{1,64}</F-USER>: <F-MLFGAINED>Lo
 # modules: what they have in common is the address, so that is the connection. Nobody is logged in when a
 # guess fails, so the account in front of the address is always `?`: no text of the client's.
 program = pure-ftpd(?:-\w+)?(?:\(pam_\w+\))?
-prefregex = ^(?=(?:\(\?@|.* rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]+</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?=(?:\(\?@|.* rhost=)(?:::ffff:)?<F-MLFID>[\w.:%-]{1,64}</F-MLFID>)<F-CONTENT>.+</F-CONTENT>$
 head = \(\?@(?=[^() ]{1,255}\) \[)(?:::ffff:)?<HOST>\)
 failregex = ^<head> \[INFO\] <F-USER>[^ @()\[\]]{1,64}</F-USER> <F-MLFGAINED>is now logged in</F-MLFGAINED>$
 
@@ -1290,7 +1290,7 @@ failregex = ^<head> \[INFO\] <F-USER>[^ @()\[\]]{1,64}</F-USER> <F-MLFGAINED>is 
 # certificate's, so the address is what follows the last slash of the first word: IPv4 with a port, IPv6
 # without one. The seven (?<!...) say that an address does not end as `.7:51820` does, where <HOST> is greedy.
 program = (?:openvpn|ovpn)[^ :\[\]]*|Error
-prefregex = ^(?=(?:(?:(?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?|.* rhost=|.* from \[AF_INET6?\])(?:::ffff:)?\[?<F-MLFID>(?:(?:\d+\.){3}\d+|[0-9a-fA-F:]+)</F-MLFID>(?:[\]: ]|$)))<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?=(?:(?:(?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?|.* rhost=|.* from \[AF_INET6?\])(?:::ffff:)?\[?<F-MLFID>(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-fA-F:]{2,45})</F-MLFID>(?:[\]: ]|$)))<F-CONTENT>.+</F-CONTENT>$
 mode = normal
 head = (?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?=\S{3,200} )(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?(?:::ffff:)?<HOST>(?<!\.\d:\d)(?<!\.\d:\d\d|\.\d\d:\d)(?<!\.\d:\d{3}|\.\d\d:\d\d|\.\d{3}:\d)(?<!\.\d:\d{4}|\.\d\d:\d{3}|\.\d{3}:\d\d)(?<!\.\d:\d{5}|\.\d\d:\d{4}|\.\d{3}:\d{3})(?<!\.\d\d:\d{5}|\.\d{3}:\d{4})(?<!\.\d{3}:\d{5})(?::\d+)?(?: peer-id=\d+)?
 mdre-normal =
@@ -1417,7 +1417,7 @@ mode-more = ^warning: [\w.-]+\[<HOST>\](?::\d+)?: SASL .{1,100} authentication f
     'dovecot': r'''
 [Definition]
 program = dovecot(?:-auth)?|auth(?:-worker)?(?:\([\w-]*\))?|(?:imap|pop3|submission|sieve|managesieve)-login
-prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]+</F-MLFID>(?:>\): |>?\s*$|\s+user=\S*\s*$))?)(?:dovecot: )?(?:[a-z0-9]+-login: |auth(?:-worker)?(?:\([^()]*\))?: )?(?:Info: )?(?:conn unix:auth-worker \([^()]*\): auth-worker<\d+>: )?<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]{1,64}</F-MLFID>(?:>\): |>?\s*$|\s+user=\S*\s*$))?)(?:dovecot: )?(?:[a-z0-9]+-login: |auth(?:-worker)?(?:\([^()]*\))?: )?(?:Info: )?(?:conn unix:auth-worker \([^()]*\): auth-worker<\d+>: )?<F-CONTENT>.+</F-CONTENT>$
 gone = (?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)?
 address = (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
 asked = \(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\):
@@ -1807,7 +1807,7 @@ def native_row(text, n):
         raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))' % quoted(text))
     if any(inside and piece in ('\\D', '\\W') for piece, inside in pieces(text)):
         raise ValueError('%s: with `program`, there is no \\D or \\W in [...]' % quoted(text))
-    body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]+)\\]?' % n, text[1:])
+    body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]{1,255})\\]?' % n, text[1:])
     body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
         '(?P<%s%d>' % (m.group(2).lower(), n) if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
     body = body[:-1] if re.search(r'(?<!\\)(?:\\\\)*\$$', body) else body + '.*'
@@ -1862,8 +1862,16 @@ def branches(regex):
 def needed(regex):
     """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
     if there is none worth looking for. Longer and fewer is better."""
-    return None if regex.flags & re.I else best_of(needed_sets(
-        parsed(regex.pattern, regex.flags & re.M), 'latin-1' if isinstance(regex.pattern, bytes) else 'utf-8'))
+    return best_of(demands(regex))
+
+
+def demands(regex):
+    """All such sets that a compiled regex has, small ones first."""
+    if regex.flags & re.I:
+        return []
+    coding = 'latin-1' if isinstance(regex.pattern, bytes) else 'utf-8'
+    sets = needed_sets(parsed(regex.pattern, regex.flags & re.M), coding)
+    return sorted((found for found in sets if found and min(map(len, found)) > 2), key=len)
 
 
 def parsed(pattern, flags=0):
@@ -1998,10 +2006,12 @@ class Filter:
     def form(self, bare):
         """The Form; with `bare` a line needs no tag."""
         if bare not in self.forms:
-            head = (b'\n(?:' + HEAD + self.tag + b'|' + BARE + b')' if bare else
-                    self.tag if self.led else b'\n' + HEAD + self.tag)
-            regex = branches((head + self.rest).decode('latin-1')).encode('latin-1')
+            whole = b'\n(?:' + HEAD + self.tag + b'|' + BARE + b')' + self.rest if bare else b'\n' + HEAD + self.tag + self.rest
+            if self.led and not bare:              # a line has one tag: after it, it is not tried again
+                whole = self.tag + b'(?:' + self.rest + br'|.*(?P<none>))'
+            regex = branches(whole.decode('latin-1')).encode('latin-1')
             regex, rows, texts = compiled(regex, re.M, self.definition.name), {}, {}
+            rows[regex.groupindex.get('none', 0)] = None
             for n, (kind, text) in enumerate(self.texts):
                 ip, user, distinct, times, mlfid = (regex.groupindex.get('%s%d' % (name, n), 0)
                                                     for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
@@ -2011,7 +2021,8 @@ class Filter:
                 rows[end] = Row(kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
                                 ip, user, '<F-CHILD>' in text,
                                 Special(distinct, times, mlfid) if distinct or times or mlfid else None)
-            self.forms[bare] = Form(regex, rows, texts, needed(regex))
+            self.forms[bare] = Form(regex, rows, texts, demands(compiled(self.tag + self.rest, re.M, self.definition.name))
+                                    if not bare else demands(regex))
         return self.forms[bare]
 
     def head(self, head):
@@ -2028,8 +2039,8 @@ class Filter:
     def scan(self, block, moment, bare=False, wall=None):
         """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
         no line before it has told of. `moment` turns a line's date into its time."""
-        (regex, rows, _, texts), sessions = self.form(bare), self.sessions
-        if texts and not any(text in block for text in texts):
+        (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
+        if not all(any(text in block for text in texts) for texts in demanded):
             return
         block = without_rfc5424(block)
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
@@ -2037,7 +2048,10 @@ class Filter:
         led, latest, newline, repeats = self.led and not bare, None, 10, b'message repeated ' in block
         end, size, width, home = self.known_head
         for m in regex.finditer(block):
-            kind, verdict, ip_at, user_at, child, special = rows[m.lastindex]
+            row = rows[m.lastindex]
+            if row is None:
+                continue
+            kind, verdict, ip_at, user_at, child, special = row
             pid, times = m[pid_at], m[times_at] if repeats else None
             ip = host(m[ip_at]) if ip_at else None
             if not led:
@@ -2195,6 +2209,8 @@ class Filter:
         regex, rows, texts, _ = self.form(bare)
         block = without_rfc5424(block)
         for m in regex.finditer(block):
+            if rows[m.lastindex] is None:
+                continue
             head = self.head(block[1:m.start()]) if self.led and not bare else (
                 first(m, [name for name in DATE_GROUPS if name in regex.groupindex]), None)
             if head:
@@ -2226,6 +2242,9 @@ class LineFilter:
         self.texts = failregex or lines(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
         self.tellers = [only(needed(regex)) for regex in self.rows]
+        # for each row the texts (bytes) that all stand in a line that it matches
+        self.needs = [sorted({text for found in demands(regex) if len(found) == 1 for text in found}, key=len, reverse=True)
+                      for regex in self.rows]
         self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or lines(get('ignoreregex'))]
         self.check()
         self.needed = self.what_is_needed()
@@ -2278,7 +2297,7 @@ class LineFilter:
             raw, times = block[start:end].rstrip(b'\r'), 1
             if b'message repeated ' in raw:
                 raw, times = unwrapped(raw)
-            if not raw or self.rests and wall < self.rests:
+            if not raw or self.rests and wall < self.rests or self.needed and not self.may_match(raw):
                 continue
             found = self.look(as_text(raw), wall)
             when = None if found is None or found.verdict is None else moment(found.when)
@@ -2290,6 +2309,16 @@ class LineFilter:
                 yield Sighting(found.ip, found.user, 0, True, when)
             elif found.verdict == FAIL:
                 self.names += 1
+
+    def may_match(self, raw):
+        """False if a line lacks, for each regex, some text that it needs: most of the candidates do."""
+        for texts in self.needs:
+            for text in texts:
+                if text not in raw:
+                    break
+            else:
+                return True
+        return False
 
     def examine(self, block, wall):
         """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
@@ -2315,8 +2344,8 @@ class LineFilter:
             fields = self.merge(fields, when if when is not None else wall)
         verdict = NOFAIL if fields.get('nofail') and not fields.get('mlfgained') else (
             LOGIN if fields.get('nofail') else FAIL)
-        ip = fields.get('ip4') or fields.get('ip6')
-        key = fields.get('fid') or ip or fields.get('dns')
+        ip, fid = fields.get('ip4') or fields.get('ip6'), fields.get('fid')
+        key = ' '.join(map(str, fid)) if type(fid) is tuple else fid or ip or fields.get('dns')
         user = fields.get('user')
         user = ' '.join(filter(None, user)) if isinstance(user, tuple) else user
         if verdict == FAIL and key is None:
@@ -2391,7 +2420,7 @@ class LineFilter:
     def merge(self, new, when):
         """What is known of a connection, this line's fields laid over it: fail2ban's rules. The same
         connection may tell its address, its user and its failures in different lines."""
-        identity = re.sub(LEVEL.decode(), '', new['mlfid'])
+        identity = new['mlfid'] if type(new['mlfid']) is tuple else re.sub(LEVEL.decode(), '', new['mlfid'])
         known = self.connections.get(identity)
         if known and abs(when - known[0]) > 300:
             known = self.connections.pop(identity) and None

@@ -295,6 +295,15 @@ def test_a_name_is_never_looked_up_and_never_counted(rows, name):
     assert (row['ip'], row['failures'], row['why']) == (None, 0, 'it names no address')
 
 
+
+@pytest.mark.parametrize('regex', [r'door <F-ID>\S+</F-ID> of <F-TUPLE_ID>\S+</F-TUPLE_ID>',
+                                   r'door <F-MLFID>\S+</F-MLFID> of <F-TUPLE_MLFID>\S+</F-TUPLE_MLFID>(?: <HOST>)?'])
+def test_an_id_of_several_parts_is_no_address_and_no_bug(rows, tried, regex):
+    (row,) = rows('--regex', regex, log='door 192.0.2.7 of 192.0.2.8\n')
+    assert (row['ip'], row['failures']) == (None, 0) and row['why']
+    assert tried('--regex', regex, log='door 192.0.2.7 of 192.0.2.8\n').err == ''
+
+
 def test_among_all_filters_the_one_that_counts_a_line_is_told(rows):
     """dropbear and vsftpd both know lines of PAM, by their tags; a line that one of them counts is that one's."""
     pam = 'pam_unix(%s:auth): authentication failure; logname= uid=0 euid=0 tty=x ruser=bob rhost=192.0.2.7 '
