@@ -682,12 +682,13 @@ HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST
         br'|(?!' + UNIX_DATE + br' |' + ISO_DATE + br' )'
         br'(?:<(?:(?P<auth>3[2-9]|8[0-7])|\d{1,3})>)?(?:\[?(?P<date4>' + ANY_DATE + br')\]?:? )?'
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
-        br'(?(auth)(?:' + HOST + br': (?!' + HOST + br': ))?))')
-HEADER, HEAD_DATES = re.compile(HEAD), ('date', 'date2', 'date3', 'date4')
+        br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
+HEADER, HEAD_DATES = re.compile(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b'')), ('date', 'date2', 'date3', 'date4')
 BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        # of a daemon's own file
 DATE_GROUPS, HOST_GROUPS = ('date', 'date2', 'date3', 'date4', 'date5'), ('host', 'host3', 'host4')
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
-REPEATED = br'(?:message repeated (?P<times>\d{1,9}) times: \[ ?)?'
+REPEATED = br'(?:message repeated (?P<times>\d{1,9}) times: \[ ?(?=.*\]\r?$))?'
+SHAPE = bytes.maketrans(b'123456789', b'000000000')      # two dates with digits in the same places look alike
 MOST_TIMES = 100                                   # what one `message repeated` may count at most
 LINE = re.compile(b'(?:' + HEAD + TAG % br'(?P<program>[^\s:\[\]]*)' + b'|' + BARE + b')' + REPEATED
                   + br'(?P<message>(?(times).*?(?= ?\]\r*\Z)|.*))', re.S)
@@ -718,11 +719,12 @@ def tidy(block, before=b''):
     if has_long(block):
         block = LONG.sub(br'\1 [cut]', block)
     if b'last message repeated ' in block:
-        lines = block.split(b'\n')
+        lines, room = block.split(b'\n'), len(block) + PLAIN_LINE
         for n, line in enumerate(lines):
             m = AGAIN.fullmatch(line.rstrip(b'\r'))
             if m:
-                lines[n] = repeated(before, m.group('times'))
+                room -= len(before)                # a line that is long and told again and again fills no memory
+                lines[n] = repeated(before, m.group('times')) if room > 0 else b''
             elif line:
                 before = line
         block = b'\n'.join(lines)
@@ -834,6 +836,8 @@ def iso_time(m):
 def zone_seconds(zone):
     """Seconds east of Greenwich of 'Z', '+0100', '-07:30', 'CET', 'UTC+2'."""
     m = re.match(r'\s*([A-Za-z]*)(?:([+-])(\d\d?):?(\d\d)?)?$', zone)
+    if m is None:
+        raise ValueError('no zone')
     seconds = ZONES[m.group(1).upper()] * 3600
     if m.group(2):
         offset = int(m.group(3)) * 3600 + int(m.group(4) or 0) * 60
@@ -937,18 +941,19 @@ class Template:
         """(start, end, seconds since 1970 or None) of the date in a line; None if there is none. An
         empty stretch: a date may be missing here."""
         m = self.regex.search(line)
-        if m is None:
-            return None
-        start, end = m.span(self.group)
+        return m and m.span(self.group) + (self.time(m, now),)
+
+    def time(self, m, now):
+        """Seconds since 1970 of what `regex` has found, None if that is no date."""
         key = m.group(), now
         if key not in self.times:
             if len(self.times) > 256:
                 self.times.clear()
             try:
-                self.times[key] = field_time(m.groupdict(), now) if end > start else None
+                self.times[key] = field_time(m.groupdict(), now) if m.group(self.group) else None
             except (ValueError, OverflowError, KeyError):
                 self.times[key] = None
-        return start, end, self.times[key]
+        return self.times[key]
 
 
 def date_field(m):
@@ -1002,15 +1007,23 @@ def anchored_templates():
 
 
 def find_date(line, choice, now):
-    """(start, end, seconds or None) of the date in a line: the first template that begins the line,
-    else the one that stands nearest to its beginning; None if there is none."""
-    best = None
+    """(start, end, seconds or None) of the date in a line, None if there is none."""
+    template, m = locate_date(line, choice)
+    return m and m.span(template.group) + (template.time(m, now),)
+
+
+def locate_date(line, choice):
+    """(template, its match) of the date in a line: the first template that begins the line, else the
+    one that stands nearest to its beginning; (None, None) if there is none."""
+    best, nearest = (None, None), len(line) + 1
     for template in choice:
-        found = template.find(line, now)
-        if found and (template.anchored or found[0] <= 1):
-            return found
-        if found and (best is None or found[0] < best[0]):
-            best = found
+        m = template.regex.search(line)
+        if m:
+            start = m.start(template.group)
+            if template.anchored or start <= 1:
+                return template, m
+            if start < nearest:
+                best, nearest = (template, m), start
     return best
 
 
@@ -1230,9 +1243,9 @@ failregex = ^<head>\[<F-USER>[^\]"]*</F-USER>\] <F-MLFGAINED>OK LOGIN: Client</F
 
             ^<head>(?:\[<F-USER>(?:(?!\] (?:OK |FTP |DEBUG|FAIL (?!LOGIN))[ A-Za-z]*: Client ").){0,128}</F-USER>\] )?FAIL LOGIN: Client "(?:::ffff:)?<HOST>"(?:, "User is [a-z ]+ user list\.?")?$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'proftpd': r'''
 [Definition]
@@ -1257,9 +1270,9 @@ failregex = ^(?!.{220})<head> USER <F-USER>[^ :]{1,64}</F-USER>: <F-MLFGAINED>Lo
 
             ^<head> Maximum login attempts (?:\(\d+\) )?exceeded(?:, connection refused|, refusing connection for user '<F-USER>.{0,600}</F-USER>')?\.?\s*$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'pure-ftpd': r'''
 [Definition]
@@ -1278,9 +1291,9 @@ failregex = ^<head> \[INFO\] <F-USER>[^ @()\[\]]{1,64}</F-USER> <F-MLFGAINED>is 
 
             ^<head> \[(?:ERROR|WARNING)\] Too many authentication failures\s*$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'openvpn': r'''
 [Definition]
@@ -1314,9 +1327,9 @@ failregex = ^<head> TLS Auth Error: Auth Username/Password verification failed f
             ^<head> PLUGIN_CALL: plugin function PLUGIN_AUTH_USER_PASS_VERIFY failed with status 1: \S+$
             ^<head> WARNING: Failed running command \(--auth-user-pass-verify\): external program exited with error status: \d+$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
             <mdre-<mode>>
 ''',
@@ -1526,8 +1539,9 @@ TAGS['SUBNET'] = r'\[?(?:%(IP4)s|%(IP6)s)(?:/%(CIDR)s)?\]?' % TAGS
 TAGS.update({'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
 TAG_NAMES = {'ID': 'fid', 'PORT': 'fport'}
 OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES')
+MOST_TEXT = 512                                    # bytes of a name that are kept
 SESSIONS = 1000                                    # connections remembered per filter
-CHILDREN = 64                                      # ... and per address, those that may be a child
+CHILDREN = 16                                      # ... and per address, those that may be a child
 SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
 MOST_RUNAWAYS = 3                                  # regexes aborted, until a filter has to rest ...
 REST_SECONDS = 60                                  # ... for so long
@@ -1943,8 +1957,8 @@ def host(text):
 
 
 @functools.lru_cache(maxsize=1024)
-def as_text(raw):
-    return raw.decode('utf-8', 'backslashreplace')
+def as_text(raw):                                  # of what is kept: a user's name
+    return raw[:MOST_TEXT].decode('utf-8', 'backslashreplace')
 
 
 new_tuple = tuple.__new__                          # a namedtuple's own __new__ takes four times as long
@@ -1957,7 +1971,7 @@ class Session:
     pending = 0                      # of these, the ones that still wait for an address
 
     def __init__(self, when):
-        self.seen = when
+        self.born = when
         self.lines = {}              # kind -> how many lines of it
 
 
@@ -1984,12 +1998,12 @@ class Filter:
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
         self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
-                     + br'(?(times) ?\])\r*$')
+                     + br'(?(times) ?\])\r?$')
         self.texts = texts           # (kind, regex as it is written)
         # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
         self.led = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
-        # of the last header: what stands between date and tag, its length, the date's length, the host
-        self.known_head = None, 0, 0, None
+        # of the last header: what stands between date and tag, its length, the date's shape, the host
+        self.known_head = None, 0, b'', None
         self.forms = {}              # may a line lack the tag? -> its Form
         try:
             self.form(False)
@@ -2033,7 +2047,8 @@ class Filter:
             return None
         date, home = first(m, HEAD_DATES), first(m, HOST_GROUPS)
         if head.startswith(date or b' '):
-            self.known_head = head[len(date):], len(head) - len(date), len(date), home
+            date = date or b''
+            self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
         return date, home
 
     def scan(self, block, moment, bare=False, wall=None):
@@ -2045,8 +2060,9 @@ class Filter:
         block = without_rfc5424(block)
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
         dates = [name for name in DATE_GROUPS if name in regex.groupindex]
-        led, latest, newline, repeats = self.led and not bare, None, 10, b'message repeated ' in block
-        end, size, width, home = self.known_head
+        led, latest, repeats = self.led and not bare, None, b'message repeated ' in block
+        end, size, shape, known_home = self.known_head
+        width = len(shape)
         for m in regex.finditer(block):
             row = rows[m.lastindex]
             if row is None:
@@ -2058,20 +2074,21 @@ class Filter:
                 date, home = first(m, dates), first(m, HOST_GROUPS)
             else:
                 at = m.start() - size
-                if block[at:at + size] == end and at > width and block[at - width - 1] == newline:
-                    date = block[at - width:at]
+                if block[at:at + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
+                    date, home = block[at - width + 1:at], known_home
                 else:
                     at = m.start()
                     head = self.head(block[block.rfind(b'\n', 0, at) + 1:at])
                     if head is None:
                         continue
                     date, home = head
-                    end, size, width, _ = self.known_head
+                    end, size, shape, known_home = self.known_head
+                    width = len(shape)
             identity = home, pid
             session = sessions.get(identity) if pid else None
             if session and latest and ip == session.ip and verdict == FAIL and not (special or times or self.ignore):
                 told = session.lines.get(kind, 0) + 1
-                if told <= session.counted and latest - session.seen <= SESSION_SECONDS:
+                if told <= session.counted and latest - session.born <= SESSION_SECONDS:
                     session.lines[kind] = told     # most lines tell nothing new: enough about this one
                     if not child:
                         self.parents[ip] = identity
@@ -2089,15 +2106,15 @@ class Filter:
                 identity = home, pid
                 session = sessions.get(identity)
             if pid is not None:
-                if session is None or session.ip != ip and ip and session.ip or when - session.seen > SESSION_SECONDS:
+                if session is None or session.ip != ip and ip and session.ip or when - session.born > SESSION_SECONDS:
                     session = self.meet(identity, ip, kind, child, when)
-                session.seen = when
                 if ip is None:
                     ip = session.ip
                 else:
                     session.ip = ip
+                known = session.user
                 if user is None:
-                    user = session.user
+                    user = known
                 else:
                     session.user = user
                 if verdict == FAIL:
@@ -2117,11 +2134,14 @@ class Filter:
                     new = 0
                 else:
                     new, session.pending = session.pending, 0
+                if verdict == LOGIN:               # one of its user's guesses was right in the end
+                    new -= new > 0 and known == user
+            if new > 0 and ip:
+                yield new_tuple(Sighting, (ip, as_text(user) if user and verdict == FAIL else None, new, False, when))
             if verdict == LOGIN:
+                sessions.pop((home, pid), None)    # what comes later under this pid is another connection
                 if ip and user:
                     yield Sighting(ip, as_text(user), 0, True, when)
-            elif new > 0 and ip:
-                yield new_tuple(Sighting, (ip, user and as_text(user), new, False, when))
 
     def adopt(self, old):
         """Takes over what this filter knew before a reload."""
@@ -2130,14 +2150,14 @@ class Filter:
                 setattr(self, name, getattr(old, name))
 
     def ignored(self, block, m):
-        text = as_text(block[m.start('begin'):m.end()])
+        text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
         return any(regex.search(text) for regex in self.ignore)
 
     def meet(self, identity, ip, kind, child, when):
         """The Session of a line whose connection is not known; a child's line may be its parent's."""
         if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
             parent = self.sessions.get(self.parents.get(ip))
-            if parent and kind not in parent.lines and when - parent.seen <= SESSION_SECONDS:
+            if parent and kind not in parent.lines and when - parent.born <= SESSION_SECONDS:
                 return parent
         self.sessions.pop(identity, None)
         session = self.sessions[identity] = Session(when)
@@ -2166,7 +2186,8 @@ class Filter:
                                          or identity[0] != self.parents[session.ip][0]):
                 continue                           # it asked for another user's password, or elsewhere
             del waiting[identity]
-            if child is not session and child.ip == session.ip and len(child.lines) == 1:
+            if (child is not session and child.ip == session.ip and len(child.lines) == 1
+                    and session.born - child.born <= SESSION_SECONDS):
                 (kind, n), = child.lines.items()
                 told = min(n, most - found)
                 session.lines[kind] = session.lines.get(kind, 0) + told
@@ -2179,9 +2200,9 @@ class Filter:
     def special(self, m, at, ip, when, pid, new):
         """(connection, guesses) of a line that names its own."""
         if at.distinct:
-            new *= self.new_to(ip, m[at.distinct], when)
+            new *= self.new_to(ip, m[at.distinct][:64], when)
         if at.times and m[at.times]:
-            new *= min(int(m[at.times]), MOST_TIMES)
+            new *= min(int(m[at.times][:9]), MOST_TIMES)
         return m[at.mlfid] or pid if at.mlfid else pid, new
 
     def new_to(self, ip, text, when):
@@ -2226,7 +2247,7 @@ class Filter:
         fields = {name: as_text(m[at]) for name, at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
                   if at and m[at]}
         return Look(None if why else row.verdict, texts[m.lastindex], ip or None, as_text(m[row.ip]) if row.ip else None,
-                    user and as_text(user), date and date_time(date, int(wall) // 86400), fields, why)
+                    as_text(user) if user else None, date and date_time(date, int(wall) // 86400), fields, why)
 
 
 class LineFilter:
@@ -2250,7 +2271,8 @@ class LineFilter:
         self.needed = self.what_is_needed()
         self.buffer = []             # the lines that a regex over several of them may want
         self.connections = {}        # mlfid -> [when it was first seen, what is known of it]
-        self.last = None             # the time of the last line that had one
+        self.last = None             # the time of the last line that had one, and was asked for it
+        self.pending = None          # (template, match, now) of a later date that nobody has asked for
         self.names = 0               # failures that named a host, not an address
         self.runaways = []           # when a regex was aborted, lately
         self.rests = None            # until when the filter is not asked
@@ -2262,7 +2284,7 @@ class LineFilter:
     def adopt(self, old):
         """Takes over what this filter knew before a reload."""
         if type(old) is type(self):
-            for name in ('buffer', 'connections', 'last', 'names'):
+            for name in ('buffer', 'connections', 'last', 'pending', 'names'):
                 setattr(self, name, getattr(old, name))
             if [regex.pattern for regex in self.rows] == [regex.pattern for regex in old.rows]:
                 self.runaways, self.rests, self.trouble = old.runaways, old.rests, old.trouble
@@ -2297,9 +2319,9 @@ class LineFilter:
             raw, times = block[start:end].rstrip(b'\r'), 1
             if b'message repeated ' in raw:
                 raw, times = unwrapped(raw)
-            if not raw or self.rests and wall < self.rests or self.needed and not self.may_match(raw):
+            if not raw or self.rests and self.rests - REST_SECONDS <= wall < self.rests or self.needed and not self.may_match(raw):
                 continue
-            found = self.look(as_text(raw), wall)
+            found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
             when = None if found is None or found.verdict is None else moment(found.when)
             if when is None or found.verdict == NOFAIL:
                 continue
@@ -2323,7 +2345,7 @@ class LineFilter:
     def examine(self, block, wall):
         """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
         raw, times = unwrapped(block[1:-1].rstrip(b'\r'))
-        found = self.look(as_text(raw), wall) if raw else None
+        found = self.look(raw.decode('utf-8', 'backslashreplace'), wall) if raw else None
         if found and found.verdict == FAIL and not found.ip:
             found = found._replace(why='it names no address')
         return found, times if found and found.verdict == FAIL and found.ip else 0
@@ -2361,12 +2383,18 @@ class LineFilter:
 
     def match(self, text, wall, date=None):
         """(regex, fields, time or None, ignored) of a line, None if it does not match."""
-        before, after, when = self.dated(text, wall) if date is None else ('', text, date)
-        text = before + after
+        template, m = locate_date(text, self.templates) if date is None else (None, None)
+        if m:
+            start, end = m.span(template.group)
+            text = text[:start] + text[end:]
+            dated = template, m, wall
+        else:
+            dated = None
         self.buffer = (self.buffer + [text])[-self.maxlines:]
         seen, fields = '\n'.join(self.buffer) + '\n', {}
+        self.pending, before = dated or self.pending, self.pending
         if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
-            return None, fields, when, True
+            return None, fields, self.time(dated, before, wall) if date is None else date, True
         if self.prefregex:
             m = self.prefregex.search(seen)
             if m is None:
@@ -2381,23 +2409,31 @@ class LineFilter:
                               if value is not None or key not in fields)
                 ignored = self.ignores(seen)
                 self.forget_lines(m)
-                return text, fields, when, ignored
+                return text, fields, self.time(dated, before, wall) if date is None else date, ignored
         return None
 
     def ignores(self, text):
         return any(regex.search(text) for regex in self.ignore)
 
-    def dated(self, text, wall):
-        """(text before the date, text after it, time or None) of a line."""
-        found = find_date(text, self.templates, wall) if self.templates else None
-        if found is None:
-            return '', text, self.last if self.last is not None and self.last > wall - 60 else None
-        start, end, when = found
-        if when is None and (end > start or self.last is not None and self.last > wall - 60):
-            return '' if end == start else text[:start], text if end == start else text[end:], (
-                self.last if self.last is not None and self.last > wall - 60 else None)
-        self.last = wall if when is None else float(int(when))
-        return text[:start], text[end:], self.last
+    def time(self, dated, before, wall):
+        """The time of a line: its own; else the last one that a line had, if that was less than a
+        minute ago; else now if its date may be missing. (Of lines that do not match, the date is not
+        read before it is needed: `before` is that of the line before.)"""
+        if before:
+            self.last = self.read_date(before) or self.last
+        recent = self.last if self.last is not None and self.last > wall - 60 else None
+        when = dated and self.read_date(dated)
+        if when is None and dated and not dated[1].group(dated[0].group):
+            when = wall if recent is None else recent
+        if when is not None:
+            self.last, self.pending = when, None
+        return recent if when is None else when
+
+    @staticmethod
+    def read_date(dated):
+        template, m, wall = dated
+        when = template.time(m, wall)
+        return None if when is None else float(int(when))
 
     def forget_lines(self, m):
         """After a match over several lines, they are not looked at again, but for those it skipped."""
@@ -2431,7 +2467,7 @@ class LineFilter:
         if known:
             fields = known[1]
             users = fields.setdefault('users', set()) if new.get('user') else fields.get('users')
-            if new.get('user'):
+            if new.get('user') and len(users) < 3:             # two are asked for
                 users.add(new['user'])
             fields.pop('nofail', None), fields.pop('mlfgained', None)
             if gained:
@@ -2730,7 +2766,7 @@ class Jail:
         refusal, cell, key = self.places.get(ip) or self.place(ip)
         if login:
             return self.admit(seen, key, bans)
-        if refusal or self.logins.get((ip, user), when) > when:                # a login forgives for a while
+        if refusal or guesses == 1 and self.logins.get((ip, user), when) > when:           # after a login
             self.ignored += guesses
             return None
         self.failures += guesses
@@ -3315,6 +3351,7 @@ class Program:
         return ''
 
 
+SLOW_SECONDS, GUARD_TOTAL = 0.02, 1                # what is slow; how much of that there may be in a minute
 GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
 
 
@@ -3328,6 +3365,7 @@ class Machine:
         self.outward = set()         # interfaces that a default route goes through, or did
         self.written = 0             # bytes of state files, for `status`
         self.guards = self.guarding = False
+        self.slow_since, self.slow = 0, 0          # since when so many seconds went into slow searches
 
     # clocks and chance
     def ticks(self):
@@ -3393,10 +3431,22 @@ class Machine:
         self.guarding = True
         signal.setitimer(signal.ITIMER_VIRTUAL, GUARD_SECONDS)
         try:
-            return search(*arguments)
+            found = search(*arguments)
         finally:
             self.guarding = False
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            left = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
+        if GUARD_SECONDS - left > SLOW_SECONDS:
+            self.charge(GUARD_SECONDS - left)
+        return found
+
+    def charge(self, seconds):
+        """Adds up slow searches; Runaway if there is more of it than GUARD_TOTAL within a minute."""
+        now = self.ticks()
+        if now - self.slow_since > 60:
+            self.slow_since, self.slow = now, 0
+        self.slow += seconds
+        if self.slow > GUARD_TOTAL:
+            raise Runaway
 
     def abort(self, number, frame):
         if self.guarding:
@@ -3881,7 +3931,10 @@ class Datagrams(Source):
         block = []
         try:
             while len(block) < 256:
-                block.append(self.sock.recv(PLAIN_LINE + 2).rstrip(b'\0\r\n ').replace(b'\n', b' ') + b'\n')
+                line = self.sock.recv(PLAIN_LINE + 2)
+                if len(line) < PLAIN_LINE + 2:     # else it may have been cut: that must be seen
+                    line = line.rstrip(b'\0\r\n ')
+                block.append(line.replace(b'\n', b' ') + b'\n')
         except BlockingIOError:
             pass
         except OSError as e:
@@ -5291,8 +5344,7 @@ def trial_filters(conf, machine, words, options):
     try:
         if name == 'all':
             given = filter_spec(spec)[1]
-            made = {each: load_filter(each, given, folders=(BUILT_IN,)) for each in JAILS}
-            return {each: f for each, f in made.items() if not isinstance(f, History)}, files
+            return {each: built_in(each, given) for each in JAILS if each != 'recidive'}, files
         if spec in jails.by_name and jails.by_name[spec].filter:
             made = jails.by_name[spec].filter
         else:
@@ -5302,6 +5354,14 @@ def trial_filters(conf, machine, words, options):
         return {spec: made}, files
     except ValueError as e:
         raise Problem(str(e), os.EX_CONFIG) from None
+
+
+def built_in(name, params):
+    """A built-in filter, with these options if it knows them."""
+    try:
+        return load_filter(name, params, folders=(BUILT_IN,))
+    except ValueError:
+        return load_filter(name, folders=(BUILT_IN,))
 
 
 def test(conf, options, words):
