@@ -1122,8 +1122,8 @@ failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
             ^pam_\w+\(dropbear:auth\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
 
             ^Exit before auth from <<HOST>:\d+>: (?!\(user '[^']*', 0 fails\):)
-            ^[Ee]xit before auth(?: \(user '.*', \d+ fails\))?: (?:Max auth tries reached - user '.*'|Client trying multiple usernames) from <HOST>:\d+$
-            ^[Ee]xit before auth(?: \(user '.*', [1-9]\d* fails\))?: (?!Max auth tries reached - user '|Client trying multiple usernames from )
+            ^[Ee]xit before auth(?: \(user '.{0,128}', \d+ fails\))?: (?:Max auth tries reached - user '.*'|Client trying multiple usernames) from <HOST>:\d+$
+            ^[Ee]xit before auth(?: \(user '.{0,128}', [1-9]\d* fails\))?: (?!Max auth tries reached - user '|Client trying multiple usernames from )
 ''',
     'sshd': r'''
 [Definition]
@@ -1138,21 +1138,21 @@ prefregex = ^(?!(?=.{150,256}$).*\\\d\d\d)(?:\[ID \d+ \S+\] )?(?:error: |fatal: 
 failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: .*)?$
 
             ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for <F-USER>\S+</F-USER> from <HOST> port \d+ ssh\d(?: \[preauth\]|:.*)?$
-            ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+            ^Failed (?!none |publickey |hostbased |keyboard-interactive)\S+ for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
             ^Failed (?!none |publickey |hostbased )\S+ for (?:invalid user |illegal user )?<F-USER>\S+</F-USER> from <HOST>$
-            ^PAM: (?:(?! for ).)+(?: for service)? for (?:illegal user |invalid user )?<F-USER>.*</F-USER> from <HOST>(?: via \S+)?(?: \[preauth\])? ?$
+            ^PAM: (?:(?! for ).){1,100}(?: for service)? for (?:illegal user |invalid user )?<F-USER>.{0,450}</F-USER> from <HOST>(?: via \S+)?(?: \[preauth\])? ?$
 
             ^Failed keyboard-interactive\S* for <F-USER>\S+</F-USER> from <HOST> port \d+ ssh\d:
-            ^Failed keyboard-interactive\S* for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+            ^Failed keyboard-interactive\S* for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
-            ^Failed publickey for (?:invalid user|illegal user) <F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?(?: \[preauth\])?$
+            ^Failed publickey for (?:invalid user|illegal user) <F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?(?: \[preauth\])?$
 
-            ^Failed none for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+            ^Failed none for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
             ^Failed <F-DISTINCT>hostbased</F-DISTINCT> for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: |$)
 
-            ^[Ii]nvalid user(?: <F-USER>.*</F-USER>)? from <HOST>(?: port \d+)?(?: \[preauth\])? ?$
-            ^[Ii]llegal user(?: <F-USER>.*</F-USER>)? from <HOST>(?: port \d+)?(?: \[preauth\])? ?$
+            ^[Ii]nvalid user(?: <F-USER>.{0,450}</F-USER>)? from <HOST>(?: port \d+)?(?: \[preauth\])? ?$
+            ^[Ii]llegal user(?: <F-USER>.{0,450}</F-USER>)? from <HOST>(?: port \d+)?(?: \[preauth\])? ?$
 
             ^pam_unix\(sshd:auth\): <F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?(?: \[preauth\])?\s*$
             ^<F-CHILD>authentication failure</F-CHILD>; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
@@ -1161,11 +1161,11 @@ failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> fr
 
             ^(?:PAM )?\d+ more <F-CHILD>authentication failure</F-CHILD>s?; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?(?: \[preauth\])?\s*$
 
-            ^User <F-USER>.*</F-USER> from <HOST> not allowed because (?:not listed in AllowUsers|listed in DenyUsers|not in any group|none of user's groups are listed in AllowGroups|a group is listed in DenyGroups|account is locked|shell \S+ (?:does not exist|is not executable))(?: \[preauth\])? ?$
+            ^User <F-USER>.{0,450}</F-USER> from <HOST> not allowed because (?:not listed in AllowUsers|listed in DenyUsers|not in any group|none of user's groups are listed in AllowGroups|a group is listed in DenyGroups|account is locked|shell \S+ (?:does not exist|is not executable))(?: \[preauth\])? ?$
 
             ^ROOT LOGIN REFUSED FROM <HOST>(?: port \d+)?(?: \[preauth\])?$
 
-            ^maximum authentication attempts exceeded for (?:invalid user |illegal user )?<F-USER>.*</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+            ^maximum authentication attempts exceeded for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
             ^Received disconnect from <HOST>(?: port \d+)?: ?3: .*: Auth fail
 
@@ -1243,9 +1243,9 @@ failregex = ^<head>\[<F-USER>[^\]"]*</F-USER>\] <F-MLFGAINED>OK LOGIN: Client</F
 
             ^<head>(?:\[<F-USER>(?:(?!\] (?:OK |FTP |DEBUG|FAIL (?!LOGIN))[ A-Za-z]*: Client ").){0,128}</F-USER>\] )?FAIL LOGIN: Client "(?:::ffff:)?<HOST>"(?:, "User is [a-z ]+ user list\.?")?$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'proftpd': r'''
 [Definition]
@@ -1270,9 +1270,9 @@ failregex = ^(?!.{220})<head> USER <F-USER>[^ :]{1,64}</F-USER>: <F-MLFGAINED>Lo
 
             ^<head> Maximum login attempts (?:\(\d+\) )?exceeded(?:, connection refused|, refusing connection for user '<F-USER>.{0,600}</F-USER>')?\.?\s*$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'pure-ftpd': r'''
 [Definition]
@@ -1291,9 +1291,9 @@ failregex = ^<head> \[INFO\] <F-USER>[^ @()\[\]]{1,64}</F-USER> <F-MLFGAINED>is 
 
             ^<head> \[(?:ERROR|WARNING)\] Too many authentication failures\s*$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'openvpn': r'''
 [Definition]
@@ -1327,9 +1327,9 @@ failregex = ^<head> TLS Auth Error: Auth Username/Password verification failed f
             ^<head> PLUGIN_CALL: plugin function PLUGIN_AUTH_USER_PASS_VERIFY failed with status 1: \S+$
             ^<head> WARNING: Failed running command \(--auth-user-pass-verify\): external program exited with error status: \d+$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!.* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 
             <mdre-<mode>>
 ''',
