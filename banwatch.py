@@ -1183,7 +1183,7 @@ failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> fr
             ^Magic value check failed \(\d+\) on obfuscated handshake from <HOST>(?: port \d+)?(?: \[preauth\])?$
             ^refused connect from \S+ \(<HOST>\)$
             ^drop connection #\d+ from <HOST>:\d+ on \S+ penalty:
-            ^Timeout before authentication for (?:connection from )?<HOST>(?: port \d+)?(?: to \S+, pid = <F-MLFID>\d+</F-MLFID>\S*)?(?: \[preauth\])?$
+            ^Timeout before authentication for (?:connection from )?<HOST>(?: port \d+)?(?: to \S+, pid = <F-MLFID>\d{1,10}</F-MLFID>(?:[^\d\s]\S{0,100})?)?(?: \[preauth\])?$
             ^<F-NOFAIL>Connection from</F-NOFAIL> <HOST>(?: port \d+)?(?: on .*)?$
 
             <mode-<mode>>

@@ -1333,3 +1333,12 @@ def test_own_filter_takes_the_same_options():
     made = banwatch.own_filter({'maxlines': '3', 'datepattern': '{^LN-BEG}'}, ['^ a <HOST>$<SKIPLINES>^ b$'], ['192.0.2.8'], evil)
     lines = ['Nov 20 14:01:45 ' + text for text in ('a 192.0.2.7', 'b', 'a 192.0.2.8', 'b')]
     assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
+
+
+def test_lines_that_are_slow_but_end_in_time_may_not_take_more_than_a_second_of_a_minute():
+    """Each is below the limit of a single one; two hundred of them would jam the daemon for half a minute."""
+    made = stock('exim', banwatch.Machine().guard)
+    line = b'2026-11-20 12:27:01 SMTP protocol error in "AUTH LOGIN' + b'"' * 17 + b' H=(x) [192.0.2.7] AUTH command used when not advertised x\n'
+    block, began = banwatch.tidy(line * 200), time.process_time()
+    assert list(made.scan(block, lambda date: 0.0, wall=NOW)) == []
+    assert time.process_time() - began < 4 and 'takes too long' in made.trouble
