@@ -5057,6 +5057,9 @@ def status(conf, options, words):
         rows.append('firewall  %s: %s' % (wall['name'], wall['trouble'] or plural(wall['rules'], 'ban')))
     saved = 'not saved yet' if answer['saved'] is None else 'saved ' + clock_text(answer['saved'])
     rows.append('state     ' + saved)
+    for jail in answer['jails']:
+        if jail['origin'] not in (None, BUILT_IN):
+            rows.append('filter    %s: %s' % (jail['jail'], jail['origin']))
     rows += [''] + list(table(head, [[jail[key] for key in keys] for jail in answer['jails']]))
     rows += [''] * bool(answer['wrong']) + ['WRONG: ' + printable(text) for text in answer['wrong']]
     return show(rows)
@@ -5411,8 +5414,8 @@ COMMANDS = {
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
     'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop),
     'test': Verb('FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
-                 'which lines a filter matches, by which regex, and which not; FILTER is a name, a jail, all, or a '
-                 'file of filter.d, with [option=value,...]', test),
+                 'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
+                 '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test),
     'replay': Verb('[FILE...] [--json]', ['json'], 0, ANY,
                    'who would have been banned by these logs (- is standard input); touches nothing', replay),
 }

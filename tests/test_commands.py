@@ -287,6 +287,18 @@ def test_status_says_what_is_wrong(tmp_path):
         made.close()
 
 
+def test_status_says_which_filters_are_not_built_in(tmp_path):
+    (tmp_path / 'filter.d').mkdir()
+    (tmp_path / 'filter.d' / 'web.conf').write_text('[Definition]\nfailregex = ^no <HOST>$\n')
+    made = Running(tmp_path, '[web]\n[shop]\nfailregex = ^gone <HOST>$\n')
+    try:
+        text = made('status').stdout
+        assert re.search(r'filter +web: %s/filter.d/web.conf\n' % re.escape(str(tmp_path)), text)
+        assert re.search(r'filter +shop: conf\n', text) and not re.search(r'filter +sshd', text)
+    finally:
+        made.close()
+
+
 def test_a_second_daemon_is_one_line_and_exit_1(running):
     done = running('run')
     assert done.returncode == 1
