@@ -4995,7 +4995,8 @@ def read_conf(name, strict=True):
     except UnicodeDecodeError as e:
         raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
     config, problems = read_config(text, name)
-    problems += Jails(config, Machine().filter_text).problems
+    if strict:                                     # who only talks to the daemon needs no filters
+        problems += Jails(config, Machine().filter_text).problems
     if problems and strict:
         raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
     if problems:
