@@ -624,7 +624,8 @@ def test_auto_finds_what_the_machine_has(files, programs, found):
 
 def test_standard_input_is_read_to_its_end(tmp_path):
     script = ('import sys; sys.path[:0] = %r; from test_sources import Reader\n'
-              'r = Reader("-").start(); r.until(lambda: r.source.trouble == "ended"); print(r.got)' % (sys.path[:8],))
+              'r = Reader("-").start(); r.until(lambda: r.source.trouble == "ended"); print(r.got)'
+              % ([os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.abspath(banwatch.__file__))],))
     import subprocess
     for feed in ({'input': b'one\ntwo'}, {'stdin': subprocess.DEVNULL}):
         out = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, **feed).stdout
