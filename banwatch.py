@@ -1975,6 +1975,26 @@ class Session:
         self.lines = {}              # kind -> how many lines of it
 
 
+@functools.lru_cache(maxsize=32)
+def make_form(tag, rest, texts, led, bare):
+    """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
+    written) of each row; is the regex to begin with the tag; may a line lack it?"""
+    whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest if bare else b'\n' + HEAD + tag + rest
+    if led and not bare:                           # a line has one tag: after it, it is not tried again
+        whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
+    regex = compiled(branches(whole.decode('latin-1')).encode('latin-1'), re.M, 'what all of them make')
+    at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
+    for n, (kind, text) in enumerate(texts):
+        ip, user, distinct, times, mlfid = (at('%s%d' % (name, n), 0)
+                                            for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
+        mlfid = mlfid or at('mlfid', 0)
+        written[at('end%d' % n)] = text
+        rows[at('end%d' % n)] = Row(
+            kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
+            ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times or mlfid else None)
+    return Form(regex, rows, written, demands(regex if bare else compiled(tag + rest, re.M, 'what all of them make')))
+
+
 class Filter:
     """A filter of our own kind: `scan` turns a block into Sightings."""
     trouble = ''
@@ -2020,23 +2040,10 @@ class Filter:
     def form(self, bare):
         """The Form; with `bare` a line needs no tag."""
         if bare not in self.forms:
-            whole = b'\n(?:' + HEAD + self.tag + b'|' + BARE + b')' + self.rest if bare else b'\n' + HEAD + self.tag + self.rest
-            if self.led and not bare:              # a line has one tag: after it, it is not tried again
-                whole = self.tag + b'(?:' + self.rest + br'|.*(?P<none>))'
-            regex = branches(whole.decode('latin-1')).encode('latin-1')
-            regex, rows, texts = compiled(regex, re.M, self.definition.name), {}, {}
-            rows[regex.groupindex.get('none', 0)] = None
-            for n, (kind, text) in enumerate(self.texts):
-                ip, user, distinct, times, mlfid = (regex.groupindex.get('%s%d' % (name, n), 0)
-                                                    for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
-                mlfid = mlfid or regex.groupindex.get('mlfid', 0)
-                end = regex.groupindex['end%d' % n]
-                texts[end] = text
-                rows[end] = Row(kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
-                                ip, user, '<F-CHILD>' in text,
-                                Special(distinct, times, mlfid) if distinct or times or mlfid else None)
-            self.forms[bare] = Form(regex, rows, texts, demands(compiled(self.tag + self.rest, re.M, self.definition.name))
-                                    if not bare else demands(regex))
+            try:
+                self.forms[bare] = make_form(self.tag, self.rest, tuple(self.texts), self.led, bare)
+            except ValueError as e:
+                raise ValueError('%s: %s' % (self.definition.name, e)) from None
         return self.forms[bare]
 
     def head(self, head):

@@ -397,6 +397,7 @@ def test_reload_answers_with_the_problems_of_the_conf(running):
     assert running('status').returncode == 0
 
 
+@pytest.mark.slow
 def test_an_idle_daemon_does_not_wake_up(running):
     time.sleep(0.5)
 

@@ -108,6 +108,7 @@ def gets_through(network, version=4):
 # --- from guesses to a ban, and back
 
 @SERVERS
+@pytest.mark.slow
 @BOTH
 def test_third_wrong_password_cuts_the_attacker_off_and_unban_lets_it_in_again(network, daemon, server, version):
     busybox_syslogd(network)
@@ -179,6 +180,7 @@ def test_rsyslog_is_followed_and_its_repeated_messages_count(network, daemon, re
     assert ('message repeated 4 times' in log(network)) == (reduce == 'on')
 
 
+@pytest.mark.slow
 def test_two_mistakes_before_the_right_password_ban_nobody(network, daemon):
     busybox_syslogd(network)
     dropbear(network)
@@ -227,6 +229,7 @@ def test_a_neighbour_on_the_routers_own_ipv6_network_is_banned_alone(network, da
 # --- what a ban does to what is open
 
 @BOTH
+@pytest.mark.slow
 @pytest.mark.parametrize('host, address', [('router', ROUTER), ('lan', {4: '192.168.1.2', 6: '2001:db8:2::2'})],
                          ids=['to the router', 'through it to the LAN'])
 def test_no_further_byte_of_an_open_connection_passes_after_the_ban(network, daemon, host, address, version):

@@ -234,6 +234,7 @@ def test_a_host_name_is_counted_as_such_and_never_resolved():
     assert jails.by_name['sshd'].filter.names == 1
 
 
+@pytest.mark.slow
 def test_a_cut_line_never_ends_like_a_whole_one():
     user = 'x' * 8000
     head = 'Failed password for invalid user '
@@ -343,6 +344,7 @@ def test_a_global_ignorelogin_is_not_lucis():
     assert made.get('luci', 'ignorelogin') == 7200
 
 
+@pytest.mark.slow
 def test_a_name_of_escapes_that_fills_a_short_line_is_no_evidence():
     """busybox may cut a line at 255 bytes; sshd writes four characters for a byte that is not ASCII."""
     user = '\\303' * 40 + ' from 198.51.100.99 port 22zz'
@@ -378,6 +380,7 @@ def test_rfc_5424_without_a_pid_joins_no_connections():
     assert total(block) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('made', native(), ids=lambda made: made.definition.name)
 def test_no_built_in_filter_is_slow_on_a_line_made_against_it(made):
     """Repeated pieces of the messages, up to the longest line there is: far below what a turn may take."""

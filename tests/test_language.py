@@ -1050,6 +1050,7 @@ def machine():
     return banwatch.Machine()
 
 
+@pytest.mark.slow
 def test_the_real_guard_ends_a_regex_and_the_next_one_has_all_its_time(machine):
     made = load('failregex = ^ h web: (?:x+)+ <HOST>$\n  ^ h web: no <HOST>$\n', guard=machine.guard)
     began = time.process_time()
@@ -1091,6 +1092,7 @@ def stock(spec, guard=banwatch.unguarded):
     return banwatch.load_filter('%s/%s' % (STOCK, spec), {}, banwatch.Machine().filter_text, guard=guard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spec, bad, good', [pytest.param(*row, id='%s-%d' % (row[0], len(row[1]))) for row in CATASTROPHES])
 def test_a_catastrophic_line_costs_a_stock_filter_a_moment_and_no_failure(machine, spec, bad, good):
     made = stock(spec, machine.guard)
@@ -1106,6 +1108,7 @@ def test_a_catastrophic_line_costs_a_stock_filter_a_moment_and_no_failure(machin
     assert ips(made, good) == ['192.0.2.7']
 
 
+@pytest.mark.slow
 def test_a_whole_attack_of_them_costs_no_more_than_three_a_minute(machine):
     made = stock('domino-smtp.conf', machine.guard)
     began = time.process_time()
@@ -1122,6 +1125,7 @@ def test_lines_of_rfc_5424_are_found_by_a_stock_filter_that_is_told_so(data):
     assert ips(stock('sshd.conf[logtype=rfc5424]'), RFC5424 % data) == ['192.0.2.7']
 
 
+@pytest.mark.slow
 def test_a_line_that_a_stock_filter_finds_is_never_passed_over_for_want_of_a_text():
     """`scan` looks only at lines that hold a text its regexes need; that must be every line that `look` finds."""
     if not os.path.isdir(STOCK):
@@ -1335,6 +1339,7 @@ def test_own_filter_takes_the_same_options():
     assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
 
 
+@pytest.mark.slow
 def test_lines_that_are_slow_but_end_in_time_may_not_take_more_than_a_second_of_a_minute():
     """Each is below the limit of a single one; two hundred of them would jam the daemon for half a minute."""
     made = stock('exim', banwatch.Machine().guard)

@@ -532,6 +532,7 @@ def test_a_missing_program_is_trouble_not_an_end():
     assert 'No such file' in reader.source.trouble
 
 
+@pytest.mark.slow
 def test_a_closed_source_leaves_no_process_behind():
     reader = Reader('exec:/bin/sh -c "echo $$; sleep 1000 & wait"').start()
     reader.until(lambda: reader.got)

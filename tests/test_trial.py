@@ -385,6 +385,7 @@ def test_the_summary_shows_what_no_regex_matches_the_most_frequent_first_and_num
     assert shown.splitlines() == ['     30  cron[0]: ran job 0 at 192.0.2.0', '      5  kernel: hello', '      1  odd one out']
 
 
+@pytest.mark.slow
 def test_at_most_ten_kinds_of_missed_lines_are_shown_and_each_is_cut(tried):
     log = ''.join(chr(97 + n) * 5000 + '\n' for n in range(26))
     done = tried('sshd', log=log)
