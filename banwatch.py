@@ -2270,9 +2270,8 @@ class LineFilter:
         self.texts = failregex or lines(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
         self.tellers = [only(needed(regex)) for regex in self.rows]
-        # for each row the texts (bytes) that all stand in a line that it matches
-        self.needs = [sorted({text for found in demands(regex) if len(found) == 1 for text in found}, key=len, reverse=True)
-                      for regex in self.rows]
+        # for each row sets of texts (bytes), one of each stands in a line that it matches; the telling ones first
+        self.needs = [sorted(demands(regex), key=lambda found: (len(found), -min(map(len, found)))) for regex in self.rows]
         self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or lines(get('ignoreregex'))]
         self.check()
         self.needed = self.what_is_needed()
@@ -2341,10 +2340,13 @@ class LineFilter:
 
     def may_match(self, raw):
         """False if a line lacks, for each regex, some text that it needs: most of the candidates do."""
-        for texts in self.needs:
-            for text in texts:
-                if text not in raw:
-                    break
+        for sets in self.needs:
+            for texts in sets:
+                for text in texts:
+                    if text in raw:
+                        break
+                else:
+                    break                          # none of them: this regex does not match
             else:
                 return True
         return False
