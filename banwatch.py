@@ -270,10 +270,6 @@ def count_or_auto(text):
     return None if text == 'auto' else count(text)
 
 
-def optional_count(text):
-    return count(text) if text else None
-
-
 def count_or_none(text):
     return count(text) if text else None
 
@@ -683,9 +679,10 @@ HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST
         br'(?:<(?:(?P<auth>3[2-9]|8[0-7])|\d{1,3})>)?(?:\[?(?P<date4>' + ANY_DATE + br')\]?:? )?'
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
-HEADER, HEAD_DATES = re.compile(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b'')), ('date', 'date2', 'date3', 'date4')
+HEADER = re.compile(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b''))
 BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        # of a daemon's own file
-DATE_GROUPS, HOST_GROUPS = ('date', 'date2', 'date3', 'date4', 'date5'), ('host', 'host3', 'host4')
+HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
+DATE_GROUPS = HEAD_DATES + ('date5',)
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
 REPEATED = br'(?:message repeated (?P<times>\d{1,9}) times: \[ ?(?=.*\]\r?$))?'
 SHAPE = bytes.maketrans(b'123456789', b'000000000')      # two dates with digits in the same places look alike
@@ -828,9 +825,13 @@ class Calendar:
 def iso_time(m):
     fields = tuple(int(part) for part in m.groups()[:6])
     fraction, zone = float((m.group(7) or '0').replace(',', '.')), m.group(8)
-    if not zone:
-        return time.mktime(fields + (0, 0, -1)) + fraction
-    return calendar.timegm(fields + (0, 0, 0)) - zone_seconds(zone) + fraction
+    return epoch(fields, zone_seconds(zone) if zone else None) + fraction
+
+
+def epoch(fields, offset):
+    """Seconds since 1970 of (year, month, day, hour, minute, second), `offset` seconds east of Greenwich,
+    or in this machine's zone for None."""
+    return time.mktime(fields + (0, 0, -1)) if offset is None else calendar.timegm(fields + (0, 0, 0)) - offset
 
 
 def zone_seconds(zone):
@@ -894,13 +895,14 @@ DATE_FIELDS = {
     'Exz': '(?P<z>(?:[A-Z]{1,5})?%s|[A-Z]{3,5}|Z)' % OFFSET, 'ExZ': '(?P<Z>[A-Z]{3,5}|Z)', '%': '%'}
 EPOCHS = {'EPOCH': r'(?P<epoch>\d{10,11}\b(?:\.\d{3,6})?)',
           'LEPOCH': r'(?P<epoch>\d{10,11}(?:\d{3}(?:\.\d{1,6}|\d{3})?)?)'}
+TAI64N = '@(?P<tai>[0-9a-f]{24})'
 LINE_BEGIN = '{^LN-BEG}'
 
 
 class Template:
-    """One way to write a date; `find` looks for it in a line (text)."""
+    """One way to write a date: `regex` finds it in a line (text), `group` is what is cut out there."""
 
-    def __init__(self, pattern, default=False):
+    def __init__(self, pattern):
         text, unbound = pattern, pattern.startswith('{UNB}')
         text = text[5:] if unbound else text
         begin = text.startswith(LINE_BEGIN)
@@ -909,9 +911,8 @@ class Template:
         if word in EPOCHS:                         # alone: at the beginning, in [brackets], or in audit(...:1)
             text = r'(?:^|(?<=^\[)|(?<=\baudit\())%s(?=:\d+\)|\b|\W|$)' % EPOCHS[word]
             unbound, begin = True, False
-            self.anchored = True
         elif word == 'TAI64N':
-            text = r'@(?P<tai>[0-9a-f]{24})'
+            text = TAI64N
         text = re.sub(r'(?<!\\)\{(L?EPOCH)\}', lambda m: EPOCHS[m.group(1).upper()], text, flags=re.I)
         named = re.search('%[aAbBpc]', text)
         text = re.sub(r'%(%|Ex[a-zA-Z]|[a-zA-Z])', date_field, text)
@@ -933,15 +934,8 @@ class Template:
             text = r'(?=^|\b|\W)' + text
         self.unbound = '**' in pattern or unbound and word not in EPOCHS       # may stand inside of a word
         self.anchored = word in EPOCHS or text.startswith(('^', '(^', '(?:^')) and not unbound
-        self.pattern = pattern
         self.regex = re.compile(text, re.I if named else 0)
         self.times = {}              # (text, now) -> seconds since 1970 or None
-
-    def find(self, line, now):
-        """(start, end, seconds since 1970 or None) of the date in a line; None if there is none. An
-        empty stretch: a date may be missing here."""
-        m = self.regex.search(line)
-        return m and m.span(self.group) + (self.time(m, now),)
 
     def time(self, m, now):
         """Seconds since 1970 of what `regex` has found, None if that is no date."""
@@ -978,11 +972,8 @@ def templates(pattern=''):
         elif '{DATE}' in line.upper():
             for default in DATES:
                 bare = default.replace(LINE_BEGIN, '').lstrip('^')
-                if bare not in ('EPOCH', 'TAI64N'):
-                    found.append(template(re.sub(r'\{DATE\}', lambda m: bare, line, flags=re.I), line))
-                else:
-                    inner = r'{EPOCH}' if bare == 'EPOCH' else r'@(?P<tai>[0-9a-f]{24})'
-                    found.append(template(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
+                inner = {'EPOCH': '{EPOCH}', 'TAI64N': TAI64N}.get(bare, bare)
+                found.append(template(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
         elif line:
             found.append(template(line, line))
     return found
@@ -1007,7 +998,8 @@ def anchored_templates():
 
 
 def find_date(line, choice, now):
-    """(start, end, seconds or None) of the date in a line, None if there is none."""
+    """(start, end, seconds or None) of the date in a line; None if there is none. An empty stretch: a
+    date may be missing here."""
     template, m = locate_date(line, choice)
     return m and m.span(template.group) + (template.time(m, now),)
 
@@ -1053,8 +1045,7 @@ def field_time(field, now):
         raise ValueError('no day')
 
     def moment(year, month, day):
-        fields = (year, month, day) + clock
-        return time.mktime(fields + (0, 0, -1)) if offset is None else calendar.timegm(fields + (0, 0, 0)) - offset
+        return epoch((year, month, day) + clock, offset)
     if today:
         when = moment(here.tm_year, here.tm_mon, here.tm_mday)
         return when if when <= now else moment(here.tm_year, here.tm_mon, here.tm_mday - 1)
@@ -1847,15 +1838,9 @@ def one_line(regex):
 
 def silent(regex):
     """`regex` with each (x) as (?:x)."""
-    return ''.join('(?:' if piece == '(' and not inside and regex[at + 1:at + 2] != '?' else piece
-                   for at, piece, inside in places(regex))
-
-
-def places(regex):
-    at = 0
-    for piece, inside in pieces(regex):
-        yield at, piece, inside
-        at += len(piece)
+    found = list(pieces(regex))
+    return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)] else piece
+                   for n, (piece, inside) in enumerate(found))
 
 
 def branches(regex):
@@ -1876,15 +1861,15 @@ def branches(regex):
 def needed(regex):
     """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
     if there is none worth looking for. Longer and fewer is better."""
-    return best_of(demands(regex))
+    return best_of(demands(regex.pattern, regex.flags))
 
 
-def demands(regex):
-    """All such sets that a compiled regex has, small ones first."""
-    if regex.flags & re.I:
+def demands(pattern, flags):
+    """All such sets that a regex with these flags has, small ones first."""
+    if flags & re.I:
         return []
-    coding = 'latin-1' if isinstance(regex.pattern, bytes) else 'utf-8'
-    sets = needed_sets(parsed(regex.pattern, regex.flags & re.M), coding)
+    coding = 'latin-1' if isinstance(pattern, bytes) else 'utf-8'
+    sets = needed_sets(parsed(pattern, flags & re.M), coding)
     return sorted((found for found in sets if found and min(map(len, found)) > 2), key=len)
 
 
@@ -1992,7 +1977,7 @@ def make_form(tag, rest, texts, led, bare):
         rows[at('end%d' % n)] = Row(
             kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
             ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times or mlfid else None)
-    return Form(regex, rows, written, demands(regex if bare else compiled(tag + rest, re.M, 'what all of them make')))
+    return Form(regex, rows, written, demands(regex.pattern if bare else tag + rest, regex.flags))
 
 
 class Filter:
@@ -2058,7 +2043,7 @@ class Filter:
             self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
         return date, home
 
-    def scan(self, block, moment, bare=False, wall=None):
+    def scan(self, block, moment, bare=False, wall=0):
         """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
         no line before it has told of. `moment` turns a line's date into its time."""
         (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
@@ -2066,7 +2051,7 @@ class Filter:
             return
         block = without_rfc5424(block)
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
-        dates = [name for name in DATE_GROUPS if name in regex.groupindex]
+        dates = DATE_GROUPS if bare else HEAD_DATES
         led, latest, repeats = self.led and not bare, None, b'message repeated ' in block
         end, size, shape, known_home = self.known_head
         width = len(shape)
@@ -2115,34 +2100,7 @@ class Filter:
             if pid is not None:
                 if session is None or session.ip != ip and ip and session.ip or when - session.born > SESSION_SECONDS:
                     session = self.meet(identity, ip, kind, child, when)
-                if ip is None:
-                    ip = session.ip
-                else:
-                    session.ip = ip
-                known = session.user
-                if user is None:
-                    user = known
-                else:
-                    session.user = user
-                if verdict == FAIL:
-                    if not child:
-                        self.parents[ip] = identity
-                    elif ip and not session.lines:
-                        self.wait(ip, identity, session)
-                    told = session.lines.get(kind, 0) + new
-                    session.lines[kind] = told
-                    new = told - session.counted
-                    if new > 0:
-                        session.counted = told
-                        if not child and ip in self.children:
-                            new -= self.claim(session, new)
-                        session.pending += new
-                if ip is None or not session.pending:
-                    new = 0
-                else:
-                    new, session.pending = session.pending, 0
-                if verdict == LOGIN:               # one of its user's guesses was right in the end
-                    new -= new > 0 and known == user
+                ip, user, new = self.tell(session, identity, ip, user, kind, verdict, child, new)
             if new > 0 and ip:
                 yield new_tuple(Sighting, (ip, as_text(user) if user and verdict == FAIL else None, new, False, when))
             if verdict == LOGIN:
@@ -2172,6 +2130,30 @@ class Filter:
             for known in (self.sessions, self.parents, self.children):         # no faster do these grow
                 shorten(known, SESSIONS)
         return session
+
+    def tell(self, session, identity, ip, user, kind, verdict, child, new):
+        """Adds a line to its connection: (address, user as known by now, guesses that are new)."""
+        session.ip = ip = session.ip if ip is None else ip
+        known = session.user
+        session.user = user = known if user is None else user
+        if verdict == FAIL:
+            if not child:
+                self.parents[ip] = identity
+            elif ip and not session.lines:
+                self.wait(ip, identity, session)
+            told = session.lines.get(kind, 0) + new
+            session.lines[kind] = told
+            new = told - session.counted
+            if new > 0:
+                session.counted = told
+                if not child and ip in self.children:
+                    new -= self.claim(session, new)
+                session.pending += new
+        if ip is None or not session.pending:
+            return ip, user, 0
+        new, session.pending = session.pending, 0
+        # one of its user's guesses was right in the end
+        return ip, user, new - (verdict == LOGIN and known == user)
 
     def wait(self, ip, identity, session):
         """Notes a session that may be a child of one that has not spoken yet."""
@@ -2240,7 +2222,7 @@ class Filter:
             if rows[m.lastindex] is None:
                 continue
             head = self.head(block[1:m.start()]) if self.led and not bare else (
-                first(m, [name for name in DATE_GROUPS if name in regex.groupindex]), None)
+                first(m, DATE_GROUPS if bare else HEAD_DATES), None)
             if head:
                 break
         else:
@@ -2269,9 +2251,10 @@ class LineFilter:
         self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
         self.texts = failregex or lines(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
-        self.tellers = [only(needed(regex)) for regex in self.rows]
         # for each row sets of texts (bytes), one of each stands in a line that it matches; the telling ones first
-        self.needs = [sorted(demands(regex), key=lambda found: (len(found), -min(map(len, found)))) for regex in self.rows]
+        self.needs = [sorted(demands(regex.pattern, regex.flags), key=lambda found: (len(found), -min(map(len, found))))
+                      for regex in self.rows]
+        self.tellers = [only(best_of(sets)) for sets in self.needs]
         self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or lines(get('ignoreregex'))]
         self.check()
         self.needed = self.what_is_needed()
@@ -2313,7 +2296,7 @@ class LineFilter:
         """The texts without one of which a line need not be looked at; None: look at all."""
         if self.maxlines > 1 or any(template.unbound for template in self.templates):
             return None
-        sets = [needed(regex) for regex in self.rows]
+        sets = [best_of(found) for found in self.needs]
         rows = set().union(*sets) if all(sets) else None
         return best_of([found for found in (self.prefregex and needed(self.prefregex), rows) if found])
 
@@ -2402,8 +2385,11 @@ class LineFilter:
         self.buffer = (self.buffer + [text])[-self.maxlines:]
         seen, fields = '\n'.join(self.buffer) + '\n', {}
         self.pending, before = dated or self.pending, self.pending
+
+        def when():
+            return self.time(dated, before, wall) if date is None else date
         if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
-            return None, fields, self.time(dated, before, wall) if date is None else date, True
+            return None, fields, when(), True
         if self.prefregex:
             m = self.prefregex.search(seen)
             if m is None:
@@ -2418,7 +2404,7 @@ class LineFilter:
                               if value is not None or key not in fields)
                 ignored = self.ignores(seen)
                 self.forget_lines(m)
-                return text, fields, self.time(dated, before, wall) if date is None else date, ignored
+                return text, fields, when(), ignored
         return None
 
     def ignores(self, text):
@@ -2470,7 +2456,6 @@ class LineFilter:
         if known and abs(when - known[0]) > 300:
             known = self.connections.pop(identity) and None
         gained, forget = new.get('mlfgained'), new.pop('mlfforget', None)
-        quiet = bool(gained or new.get('nofail'))
         if gained:
             new['nofail'] = new.get('nofail') or gained
         if known:
@@ -2572,14 +2557,20 @@ def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=u
     return LineFilter(definition, failregex, ignoreregex, guard)
 
 
+def check_own(failregex):
+    """ValueError if a regex of the conf has what only a file may have."""
+    for text in failregex:
+        if re.search(r'%\(\S+\)s', text):
+            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
+
+
 def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
     """The filter of a jail that has regexes of its own and no `filter`."""
+    check_own(failregex)
     for text in failregex:
         unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
         if unknown:
             raise ValueError('%s has a tag that is not known: %s' % (quoted(text), unknown.group()))
-        if re.search(r'%\(\S+\)s', text):
-            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
     return LineFilter(Definition('failregex', params, 'conf'), failregex, ignoreregex, guard)
 
 
@@ -2735,7 +2726,6 @@ class Jail:
         self.options = options
         self.filter = filter         # None: bans by hand only
         self.frees, self.fences = (), fences(())
-        self.freed = {}              # network -> which of `frees` it touches, '' if none
         self.places = {}             # address -> what `place` knows of it
         self.logins = {}             # (ip, user) -> until when their failures are forgiven
         self.failures = self.banned = self.ignored = 0         # since the start
@@ -2744,15 +2734,11 @@ class Jail:
         """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine."""
         frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + NEVER
         if frees != self.frees:
-            self.frees, self.fences, self.freed, self.places = frees, fences(frees), {}, {}
+            self.frees, self.fences, self.places = frees, fences(frees), {}
 
     def refusal(self, network):
         """Why an address or network must not be banned; '' if it may be."""
-        if network not in self.freed:
-            if len(self.freed) > 4096:
-                self.freed.clear()
-            self.freed[network] = overlap(network, self.fences)
-        return self.freed[network]
+        return overlap(network, self.fences)
 
     def place(self, ip):
         """(why the address is never banned or '', key it is counted by, key it is banned by): the
@@ -2765,7 +2751,7 @@ class Jail:
         key = cell = self.name, net
         if net != ip and self.refusal(net):
             key = self.name, ip
-        self.places[ip] = found = overlap(ip, self.fences), cell, key
+        self.places[ip] = found = self.refusal(ip), cell, key
         return found
 
     def weigh(self, seen, fails, bans, jails, chance):
@@ -2874,9 +2860,7 @@ def jail_filter(name, options, folders, read, guard):
     """The filter that a jail's options ask for; ValueError says what is wrong with it."""
     own, ignore = options['failregex'], options['ignoreregex']
     params = {key: str(options[key]) for key in ('mode', 'prefregex', 'maxlines', 'datepattern') if options[key]}
-    for text in own:
-        if re.search(r'%\(\S+\)s', text):
-            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
+    check_own(own)
     if own and not options['filter']:
         return own_filter(params, own, ignore, guard)
     return load_filter(options['filter'] or name, params, read, folders, guard, own, ignore)
@@ -5350,7 +5334,6 @@ def trial_filters(conf, machine, words, options):
     if not words:
         raise Problem('usage: banwatch.py test FILTER [FILE...] (or --regex R)', os.EX_USAGE)
     spec, files = words[0], words[1:]
-    jails = Jails(config, machine.filter_text, machine.guard)
     name, bracket, more = spec.partition('[')
     if os.path.isfile(name) and '/' not in name:
         name = './' + name
@@ -5358,8 +5341,8 @@ def trial_filters(conf, machine, words, options):
         if name == 'all':
             given = filter_spec(spec)[1]
             return {each: built_in(each, given) for each in JAILS if each != 'recidive'}, files
-        if spec in jails.by_name and jails.by_name[spec].filter:
-            made = jails.by_name[spec].filter
+        if spec in config.jails():
+            made = Jails(config, machine.filter_text, machine.guard).by_name[spec].filter
         else:
             made = load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)
         if isinstance(made, History):
@@ -5390,14 +5373,14 @@ def test(conf, options, words):
     for name in files or ['-' if not sys.stdin.isatty() else default_log(machine)]:
         for block in log_blocks(name):
             for row in trial.rows(block):
-                n, _, name, found, failures = row
-                matches += trial.matched(found)
+                n, _, by, found, failures = row
+                match = trial.matched(found)
+                matches += match
                 if 'json' in options:
-                    match = trial.matched(found)
                     print(json.dumps({
                         'line': n, 'match': match, 'ip': found.ip if match else None,
                         'user': found.user if match else None, 'time': found.when if match else None,
-                        'filter': name if match else None, 'failures': failures,
+                        'filter': by if match else None, 'failures': failures,
                         'why': found.why if found else ''}))
                 else:
                     trial.note(*row)

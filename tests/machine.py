@@ -1,4 +1,7 @@
 """A machine for tests: its clock is turned by hand, and what it would run is written down."""
+import contextlib
+import time
+
 import banwatch
 
 
@@ -76,3 +79,15 @@ def failure(ip, when, guesses=1, user=None):
 
 def login(ip, when, user):
     return banwatch.Sighting(ip, user, 0, True, when)
+
+
+@contextlib.contextmanager
+def zone(monkeypatch, name):
+    """This machine stands in another time zone for a while."""
+    monkeypatch.setenv('TZ', name)
+    time.tzset()
+    banwatch.date_time.cache_clear()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+    banwatch.date_time.cache_clear()

@@ -4,6 +4,7 @@ import time
 import pytest
 
 import banwatch
+from machine import zone
 
 MESSAGE = b"Bad password attempt for 'root' from 192.0.2.7:5"
 
@@ -78,13 +79,8 @@ NOW = 1795179705                                   # Fri Nov 20 2026, 13:01:45 U
 
 @pytest.fixture
 def utc(monkeypatch):
-    monkeypatch.setenv('TZ', 'UTC')
-    time.tzset()
-    banwatch.date_time.cache_clear()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-    banwatch.date_time.cache_clear()
+    with zone(monkeypatch, 'UTC'):
+        yield
 
 
 @pytest.mark.parametrize('date, when', [
