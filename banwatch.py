@@ -3,16 +3,17 @@
 """banwatch keeps password guessers off a router: it follows the log, counts failed logins per
 address, and bans offenders in the kernel's firewall, for longer each time.
 
-    log file ─┐                                             ┌─> iptables-restore
+    log file ─┐                                             ┌─> nft, ipset or iptables-restore
     logread  ─┤  bytes   ┌───────┐ failure ┌──────┐ ticket  │   (one batch a turn)
-    fifo     ─┼─────────>│ Jails │────────>│ Bans │─────────┤
-    udp      ─┤  lines   └───────┘         └──────┘         └─> state, JSON
+    fifo     ─┼─────────>│ Jails │────────>│ Bans │─────────┼─> state, JSON
+    udp      ─┤  lines   └───────┘         └──────┘         └─> commands of your own
     program  ─┘      filter, count, limits    ^
                                               └── banwatch ban / unban, over a Unix socket
 
 What it touches, as root
-    runs      iptables, ip6tables (and their -save, -restore forms); logread or journalctl if they
-              are the log source; the programs named in `source = exec:...`. Never a shell.
+    runs      nft; or ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
+              logread or journalctl if they are the log source; the programs named in
+              `source = exec:...` and `[action ...]`. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
               nothing else (each with .new while it is written, .bad if it could not be used); a
               FIFO that `source` names is made if it is missing.
@@ -67,11 +68,15 @@ VERSION = '0.1'
 FOREVER = -1
 PLAIN_LINE = 8192                    # bytes of a line that are looked at; the rest is cut
 
-Command = collections.namedtuple('Command', 'argv stdin')
-# What one line of a log said: `login` is True for a success; `guesses` is how many it stands for.
-Sighting = collections.namedtuple('Sighting', 'ip user guesses login when')
+Command = collections.namedtuple('Command', 'argv stdin environment')
+Command.__new__.__defaults__ = '', {}
+# What one line of a log said: `login` is True for a success; `guesses` is how many it stands for;
+# `told` is (line, fields of its regex), if somebody wants to know.
+Sighting = collections.namedtuple('Sighting', 'ip user guesses login when told')
+Sighting.__new__.__defaults__ = None,
 # Why an address has to go: where it was counted, and for how long.
-Offence = collections.namedtuple('Offence', 'network failures seconds')
+Offence = collections.namedtuple('Offence', 'network failures seconds evidence')
+Offence.__new__.__defaults__ = None,
 # A stretch of addresses that is never banned, as numbers, with the reason for the operator.
 Free = collections.namedtuple('Free', 'version first last why')
 
@@ -86,7 +91,7 @@ class Problem(Exception):
 
 class Ticket:
     """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in ticks."""
-    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures')
+    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'evidence')
 
     def __init__(self, jail, network, since, until, count, failures):
         self.jail = jail
@@ -95,6 +100,7 @@ class Ticket:
         self.until = until
         self.count = count           # how many bans of this network in this jail, this one included
         self.failures = failures     # that led to it
+        self.evidence = None         # (lines, fields) of the log, if the jail has an action
 
     @property
     def key(self):
@@ -121,6 +127,7 @@ def duration(text):
     return int(total) if total == int(total) else total
 
 
+@functools.lru_cache(maxsize=64)
 def duration_text(seconds):
     """'2h30m' for 9000; the two largest units, 'for ever' for FOREVER."""
     if seconds == FOREVER:
@@ -401,15 +408,49 @@ def is_source(line):
         return False
 
 
+TAG_WORD = r'[A-Za-z][\w-]*'
+JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
+TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'matches', 'restored')
+
+
+def commands(*tags):
+    """What reads an action's commands, one a line, as lists of arguments; these tags mean something there."""
+    def argvs(text):
+        found = []
+        for line in lines(text):
+            try:
+                found.append(shlex.split(line))
+            except ValueError as e:
+                raise ValueError('%s: %s' % (quoted(line), str(e).lower())) from None
+            for n, word in enumerate(found[-1]):
+                for tag in re.findall('<(%s)>' % TAG_WORD, word):
+                    if not (tag in tags or tag.startswith('F-') and 'ip' in tags):
+                        raise ValueError('%s: <%s> means nothing here (there are: %s)' % (
+                            quoted(line), tag, ' '.join(tags) + ' F-USER ...' * ('ip' in tags)))
+                if n == 0 and '<' in word:
+                    raise ValueError('%s: the program has to be named' % quoted(line))
+                if re.match('<(matches|F-)', word):
+                    raise ValueError('%s: text of the log must not begin an argument (try --x=%s, or '
+                                     '$BANWATCH_... in your program)' % (quoted(line), word))
+        return found
+    return argvs
+
+
+def names(text):
+    return text.replace(',', ' ').split()
+
+
 Option = collections.namedtuple('Option', 'section name read default help')
 
-# section 'banwatch': once for the program; 'DEFAULT': for every jail, where it may be set anew
+# section 'banwatch': once for the program; 'DEFAULT': for every jail, where it may be set anew; 'action':
+# for each [action NAME]
 OPTIONS = [Option(*row) for row in (
     ('banwatch', 'source', sources, 'auto',
      'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM ARGS |\n'
      'udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a line, several allowed.'),
-    ('banwatch', 'firewall', choice('auto', 'iptables', 'none'), 'auto',
-     'auto | iptables | none. `none` counts and reports but bans nobody.'),
+    ('banwatch', 'firewall', choice('auto', 'ipset', 'nft', 'iptables', 'command', 'none'), 'auto',
+     'auto | ipset | nft | iptables | command | none. auto does as the machine\'s own firewall does; ipset is\n'
+     'iptables with sets; command bans by `action` alone; none counts and reports but bans nobody.'),
     ('banwatch', 'chain', some_of('INPUT', 'FORWARD'), 'INPUT FORWARD',
      'Which packets a ban stops: to the router itself (INPUT), through it (FORWARD).'),
     ('banwatch', 'runtime', path, '/var/run/banwatch',
@@ -424,7 +465,7 @@ OPTIONS = [Option(*row) for row in (
      'At most this many addresses with failures in memory; the least recently seen go first.'),
     ('banwatch', 'maxbans', count_or_auto, 'auto',
      'At most this many bans; the ones nearest their end go first. auto is 20000, or 100 for\n'
-     'each MB of RAM if that is less. Plain iptables holds 2000.'),
+     'each MB of RAM if that is less. Plain iptables holds 2000; ipset and nft are as fast with all of them.'),
     ('banwatch', 'dbpurgeage', length, '30d',
      'How long after its last ban an address is remembered, and banned longer next time.'),
     ('DEFAULT', 'enabled', flag, 'true', 'false switches a jail off.'),
@@ -447,6 +488,8 @@ OPTIONS = [Option(*row) for row in (
     ('DEFAULT', 'protocol', some_of('tcp', 'udp'), 'tcp', 'tcp, udp or both; matters only with `port`.'),
     ('DEFAULT', 'forward', flag, 'true',
      'Its bans also stop what the router forwards, if `chain` has FORWARD; false: to the router only.'),
+    ('DEFAULT', 'action', names, '',
+     'Commands of your own that run at each ban and unban, besides the firewall: names of [action NAME].'),
     ('DEFAULT', 'maxretry', count, '5', 'This many failures ...'),
     ('DEFAULT', 'findtime', length, '10m', '... within this time are a ban ...'),
     ('DEFAULT', 'bantime', ban_seconds, '10m', '... of this length, -1 for ever.'),
@@ -468,6 +511,14 @@ OPTIONS = [Option(*row) for row in (
      'After a login, mistyping that same user\'s password from there is forgiven for this long.'),
     ('DEFAULT', 'ipv4prefix', prefix(8, 32), '32', 'Count and ban IPv4 addresses by networks of this size.'),
     ('DEFAULT', 'ipv6prefix', prefix(32, 128), '64', 'The same for IPv6, where an attacker owns a /64.'),
+    ('action', 'actionstart', commands(*JAIL_TAGS), '', 'Runs once before the first ban ...'),
+    ('action', 'actionstop', commands(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
+    ('action', 'actionban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
+    ('action', 'actionunban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban that ends.'),
+    ('action', 'actionflush', commands(*JAIL_TAGS), '', 'Lifts all bans at the end, instead of actionunban for each.'),
+    ('action', 'actioncheck', commands(*JAIL_TAGS), '',
+     'Each minute; if it fails: actionstop, actionstart, and actionban for all.'),
+    ('action', 'timeout', length, '10s', 'A command that takes longer is killed. It is tried three times.'),
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
@@ -491,6 +542,14 @@ NOTES = {
                    '; (OpenWrt: `option log 1` for the zone). Anybody can forge a packet\'s sender: think twice. So\n'
                    '; its bans never touch what is forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
+ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quotes hold words together, and\n'
+          'each <tag> is filled in inside its word:\n'
+          '    <%s>\n'
+          'and, of a ban, <F-USER> and the like,\n'
+          '    <%s>\n'
+          'Your program finds the same in its environment: BANWATCH_IP, BANWATCH_F_USER. What comes from the\n'
+          'log (matches, F-...) is the attacker\'s text: it may not begin a word.' % (
+              '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
                 'A comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m, 2h30m, 7d, 4w.\n'
@@ -511,7 +570,7 @@ class Config:
 
     def get(self, section, option):
         """The value in force, parsed."""
-        row = ROWS['banwatch' if section == 'banwatch' else 'DEFAULT', option]
+        row = ROWS[kind_of(section), option]
         if option in self.settings.get(section, ()):
             return self.settings[section][option][0]
         if option in JAILS.get(section, ()) and not (option == 'enabled' and section in self.settings):
@@ -524,7 +583,7 @@ class Config:
         """The value in force, as it was written."""
         if option in self.settings.get(section, ()):
             return self.settings[section][option][1]
-        return ROWS[section, option].default
+        return ROWS[kind_of(section), option].default
 
     def where(self, section, option=None):
         """'file:line' of an option, or of its section."""
@@ -536,11 +595,20 @@ class Config:
         """All options of a jail, name -> value."""
         return {row.name: self.get(name, row.name) for row in OPTIONS if row.section == 'DEFAULT'}
 
+    def action(self, name):
+        """All options of [action NAME], name -> value."""
+        return {row.name: self.get('action ' + name, row.name) for row in OPTIONS if row.section == 'action'}
+
     def jails(self):
         """Names of the jails that are on."""
-        written = [name for name in self.settings if name not in ('banwatch', 'DEFAULT', MANUAL)]
+        written = [name for name in self.settings if kind_of(name) == 'DEFAULT' and name not in ('DEFAULT', MANUAL)]
         known = [name for name in JAILS if name not in written]
         return [name for name in known + written if self.get(name, 'enabled')]
+
+
+def kind_of(section):
+    """Which rows of OPTIONS a section has: 'banwatch', 'action', or as a jail 'DEFAULT'."""
+    return 'banwatch' if section == 'banwatch' else 'action' if section.startswith('action ') else 'DEFAULT'
 
 
 def read_ini(text):
@@ -580,7 +648,21 @@ def read_config(text, name):
         complaint = value if section is None else take(config, n, section, key, value)
         if complaint:
             problems.append('%s:%d: %s' % (name, n, complaint))
-    return config, problems
+    return config, problems + lacking_actions(config)
+
+
+def lacking_actions(config):
+    """Problems of actions that jails name but that are not there, or that they need."""
+    found = set()
+    for jail in [MANUAL] + config.jails():
+        said = config.get(jail, 'action')
+        where = config.where(jail if 'action' in config.settings.get(jail, ()) else 'DEFAULT', 'action')
+        found.update('%s: action: there is no [action %s]' % (where, printable(name))
+                     for name in said if 'action ' + name not in config.settings)
+        if not said and config['firewall'] == 'command':
+            found.add('%s: firewall: command bans by `action` alone, but [%s] has none' % (
+                config.where('banwatch', 'firewall'), jail))
+    return sorted(found)
 
 
 def take(config, n, section, key, value):
@@ -589,13 +671,13 @@ def take(config, n, section, key, value):
         if section in config.lines:
             return '[%s] stands here twice' % printable(section)
         config.lines[section] = n
-        if section in SECTIONS or re.match(r'[A-Za-z0-9][\w.-]{0,29}$', section):
+        if section in SECTIONS or re.match(r'(action )?[A-Za-z0-9][\w.-]{0,29}$', section):
             config.settings[section] = {}
             return ''
         return '[%s]: a jail\'s name is up to 30 letters, digits, dots and dashes' % printable(section)
     said = config.settings.get(section, {})
     key = ALIASES.get(key, key)
-    row = ROWS.get(('banwatch' if section == 'banwatch' else 'DEFAULT', key))
+    row = ROWS.get((kind_of(section), key))
     if not row:
         return '%s: no such option in [%s]%s' % (printable(key), printable(section), near(key, section))
     if key in said:
@@ -614,9 +696,9 @@ def near(key, section):
     """A hint for a mistyped or misplaced option: ' (did you mean maxretry?)'."""
     there = [s for s, name in ROWS if name == key]
     if there:
-        return ' (it belongs into [%s])' % there[0]
+        return ' (it belongs into [%s])' % there[0].replace('action', 'action NAME')
     import difflib
-    known = [row.name for row in OPTIONS if (row.section == 'banwatch') == (section == 'banwatch')]
+    known = [row.name for row in OPTIONS if row.section == kind_of(section)]
     found = difflib.get_close_matches(key, known, 1)
     return ' (did you mean %s?)' % found[0] if found else ''
 
@@ -637,11 +719,19 @@ def config_text(config):
                 out.append(setting_text(row.name, config.text(section, row.name)))
         out.append('')
     out.append('; A jail. Without a `filter` of its own it takes the one that is named like it.')
-    for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS]:
+    actions = [name for name in config.settings if kind_of(name) == 'action']
+    for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS and s not in actions]:
         said = dict(JAILS.get(name, {}), enabled='true' if config.get(name, 'enabled') else 'false')
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
         out += [NOTES[name]] if name in NOTES else []
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
+    out += ['; ' + line for line in ACTION.split('\n')] + ['; [action NAME]']
+    for row in OPTIONS:
+        if row.section == 'action':
+            out += ['; ' + line for line in row.help.split('\n')] + ['; ' + setting_text(row.name, row.default)]
+    out.append('')
+    for name in actions:
+        out += ['[%s]' % name] + [setting_text(key, value[1]) for key, value in config.settings[name].items()] + ['']
     return '\n'.join(out)
 
 
@@ -1982,7 +2072,7 @@ def make_form(tag, rest, texts, led, bare):
 
 class Filter:
     """A filter of our own kind: `scan` turns a block into Sightings."""
-    trouble = ''
+    trouble, telling = '', False     # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=()):
         self.origin = definition.origin
@@ -2102,7 +2192,9 @@ class Filter:
                     session = self.meet(identity, ip, kind, child, when)
                 ip, user, new = self.tell(session, identity, ip, user, kind, verdict, child, new)
             if new > 0 and ip:
-                yield new_tuple(Sighting, (ip, as_text(user) if user and verdict == FAIL else None, new, False, when))
+                name = as_text(user) if user and verdict == FAIL else None
+                told = self.told(block, m, name) if self.telling else None
+                yield new_tuple(Sighting, (ip, name, new, False, when, told))
             if verdict == LOGIN:
                 sessions.pop((home, pid), None)    # what comes later under this pid is another connection
                 if ip and user:
@@ -2113,6 +2205,12 @@ class Filter:
         if type(old) is type(self):
             for name in ('sessions', 'parents', 'children', 'distinct', 'names'):
                 setattr(self, name, getattr(old, name))
+
+    @staticmethod
+    def told(block, m, user):
+        """What a Sighting tells: the line, and who was named in it."""
+        line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
+        return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
 
     def ignored(self, block, m):
         text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
@@ -2242,6 +2340,8 @@ class Filter:
 class LineFilter:
     """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
     Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
+    telling = False                  # does somebody want to know what the lines say?
+
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.definition, self.guard = definition, guard
         self.origin = definition.origin
@@ -2315,11 +2415,20 @@ class LineFilter:
             if when is None or found.verdict == NOFAIL:
                 continue
             if found.ip and found.verdict == FAIL:
-                yield Sighting(found.ip, found.user, times, False, when)
+                told = self.told(raw, found.fields) if self.telling else None
+                yield Sighting(found.ip, found.user, times, False, when, told)
             elif found.ip and found.user:
                 yield Sighting(found.ip, found.user, 0, True, when)
             elif found.verdict == FAIL:
                 self.names += 1
+
+    @staticmethod
+    def told(raw, fields):
+        """What a Sighting tells: the line, and what its <F-...> have found."""
+        names = {known: tag.lower() for tag, known in TAG_NAMES.items()}
+        return raw.decode('utf-8', 'backslashreplace'), {
+            names.get(key, key): value for key, value in fields.items()
+            if value and type(value) is str and not key.startswith(('mlf', 'nofail', 'skiplines', 'ip4', 'ip6', 'dns'))}
 
     def may_match(self, raw):
         """False if a line lacks, for each regex, some text that it needs: most of the candidates do."""
@@ -2718,6 +2827,9 @@ class Bans:
 # Owns: a filter, its limits, what it ignores, and who has logged in. Always true: what overlaps
 # one of `frees` is never an Offence, whatever the log says.
 
+WITNESS_LINES, WITNESS_BYTES = 10, 1000            # of the log, for the commands of an action
+
+
 class Jail:
     """One jail: turns what its filter has seen into Offences."""
 
@@ -2728,13 +2840,18 @@ class Jail:
         self.frees, self.fences = (), fences(())
         self.places = {}             # address -> what `place` knows of it
         self.logins = {}             # (ip, user) -> until when their failures are forgiven
+        self.evidence = {}           # key -> (lines, fields) of its failures, if there is an action that may want them
+        if filter and options['action']:
+            filter.telling = True
         self.failures = self.banned = self.ignored = 0         # since the start
 
     def protect(self, machine):
-        """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine."""
+        """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine. True if that is new."""
         frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + NEVER
-        if frees != self.frees:
+        changed = frees != self.frees
+        if changed:
             self.frees, self.fences, self.places = frees, fences(frees), {}
+        return changed
 
     def refusal(self, network):
         """Why an address or network must not be banned; '' if it may be."""
@@ -2757,7 +2874,7 @@ class Jail:
     def weigh(self, seen, fails, bans, jails, chance):
         """The Offence that a Sighting completes, else None; counts it in `fails`. `chance()` is a
         random number from 0 to 1."""
-        ip, user, guesses, login, when = seen
+        ip, user, guesses, login, when, told = seen
         refusal, cell, key = self.places.get(ip) or self.place(ip)
         if login:
             return self.admit(seen, key, bans)
@@ -2769,11 +2886,21 @@ class Jail:
         if key in bans.tickets:
             return self.longer(bans.tickets[key], seen) if options['bantime.extend'] else None
         n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
+        if told:
+            self.witness(key, told)
         if n < options['maxretry']:
             return None
         everywhere = jails if options['bantime.overalljails'] else None
         return Offence(key[1], max(n, guesses),
-                       ban_length(options, bans.earlier(self.name, key[1], everywhere), chance()))
+                       ban_length(options, bans.earlier(self.name, key[1], everywhere), chance()),
+                       self.evidence.pop(key, None))
+
+    def witness(self, key, told):
+        """Keeps the last lines that told of an address's failures, and the fields of the last one."""
+        lines, fields = self.evidence.pop(key, ((), {}))
+        line, found = told
+        self.evidence[key] = (lines + (line[:WITNESS_BYTES],))[-WITNESS_LINES:], dict(fields, **found)
+        shorten(self.evidence, 1000)
 
     def longer(self, ticket, seen):
         """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
@@ -2824,8 +2951,8 @@ class Jails:
                     jail.filter.adopt(before.filter)
 
     def protect(self, machine):
-        for jail in self.by_name.values():
-            jail.protect(machine)
+        """True if something is new for one of them."""
+        return any([jail.protect(machine) for jail in self.by_name.values()])
 
     def listeners(self, source):
         """The jails that listen to `source`; all jails for None, as in a replay."""
@@ -2867,28 +2994,76 @@ def jail_filter(name, options, folders, read, guard):
 
 
 # ---- Firewalls -----------------------------------------------------------------------------
-# Owns: nothing; turns tickets into Commands. Always true: rules stand in chains of our own, which
-# the hooks enter before anything else, so a ban also cuts what is established; no other rule is
-# touched. Each batch is safe to repeat, and happens as a whole or not at all.
+# Owns: which chains and sets the last batches have made. Turns tickets into Commands. Always true:
+# all that is ours stands in chains, sets or a table of our own, which a packet enters before anything
+# else, so a ban also cuts what is established; no other rule is touched. An Entry goes into the kernel
+# with the time it has left, where the kernel can count that down, so it ends without us too.
 #
-# A firewall answers: check() - the Commands whose output shows what the kernel has; mend(shown,
-# tickets) - (what is amiss, the Commands that make it right), which is also how it starts;
-# ban and unban(changed, tickets) - the Commands for these; stop(shown) - those that leave nothing.
+# A firewall of the kernel answers: check(wanted) - the Commands that show what the kernel has (the
+# first of them never fails because something is missing); amiss(shown, wanted) - what is wrong with
+# that, '' if nothing; rebuild(shown, wanted, now) - those that make it right, whatever is there;
+# change(changes, now) - those for some Changes, which may be repeated; stop(shown) - those that leave
+# nothing of ours. `wanted` is what `entries` returns.
+
+Door = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
+# What has to happen to an entry: it is `there` already or not, `gone` or lasts until (None: for ever).
+Change = collections.namedtuple('Change', 'network door there gone until')
+
+
+def make_door(options, hooks):
+    """The Door that a jail's bans shut; None if they stop nothing where these hooks are."""
+    if not options['forward'] and 'INPUT' not in hooks:
+        return None
+    return Door(tuple(options['protocol']) if options['port'] else (), options['port'],
+                options['forward'] or len(hooks) < 2)
+
+
+def entries(tickets, doors):
+    """(network, Door) -> when the last of its tickets ends, None for never; `doors` is jail -> Door."""
+    wanted = {}
+    for ticket in tickets:
+        door = doors.get(ticket.jail)
+        if door:
+            key = ticket.network, door
+            wanted[key] = later(wanted[key], ticket.until) if key in wanted else ticket.until
+    return wanted
+
+
+def later(one, other):
+    return None if one is None or other is None else max(one, other)
+
+
+def timeout(until, now, longest):
+    """Whole seconds until then, 0 for never, rounded up: the kernel never lets go before the ticket does."""
+    return 0 if until is None else int(min(max(1, -((now - until) // 1)), longest))
+
+
+def prefix_length(net):
+    """That of a network, as a number; None of a single address."""
+    return int(net.partition('/')[2]) if '/' in net else None
+
 
 class Null:
-    """firewall = none: counts and reports, bans nobody."""
-    name, family, capacity = 'none', None, None
+    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`."""
+    family, capacity, longest, doors = None, None, None, {}
 
-    def check(self):
+    def __init__(self, name):
+        self.name = self.tool = name
+
+    def settings(self):
+        return self.name
+
+    def check(self, wanted):
         return []
 
-    def mend(self, shown, tickets):
-        return '', []
+    def amiss(self, shown, wanted):
+        return ''
 
-    def ban(self, changed, tickets):
+    def rebuild(self, shown, wanted, now):
         return []
 
-    unban = ban
+    def change(self, changes, now):
+        return []
 
     def stop(self, shown):
         return []
@@ -2900,50 +3075,67 @@ class IPTables:
     CHAIN = 'banwatch'
     INNER = 'banwatch-input'         # in front of it, for bans that leave alone what is forwarded
     capacity = 2000                  # each packet pays for each rule it meets
+    longest = None                   # seconds that the kernel can count down
 
-    def __init__(self, family, hooks, doors, inner=()):
+    def __init__(self, family, hooks, doors):
         self.family = family
-        self.name = 'iptables' if family == 4 else 'ip6tables'
+        self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
         self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # at most 32, or as many as in use
         self.hooks = hooks           # ['INPUT', 'FORWARD']
-        self.doors = doors           # jail -> matches in front of DROP, [''] for all packets
-        self.inner = set(inner) if len(hooks) > 1 else set()               # jails with such bans
-        self.idle = set(inner) if 'INPUT' not in hooks else set()          # jails whose bans stop nothing here
+        self.doors = doors           # jail -> Door
+        self.inner = any(door and not door.forward for door in doors.values())
         self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
+        self.chains = {}             # chain -> the entries in it, as far as we have told the kernel
 
-    def home(self, ticket):
-        """The chain that a ticket's rules stand in."""
-        return self.INNER if ticket.jail in self.inner else self.chain(ticket.network)
+    def settings(self):
+        """What two firewalls of a kind may differ in."""
+        return self.name, self.hooks, self.doors
+
+    def discard(self):
+        """Commands that remove what a first attempt may have left that failed."""
+        return []
+
+    def home(self, net, door):
+        """The chain that an entry's rules stand in."""
+        return self.chain(net) if door.forward else self.INNER
 
     def chain(self, net):
         """The sub-chain of a network; the main chain if it is wider than one."""
         first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
         return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
 
-    def rules(self, tickets):
-        """chain -> its rules, as `iptables -S` prints them; the main chain always."""
+    def spread(self, wanted):
+        """chain -> its entries; the chains that the hooks enter always."""
         chains = {self.CHAIN: set()}
         if self.inner:
-            chains[self.INNER] = {'-A %s -j %s' % (self.INNER, self.CHAIN)}
-        for ticket in tickets:
-            chain = self.home(ticket)
-            if ticket.jail in self.idle:
-                continue
-            if chain not in chains:
-                chains[chain] = set()
-                base = network('%s/%d' % (ticket.network.partition('/')[0], self.lead))
-                chains[self.CHAIN].add('-A %s -s %s -j %s' % (self.CHAIN, base, chain))
-            net = ticket.network if '/' in ticket.network else '%s/%d' % (ticket.network, self.bits)
-            for door in self.doors.get(ticket.jail, ['']):
-                chains[chain].add('-A %s -s %s%s -j DROP' % (chain, net, door))
+            chains[self.INNER] = set()
+        for net, door in wanted:
+            chains.setdefault(self.home(net, door), set()).add((net, door))
         return chains
 
-    def check(self):
-        return [Command([self.name, '-S'], '')]
+    def rules(self, chain, chains):
+        """The rules of one of the chains that `spread` returns, as `iptables -S` prints them."""
+        found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
+        if chain == self.CHAIN:
+            for name in set(chains) - {self.CHAIN, self.INNER}:
+                found.add('-A %s -s %s -j %s' % (chain, self.stretch(name), name))
+        for net, door in chains[chain]:
+            net = net if '/' in net else '%s/%d' % (net, self.bits)
+            found.update('-A %s -s %s%s -j DROP' % (chain, net, match) for match in matches(door))
+        return found
+
+    def stretch(self, chain):
+        """The network that a sub-chain is for."""
+        first = int(chain.rpartition('-')[2], 16) << (self.bits - self.lead)
+        made = ipaddress.IPv4Address if self.family == 4 else ipaddress.IPv6Address
+        return '%s/%d' % (made(first), self.lead)
+
+    def check(self, wanted):
+        return [Command([self.tool, '-w', '5', '-S'], '')]
 
     def restore(self, rows):
         text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
-        return [Command([self.name + '-restore', '-w', '5', '--noflush'], text)]
+        return [Command([self.tool + '-restore', '-w', '5', '--noflush'], text)]
 
     def listing(self, shown):
         """(chains of ours -> their rules, hook -> its rules) in what `iptables -S` printed."""
@@ -2959,24 +3151,31 @@ class IPTables:
                 hooks.setdefault(name, []).append(row.rstrip())
         return chains, hooks
 
-    def mend(self, shown, tickets):
-        """('', []) if the kernel has just these tickets; else what is amiss, and how to mend it."""
+    def amiss(self, shown, wanted):
         chains, hooks = self.listing(shown[0])
-        wanted, amiss, rows = self.rules(tickets), [], []
-        for hook, there in hooks.items():
-            wrong = self.misplaced(hook, there)
-            if wrong:
-                amiss.append('%s rule %s' % (hook, wrong))
-                rows += self.unhook(hook, there)
-                rows += ['-I %s 1 -j %s' % (hook, self.entry(hook))] * (hook in self.hooks)
-        if {name: sorted(have) for name, have in chains.items()} != {
-                name: sorted(want) for name, want in wanted.items()}:
-            n, m = (sum(len(rules) for rules in some.values()) for some in (chains, wanted))
-            amiss.append('chain %s missing' % self.CHAIN if self.CHAIN not in chains
+        found = ['%s rule %s' % (hook, self.misplaced(hook, there))
+                 for hook, there in hooks.items() if self.misplaced(hook, there)]
+        spread = self.spread(wanted)
+        rules = {name: sorted(self.rules(name, spread)) for name in spread}
+        if {name: sorted(have) for name, have in chains.items()} != rules:
+            n, m = (sum(len(rules) for rules in some.values()) for some in (chains, rules))
+            found.append('chain %s missing' % self.CHAIN if self.CHAIN not in chains
                          else '%d rules instead of %d' % (n, m) if n != m else 'other rules than ours')
-        if not amiss:
-            return '', []
-        return ', '.join(amiss), self.restore(self.fill(wanted, set(chains) - set(wanted), rows))
+        return ', '.join(found)
+
+    def rebuild(self, shown, wanted, now):
+        there, hooks = self.listing(shown[0])
+        self.chains, rows = self.spread(wanted), []
+        for hook, have in hooks.items():
+            if self.misplaced(hook, have):
+                rows += self.unhook(hook, have)
+                rows += ['-I %s 1 -j %s' % (hook, self.entry(hook))] * (hook in self.hooks)
+        return self.restore(self.fill(self.chains, set(there) - set(self.chains), rows)) + self.leave(shown)
+
+    def leave(self, shown):
+        """Commands that destroy sets which our rules used and do not any more."""
+        used = set(re.findall(r'^-A %s.* --match-set (%s\S*) ' % (self.CHAIN, self.CHAIN), shown[0], re.M))
+        return destroy(used)
 
     def entry(self, hook):
         """The chain that a hook jumps to."""
@@ -3002,24 +3201,28 @@ class IPTables:
             return 'doubled' if jump in ours else 'missing'
         return '' if there[0] == jump else 'not first'
 
-    @staticmethod
-    def fill(wanted, gone=(), hooks=()):
+    def fill(self, names, gone=(), hooks=()):
         """Rows that write these chains anew and delete those that are gone, once the hooks are changed."""
-        rows = [':%s - [0:0]' % name for name in sorted(set(wanted) | set(gone))]
-        for name in sorted(wanted):
-            rows += sorted(wanted[name])
+        rows = [':%s - [0:0]' % name for name in sorted(set(names) | set(gone))]
+        for name in sorted(names):
+            rows += sorted(self.rules(name, self.chains))
         return rows + list(hooks) + ['-X %s' % name for name in sorted(gone)]
 
-    def ban(self, changed, tickets):
-        """Rewrites the sub-chains of the changed tickets, and the main chain, which is short."""
-        touched = {self.home(ticket) for ticket in changed} | {self.CHAIN}
-        wanted = self.rules(tickets)
-        return self.restore(self.fill({name: rules for name, rules in wanted.items() if name in touched},
-                                      touched - set(wanted)))
+    def change(self, changes, now):
+        """Rewrites the sub-chains of what has changed, and the main chain, which is short."""
+        touched = {self.CHAIN}
+        for each in changes:
+            chain = self.home(each.network, each.door)
+            touched.add(chain)
+            inside = self.chains.setdefault(chain, set())
+            (inside.discard if each.gone else inside.add)((each.network, each.door))
+        gone = {name for name in touched - {self.CHAIN, self.INNER} if not self.chains[name]}
+        for name in gone:
+            del self.chains[name]
+        return self.restore(self.fill(touched - gone, gone))
 
-    unban = ban
-
-    def stop(self, shown):
+    def remove(self, shown):
+        """Commands that take out our chains and jumps."""
         chains, hooks = self.listing(shown[0])
         rows = [':%s - [0:0]' % name for name in sorted(chains)]
         for hook, there in hooks.items():
@@ -3027,23 +3230,395 @@ class IPTables:
         rows += ['-X %s' % name for name in sorted(chains)]
         return self.restore(rows) if rows else []
 
+    def stop(self, shown):
+        return self.remove(shown) + self.leave(shown)
 
-def door_matches(options):
-    """What stands in front of DROP in a jail's rules: a match per protocol and port, or [''] for all
-    packets. Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
-    if not options['port']:
+
+def matches(door, form=' -p {0} -m {0} --dport {1}'):
+    """What stands in front of a rule's target: a match per protocol and port, or [''] for all packets.
+    Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
+    if not door.ports:
         return ['']
-    return [' -p %s -m %s --dport %s' % (protocol, protocol, port)
-            for protocol in options['protocol'] for port in options['port'].split(',')]
+    return [form.format(protocol, port) for protocol in door.protocols for port in door.ports.split(',')]
+
+
+def destroy(sets):
+    """The Commands that destroy ipsets."""
+    return [Command(['ipset', 'restore'], ''.join('destroy %s\n' % name for name in sorted(sets)))] if sets else []
+
+
+FOREIGN = -1                         # instead of a number of entries
+
+
+class IPSet(IPTables):
+    """Sets with timeouts, one for each Door, and one rule for each set and port in chain `banwatch`."""
+    capacity = None
+    longest = 2147483                # ipset(8): the largest timeout it takes
+    SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings, or counters, comment ...
+
+    def __init__(self, family, hooks, doors):
+        IPTables.__init__(self, family, hooks, doors)
+        self.name = 'ipset' if family == 4 else 'ipset6'
+        self.sets = {}               # Door -> the name of its set, 31 characters at most
+        for door in doors.values():
+            if door and door not in self.sets:
+                self.sets[door] = 'banwatch-%d%s' % (family, '-%d' % len(self.sets) if self.sets else '')
+        self.mine = re.compile(r'banwatch-%d(-\d+)?(-new)?$' % family)
+
+    def discard(self):
+        return [command for name in self.sets.values() for command in destroy([name + '-new']) + destroy([name])]
+
+    def spread(self, wanted):
+        """chain -> its sets, whatever is in them."""
+        chains = {self.CHAIN: set()}
+        if self.inner:
+            chains[self.INNER] = set()
+        for door in self.sets:
+            chains[self.CHAIN if door.forward else self.INNER].add(door)
+        return chains
+
+    def rules(self, chain, chains):
+        found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
+        for door in chains[chain]:
+            found.update('-A %s%s -m set --match-set %s src -j DROP' % (chain, match, self.sets[door])
+                         for match in matches(door))
+        return found
+
+    def check(self, wanted):
+        return IPTables.check(self, wanted) + [Command(['ipset', 'list', '-t'], '')]
+
+    def sizes(self, shown):
+        """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
+        found = {}
+        for part in (shown[1] or '').split('\n\n'):
+            of = dict(row.split(': ', 1) for row in part.split('\n') if ': ' in row)
+            if self.mine.match(of.get('Name', '')):
+                right = of.get('Type') == 'hash:net' and re.match(
+                    r'family %s hashsize \d+ %s(?! [cfs])' % (self.inet, self.SIZE), of.get('Header', ''))
+                found[of['Name']] = int(of.get('Number of entries', 0)) if right else FOREIGN
+        return found
+
+    @property
+    def inet(self):
+        return 'inet' if self.family == 4 else 'inet6'
+
+    def amiss(self, shown, wanted):
+        found = [IPTables.amiss(self, shown, wanted)]
+        sizes, counted = self.sizes(shown), collections.Counter(door for _, door in wanted)
+        for door, name in self.sets.items():
+            n = sizes.get(name)
+            if n != counted[door]:
+                found.append('set %s missing' % name if n is None else
+                             'set %s is of another kind' % name if n == FOREIGN else
+                             'set %s has %d entries instead of %d' % (name, n, counted[door]))
+        found += ['set %s not wanted' % name for name in sorted(set(sizes) - set(self.sets.values()))]
+        return ', '.join(filter(None, found))
+
+    def rebuild(self, shown, wanted, now):
+        """Fills new sets and swaps them with those in use, so that no packet slips through meanwhile."""
+        sizes, rows = self.sizes(shown), []
+        foreign = self.stop(shown) if FOREIGN in sizes.values() else []         # another kind cannot be swapped
+        for door, name in self.sets.items():
+            for each in (name, name + '-new'):
+                rows.append('create %s hash:net family %s %s -exist' % (each, self.inet, self.SIZE))
+            rows.append('flush %s-new' % name)
+            rows += ['add %s-new %s timeout %d' % (name, net, timeout(until, now, self.longest))
+                     for (net, at), until in wanted.items() if at == door]
+            rows += ['swap %s %s-new' % (name, name), 'destroy %s-new' % name]
+        fill = [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
+        if foreign:
+            shown = ['', '']
+        return foreign + fill + IPTables.rebuild(self, shown, wanted, now)
+
+    def leave(self, shown):
+        """Commands that destroy sets which are not wanted any more; those being filled go by themselves."""
+        used = {name + more for name in self.sets.values() for more in ('', '-new')}
+        return destroy(set(self.sizes(shown)) - used)
+
+    def change(self, changes, now):
+        rows = ['del %s %s -exist' % (self.sets[each.door], each.network) if each.gone else
+                'add %s %s timeout %d -exist' % (self.sets[each.door], each.network,
+                                                 timeout(each.until, now, self.longest))
+                for each in changes if each.there or not each.gone]
+        return [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
+
+    def stop(self, shown):
+        return self.remove(shown) + destroy(self.sizes(shown))
+
+
+def nft_tables(listed):
+    """'inet fw4' -> {'chain input': its rows, 'set x': ...} of what `nft list` printed."""
+    tables, parts, rows = {}, {}, []
+    for line in listed.split('\n'):
+        if line.startswith('\t\t'):
+            rows.append(line.strip())
+        elif line.startswith('\t') and line.endswith(' {'):
+            rows = parts.setdefault(line[1:-2], [])
+        elif line.startswith('table ') and line.endswith(' {'):
+            parts = tables.setdefault(line[6:-2], {})
+    return tables
+
+
+class NFTables:
+    """A table of our own with a set for each Door and prefix length in use, and chains in front of those of
+    others. A network is looked up by its leading bits in a plain hash: an interval set is slow to change."""
+    TABLE = 'inet banwatch'
+    name = tool = 'nft'
+    family = capacity = None
+    longest = 90000000               # nft reads a time of up to eight digits
+
+    def __init__(self, hooks, doors):
+        self.hooks = hooks
+        self.doors = doors
+        self.numbers = {}            # Door -> its number
+        for door in doors.values():
+            if door:
+                self.numbers.setdefault(door, len(self.numbers))
+        self.sets = {}               # name of a set -> (Door, family, prefix length)
+
+    def settings(self):
+        return self.hooks, self.doors
+
+    def place(self, net, door):
+        """(name of a set, what it is for, the address that stands in it) for an entry."""
+        family, bits = (6, 128) if ':' in net else (4, 32)
+        length = prefix_length(net) or bits
+        name = 'v%d%s%s' % (family, '_%d' % length if length != bits else '',
+                            '_door%d' % self.numbers[door] if self.numbers[door] else '')
+        return name, (door, family, length), net.partition('/')[0]
+
+    def spread(self, wanted):
+        """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
+        self.sets, found = {}, {}
+        for door in self.numbers:
+            for usual in ('0.0.0.0', '::', '::/64'):
+                name, use, _ = self.place(usual, door)
+                self.sets[name], found[name] = use, {}
+        for (net, door), until in wanted.items():
+            name, use, ip = self.place(net, door)
+            self.sets[name] = use
+            found.setdefault(name, {})[ip] = until
+        return found
+
+    def rules(self, hook):
+        """The rules of a chain, in the order of their sets' names: (set, rule)."""
+        for name, (door, family, length) in sorted(self.sets.items()):
+            if hook == 'INPUT' or door.forward:
+                ip, bits, made = (('ip', 32, ipaddress.IPv4Address) if family == 4 else
+                                  ('ip6', 128, ipaddress.IPv6Address))
+                mask = '' if length == bits else ' & %s' % made((1 << bits) - (1 << bits - length))
+                for match in matches(door, '{0} dport {1} '):
+                    yield name, '%s%s saddr%s @%s drop' % (match.replace(':', '-'), ip, mask, name)
+
+    def check(self, wanted):
+        """Lists all but the elements, and asks for one element of each set: the one that stays longest."""
+        last = {}
+        for (net, door), until in wanted.items():
+            name, _, ip = self.place(net, door)
+            if name not in last or last[name][0] is not None and (until is None or until > last[name][0]):
+                last[name] = until, ip
+        rows = ''.join('get element %s %s { %s }\n' % (self.TABLE, name, ip) for name, (_, ip) in last.items())
+        return [Command(['nft', '-t', 'list', 'ruleset', 'inet'], '')] + [
+            Command(['nft', '-t', '-f', '-'], rows)] * bool(rows)
+
+    def listing(self, shown):
+        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if there is none."""
+        parts = nft_tables(shown).get(self.TABLE)
+        if parts is None:
+            return None
+        named = {kind: {part[len(kind) + 1:]: rows for part, rows in parts.items() if part.startswith(kind + ' ')}
+                 for kind in ('set', 'chain')}
+        return set(named['set']), named['chain']
+
+    def amiss(self, shown, wanted):
+        there = self.listing(shown[0])
+        if there is None:
+            return 'table %s missing' % self.TABLE
+        sets, chains = there
+        found = ['set %s missing' % name for name in sorted(set(self.sets) - sets)]
+        for hook in self.hooks:
+            have, rules = chains.get(hook.lower()), [name for name, _ in self.rules(hook)]
+            if not have or not re.search(r'\bhook %s\b.*policy accept' % hook.lower(), have[0]):
+                found.append('chain %s missing' % hook.lower())
+            elif [self.looks_up(row) for row in have[1:]] != rules:
+                found.append('chain %s has other rules than ours' % hook.lower())
+        if set(chains) - {hook.lower() for hook in self.hooks} or sets - set(self.sets):
+            found.append('more than ours in table %s' % self.TABLE)
+        if not found and None in shown:
+            found.append('elements missing')
+        return ', '.join(found)
+
+    @staticmethod
+    def looks_up(row):
+        """The set that a rule of ours looks into; what else stands in it, nft versions print differently."""
+        m = re.search(r' @(\w+) drop$', row)
+        return m and m.group(1)
+
+    def rebuild(self, shown, wanted, now):
+        """All of it anew, in one transaction."""
+        elements = self.spread(wanted)
+        rows = ['add table ' + self.TABLE, 'delete table ' + self.TABLE, 'table %s {' % self.TABLE]
+        for name, (_, family, _) in sorted(self.sets.items()):
+            rows += ['set %s {' % name, 'type ipv%d_addr; flags timeout;' % family, '}']
+        for hook in self.hooks:
+            rows += ['chain %s {' % hook.lower(), 'type filter hook %s priority -10; policy accept;' % hook.lower()]
+            rows += [rule for _, rule in self.rules(hook)] + ['}']
+        rows += ['}'] + [self.elements('add', name, each, now) for name, each in elements.items() if each]
+        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))]
+
+    def elements(self, verb, name, each, now=None):
+        """A row that adds or deletes these addresses; with `now`, each until its time."""
+        def lasting(until):
+            seconds = timeout(until, now, self.longest) if now is not None else 0
+            return ' timeout %ds' % seconds if seconds else ''
+        return '%s element %s %s { %s }' % (verb, self.TABLE, name, ', '.join(
+            ip + lasting(until) for ip, until in each.items()))
+
+    def change(self, changes, now):
+        """None if a set is needed that is not there: then all has to be written anew. What may be there is
+        deleted first, since a kernel before 6.12 keeps the first timeout of an element; to delete what is
+        not there would fail, so before that it is added."""
+        old, new = {}, {}
+        for each in changes:
+            name, _, ip = self.place(each.network, each.door)
+            if name not in self.sets:
+                return None
+            if each.there:
+                old.setdefault(name, {})[ip] = None
+            if not each.gone:
+                new.setdefault(name, {})[ip] = each.until
+        rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name, each in old.items()]
+        rows += [self.elements('add', name, each, now) for name, each in new.items()]
+        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))] if rows else []
+
+    def stop(self, shown):
+        """A table that vanishes before we delete it is no failure."""
+        text = 'add table %s\ndelete table %s\n' % (self.TABLE, self.TABLE)
+        return [Command(['nft', '-f', '-'], text)] if self.listing(shown[0]) else []
+
+
+class Custom:
+    """The commands of an [action NAME] for one jail, each an argv with <tags> in it, one ticket at a time."""
+
+    def __init__(self, action, jail, options, doors):
+        self.name = '%s (%s)' % (action, jail)
+        self.jail = jail
+        self.options = options       # of the section, name -> value
+        self.doors = doors           # the jail's <port> and <protocol>
+
+    def start(self):
+        return self.commands(self.options['actionstart'])
+
+    def check(self):
+        return self.commands(self.options['actioncheck'])
+
+    def ban(self, ticket, times):
+        return self.commands(self.options['actionban'], ticket, times)
+
+    def unban(self, ticket, times):
+        return self.commands(self.options['actionunban'], ticket, times)
+
+    def stop(self, tickets, times):
+        """Those that lift all bans, at once if that is possible, and what has to be done after that."""
+        one_by_one = [command for ticket in tickets for command in self.unban(ticket, times(ticket))]
+        return (self.commands(self.options['actionflush']) or one_by_one) + self.commands(self.options['actionstop'])
+
+    def commands(self, argvs, ticket=None, times=None):
+        tags = dict(self.doors, jail=self.jail, name=self.jail)
+        if ticket:
+            tags.update(ticket_tags(ticket, *times))
+        environment = {'BANWATCH_' + re.sub('[^A-Z0-9]', '_', tag.upper()): text for tag, text in tags.items()}
+        return [Command([filled(word, tags) for word in argv], '', environment) for argv in argvs]
+
+
+def ticket_tags(ticket, now, wall, restored):
+    """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is printable."""
+    family, first, _ = span(ticket.network)
+    lines, fields = ticket.evidence or ((), {})
+    ip = ticket.network.partition('/')[0]
+    parts = ip.split('.') if family == 4 else '%032x' % first
+    tags = {'F-' + name.upper(): printable(str(value))[:256] for name, value in fields.items()}
+    tags.update({
+        'ip': ticket.network, 'family': 'inet4' if family == 4 else 'inet6', 'ip-rev': '.'.join(reversed(parts)) + '.',
+        'bantime': FOREVER if ticket.until is None else int(ticket.until - ticket.since + 0.5),
+        'bancount': ticket.count, 'failures': ticket.failures, 'time': int(wall - now + ticket.since),
+        'matches': '\n'.join(printable(line) for line in lines), 'restored': int(restored)})
+    return {tag: str(value) for tag, value in tags.items()}
+
+
+def filled(word, tags):
+    """An argument with its <tags> replaced, in one go: what a tag puts in is not looked at again."""
+    return re.sub('<(%s)>' % TAG_WORD, lambda m: tags.get(m.group(1), ''), word)
+
+
+# Which firewall: what `firewall = auto` looks at.
+
+def holders(listed):
+    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop; None
+    stands for those that iptables-nft keeps, which are its business."""
+    found = set()
+    for name, parts in nft_tables(listed or '').items():
+        chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
+        if name != NFTables.TABLE and any(
+                not re.match(r'type \w+ hook .*policy accept;$|.*\bjump banwatch(-input)?$', row)
+                for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
+            kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
+            found.add(None if kept & set(chains) else name)
+    return found
+
+
+def ruled(listed):
+    """True if `iptables -S` shows rules or policies that are not ours."""
+    return any(re.match(r'-P \w+ DROP|-A (?!banwatch)', row) and not re.search(r' -j banwatch(-input)?$', row)
+               for row in (listed or '').split('\n'))
+
+
+PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset'], ''), 'iptables': Command(['iptables', '-w', '5', '-S'], ''),
+          'ip6tables': Command(['ip6tables', '-w', '5', '-S'], '')}
+
+
+def follow(shown):
+    """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this, None for a
+    program that is missing or fails."""
+    tables = holders(shown['nft'])
+    native = sorted(tables - {None})
+    if native:
+        return ['nft', 'ipset', 'iptables'], 'rules stand in the nft table %s' % printable(native[0])
+    if None in tables or ruled(shown['iptables']) or ruled(shown['ip6tables']):
+        return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
+    if shown['iptables'] is not None:
+        return ['iptables', 'nft'], 'this machine has no rules yet, but iptables'
+    return ['nft', 'iptables'], 'this machine has no iptables'
 
 
 def make_firewalls(kind, hooks, jails):
-    """The firewalls that `firewall =` names: one per family, or one for both."""
-    doors = {name: door_matches(jail.options) for name, jail in jails.items()}
-    inner = [name for name, jail in jails.items() if not jail.options['forward']]
-    if kind == 'none':
-        return [Null()]
-    return [IPTables(4, hooks, doors, inner), IPTables(6, hooks, doors, inner)]
+    """The firewalls that `firewall =` names, one per family or one for both; `jails` is name -> Jail."""
+    doors = {name: make_door(jail.options, hooks) for name, jail in jails.items()}
+    if kind in ('none', 'command'):
+        return [Null(kind)]
+    if kind == 'nft':
+        return [NFTables(hooks, doors)]
+    made = {'iptables': IPTables, 'ipset': IPSet}[kind]
+    return [made(4, hooks, doors), made(6, hooks, doors)]
+
+
+def make_actions(config, jails):
+    """The Customs that jails name."""
+    return [Custom(action, name, config.action(action), {
+        'port': jail.options['port'], 'protocol': ','.join(jail.options['protocol'])})
+        for name, jail in jails.items() for action in jail.options['action']]
+
+
+def cut(networks):
+    """The Command that ends the connections of these networks, those too that bypass every rule because their
+    flow is offloaded; conntrack(8)."""
+    return Command(['conntrack', '-R', '-'], ''.join(
+        '-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d')))
+
+
+def offloads(shown):
+    """True if flows may bypass the rules, by what a firewall's check has shown."""
+    return any(re.search(r'\bflowtable |\bFLOWOFFLOAD\b', text or '') for text in shown)
 
 
 # ---- State ---------------------------------------------------------------------------------
@@ -3254,7 +3829,7 @@ class Program:
         self.late = False
         self.read = {}               # fd -> what came from it
         self.left = command.stdin.encode()
-        self.process = machine.spawn(command.argv, subprocess.PIPE)
+        self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
         for stream in (self.process.stdout, self.process.stderr, self.process.stdin):
             os.set_blocking(stream.fileno(), False)
         for stream in (self.process.stdout, self.process.stderr):
@@ -3452,11 +4027,11 @@ class Machine:
         return int(own.group(1)) if own else 0, int(ram.group(1)) if ram else 1 << 20
 
     # programs
-    def spawn(self, argv, stdin):
+    def spawn(self, argv, stdin, more={}):
         path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
-        environment = {'PATH': os.environ.get('PATH', '') + ':' + SBIN, 'LC_ALL': 'C'}
+        environment = dict(more, PATH=os.environ.get('PATH', '') + ':' + SBIN, LC_ALL='C')
         return subprocess.Popen(
             [path] + list(argv[1:]), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             bufsize=0, cwd='/', start_new_session=True, env=environment)
@@ -3467,6 +4042,18 @@ class Machine:
             Program(self, command, done, seconds)
         except OSError as e:
             done(e.strerror or str(e), '')
+
+    def run_all(self, commands, done, seconds=10, shown=()):
+        """Runs Commands one after the other until one fails; `done(problem, what they printed)`."""
+        if not commands:
+            return done('', list(shown))
+
+        def ended(problem, output):
+            if problem:
+                done(problem, list(shown))
+            else:
+                self.run_all(commands[1:], done, seconds, list(shown) + [output])
+        self.run(commands[0], ended, seconds)
 
     def reap(self):
         for program in list(self.programs):
@@ -4306,132 +4893,333 @@ def ask(config, request):
 # kernel and to the state files; decides nothing itself. Always true: `ban` and `unban` are the
 # only two ways in and out of the tickets; one batch per firewall is under way at a time.
 
-MINUTE = 60
+MINUTE, DAY = 60, 86400
 STOP_SECONDS = 4                     # procd kills after 5
+RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 
 
 class Kernel:
-    """Makes one firewall equal to the tickets: batch by batch, as a whole where it is in doubt."""
+    """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
 
-    def __init__(self, firewall, machine, tickets):
-        self.firewall, self.machine, self.tickets, self.log = firewall, machine, tickets, machine.log
-        self.new, self.gone = {}, {}               # tickets by key, not yet told to the kernel
-        self.unsure = True           # compare everything with what the kernel has, first
+    def __init__(self, firewall, machine, bans, refused):
+        self.firewall, self.machine, self.bans, self.log = firewall, machine, bans, machine.log
+        self.refused = refused       # Ticket -> why it must not be in the kernel, or ''
+        self.changed = {}            # (network, Door) -> is it in the kernel, as far as it has been told?
+        self.anew = True             # write everything anew, whatever is there
+        self.unsure = True           # compare with what is there, and mend that
         self.busy = self.closing = self.removed = False
         self.trouble = ''            # why the kernel is not as it should be
         self.attempts = 0
         self.retry = None            # timer
         self.amiss = ''              # what was mended last
-        self.fresh = True            # nothing there yet: what is amiss is no news
-        self.worked = False          # has its program ever done what it was told?
+        self.worked = self.built = False           # has its program ever done a thing? all it was told?
+        self.quiet = False           # it is only tried out: somebody else tells of its trouble
+        self.written = 0             # when everything was written anew
+        self.offload = False         # may connections bypass the rules?
+        self.uncut = ''              # why such ones could not be ended
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
+        self.parties = {}            # Door -> the jails that shut it
+        self.take(firewall)
 
     def take(self, firewall):
-        """Goes on with a firewall of the same kind that has other settings."""
-        self.firewall, self.unsure, self.fresh, self.closing = firewall, True, True, False
+        """Goes on with another firewall in the same place, or with other settings."""
+        if not self.built:                         # at once, whatever it was
+            self.machine.loop.cancel(self.retry)
+            self.retry, self.attempts, self.trouble = None, 0, ''
+        if type(firewall) is not type(self.firewall):          # they share their chains
+            for command in () if self.built else self.firewall.discard():
+                self.machine.run(command, lambda problem, output: None)
+            self.built = False
+        if self.closing or firewall.settings() != self.firewall.settings():
+            self.firewall, self.anew = firewall, True
+        self.unsure, self.closing, self.parties = True, False, {}
+        for jail, door in firewall.doors.items():
+            self.parties.setdefault(door, []).append(jail)
 
     def handles(self, network):
-        return self.firewall.family in (None, span(network)[0])
+        return self.firewall.family in (None, 6 if ':' in network else 4)
 
-    def ban(self, ticket):
-        if not self.closing:
-            self.gone.pop(ticket.key, None)
-            self.new[ticket.key] = ticket
+    def tickets(self):
+        """The tickets that belong into this kernel; what must never be banned is not among them."""
+        return [t for t in self.bans.tickets.values() if self.handles(t.network) and not self.refused(t)]
+
+    def wanted(self):
+        return entries(self.tickets(), self.firewall.doors)
+
+    def holders(self, network, door):
+        """The tickets that an entry stands for."""
+        found = [self.bans.tickets.get((jail, network)) for jail in self.parties.get(door, ())]
+        return [ticket for ticket in found if ticket and not self.refused(ticket)]
+
+    def ban(self, ticket, known):
+        """Takes note of a new ticket, or of a known one with another end."""
+        door = self.firewall.doors.get(ticket.jail)
+        if door and not self.closing:
+            net, tickets = ticket.network, self.bans.tickets
+            there = known or any(jail != ticket.jail and (jail, net) in tickets for jail in self.parties[door])
+            self.changed.setdefault((net, door), there)
 
     def unban(self, ticket):
-        if not self.closing:
-            self.new.pop(ticket.key, None)
-            self.gone[ticket.key] = ticket
+        """Takes note of a ticket that is no more."""
+        door = self.firewall.doors.get(ticket.jail)
+        if door and not self.closing:
+            self.changed.setdefault((ticket.network, door), True)
 
     def idle(self):
-        return not (self.busy or self.new or self.gone or self.unsure)
+        return not (self.busy or self.changed or self.unsure or self.anew)
 
     def settle(self):
-        """Starts the next batch, if there is something to do and nothing under way."""
+        """Starts what there is to do, unless something is under way."""
         if self.busy:
             return
         if self.retry or self.idle():
-            self.served, self.waiting = self.waiting, []
+            self.served, self.waiting = self.served + self.waiting, []
             return self.answer()
-        self.busy, self.served, self.waiting = True, self.waiting, []
-        tickets, new, gone = self.tickets(self), list(self.new.values()), list(self.gone.values())
-        self.new, self.gone = {}, {}
-        if self.unsure:
-            self.unsure = False
-            self.run(self.firewall.check(), self.compare)
+        self.busy, self.served, self.waiting = True, self.served + self.waiting, []
+        commands = [] if self.closing or self.anew else self.changes()
+        if commands is None:
+            self.anew, commands = True, []
+        if self.unsure or self.anew:
+            self.unsure, wanted = False, {} if self.closing or self.anew else self.wanted()
+            self.run(commands, lambda shown: self.look(self.firewall.check(wanted), wanted))
         else:
-            self.run(merge((self.firewall.ban(new, tickets) if new else [])
-                           + (self.firewall.unban(gone, tickets) if gone else [])), self.done)
+            self.run(commands, self.done)
 
-    def compare(self, shown):
+    def changes(self):
+        """The Commands for what has changed."""
+        made = []
+        for (net, door), there in self.changed.items():
+            ends = [ticket.until for ticket in self.holders(net, door)]
+            made.append(Change(net, door, there, not ends, functools.reduce(later, ends) if ends else None))
+        self.changed = {}
+        new = [each.network for each in made if not (each.gone or each.there or each.door.ports)]
+        if self.offload and new:
+            self.served.append(lambda trouble: trouble or self.cut(new))
+        return self.firewall.change(made, self.machine.ticks()) if made else []
+
+    def look(self, commands, wanted, shown=()):
+        """Runs the Commands of a check, then compares. Only the first must not fail; what another one has
+        to show is then missing."""
+        if not commands:
+            return self.compare(list(shown), wanted)
+
+        def ended(problem, output):
+            if problem and not shown:
+                self.fail(problem)
+            else:
+                self.worked = self.worked or not problem
+                self.look(commands[1:], wanted, list(shown) + [None if problem else output])
+        self.machine.run(commands[0], ended)
+
+    def compare(self, shown, wanted):
+        self.offload = offloads(shown)
         if self.closing:
             commands = self.firewall.stop(shown)
             self.removed = bool(commands)
             return self.run(commands, self.done)
-        self.new, self.gone = {}, {}
-        amiss, commands = self.firewall.mend(shown, self.tickets(self))
-        if amiss and amiss != self.amiss and not self.fresh:
+        amiss = '' if self.anew else self.firewall.amiss(shown, wanted)
+        if not amiss and not self.anew:
+            self.amiss = ''
+            return self.done()
+        if amiss and amiss != self.amiss:
             self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
-        self.amiss, self.fresh = '' if self.fresh else amiss, False
-        self.run(commands, self.done)
+        self.amiss, self.changed = amiss, {}
+        self.run(self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()), self.rebuilt)
 
-    def run(self, commands, then, shown=()):
+    def rebuilt(self, shown):
+        self.anew, self.built = False, True
+        self.written = self.machine.ticks()
+        self.done()
+
+    def run(self, commands, then):
         """Runs one Command after the other, then calls `then` with what they printed."""
-        if not commands:
-            return then(list(shown))
+        def ended(problem, shown):
+            self.worked = self.worked or bool(shown)
+            return self.fail(problem) if problem else then(shown)
+        self.machine.run_all(commands, ended)
 
-        def ended(problem, output):
-            if problem:
-                self.fail(problem)
-            else:
-                self.worked = True
-                self.run(commands[1:], then, list(shown) + [output])
-        self.machine.run(commands[0], ended)
-
-    def done(self, shown):
+    def done(self, shown=()):
         self.busy = False
-        if self.trouble:
+        if self.trouble and not self.quiet:
             self.log('%s: works again' % self.firewall.name)
         self.trouble, self.attempts = '', 0
         self.answer()
 
     def fail(self, problem):
-        """Nothing is lost: the tickets stay, and all of them are compared with the kernel next time."""
-        self.busy, self.unsure = False, True
-        if problem != self.trouble and (self.worked or not self.closing):
-            self.log('%s: %s; trying again' % (self.firewall.name, problem))
+        """Nothing is lost: the tickets stay, and all of them are written anew. At once if it was a change
+        that failed, for something of ours may just have gone; with patience if it was that."""
+        self.busy, first = False, not self.anew and not self.attempts and not self.closing
+        self.anew, self.unsure, self.attempts = not self.closing, True, self.attempts + 1
+        if problem != self.trouble and (self.worked or not self.closing) and not self.quiet:
+            self.log('%s: %s; %s' % (self.firewall.name, problem, 'writing all anew' if first else 'trying again'))
         self.trouble = problem
-        self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9)), self.again)
-        self.attempts += 1
-        self.answer()
+        if not first:
+            self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
+            self.answer()
 
     def again(self):
         self.retry = None
 
     def answer(self):
+        if self.quiet and self.trouble:            # another firewall may take it
+            return
         served, self.served = self.served, []
         for reply in served:
             reply(self.trouble)
 
+    def speak(self):
+        """Ends the time of being tried out."""
+        self.quiet = False
+        self.answer()
+
+    def cut(self, networks):
+        """Ends connections that bypass the rules, once those are in place."""
+        if self.machine.which('conntrack'):
+            self.machine.run(cut(networks), self.was_cut)
+
+    def was_cut(self, problem, output):
+        if problem != self.uncut and problem:
+            self.log('offloaded connections of banned addresses go on: ' + problem)
+        self.uncut = problem
+
+    def minute(self):
+        """Looks what the kernel has; once a day all is written anew, since a kernel's timeouts have a limit."""
+        self.unsure = True
+        if self.firewall.longest and self.machine.ticks() - self.written > DAY:
+            self.anew = True
+
     def close(self):
         """Leaves nothing of ours in the kernel."""
-        self.closing, self.unsure, self.trouble = True, True, ''
-        self.new, self.gone, self.attempts = {}, {}, 0
+        self.closing, self.unsure, self.anew, self.trouble = True, True, False, ''
+        self.changed, self.attempts = {}, 0
         if self.retry:
             self.machine.loop.cancel(self.retry)
             self.retry = None
 
     def closed(self):
         """True when nothing of ours is left, or never was."""
-        return self.idle() or bool(self.trouble) and not self.worked and not self.busy
+        return not (self.busy or self.unsure) or bool(self.trouble) and not self.worked and not self.busy
 
 
-def merge(commands):
-    """The same Commands, those for the same program as one."""
-    by_argv = {}
-    for command in commands:
-        by_argv.setdefault(tuple(command.argv), []).append(command.stdin)
-    return [Command(list(argv), ''.join(texts)) for argv, texts in by_argv.items()]
+class Courier:
+    """Runs one jail's commands of an [action NAME]: one at a time, ban by ban, in their order. Whatever they
+    do, they delay nobody else; one that fails three times is given up."""
+    TRIES = 3
+
+    def __init__(self, custom, machine, bans):
+        self.firewall, self.machine, self.bans = custom, machine, bans
+        self.seconds = custom.options['timeout']
+        self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
+        self.told = {}               # key -> Ticket whose actionban has been done
+        self.starting, self.unsure = True, False
+        self.busy = self.closing = self.over = False
+        self.began = machine.ticks()
+        self.trouble, self.attempts, self.retry = '', 0, None
+
+    def ban(self, ticket, known):
+        if ticket.jail == self.firewall.jail and not (known or self.closing or self.starting):
+            self.queue['ban', ticket.key] = ticket, 0
+
+    def unban(self, ticket):
+        if ticket.jail == self.firewall.jail and not self.closing:
+            if self.queue.pop(('ban', ticket.key), None) is None:
+                self.queue['unban', ticket.key] = ticket, 0
+
+    def idle(self):
+        return not (self.busy or self.starting or self.unsure or self.queue)
+
+    def times(self, ticket):
+        """(now, wall, was it restored?) as ticket_tags wants them."""
+        return self.machine.ticks(), self.machine.wall(), ticket.since < self.began
+
+    def settle(self):
+        """Starts the next command, unless one is under way."""
+        if self.busy or self.retry or self.over:
+            return
+        if self.closing:
+            self.end()
+        elif self.starting:
+            self.run(self.firewall.start(), self.started)
+        elif self.unsure:
+            self.unsure = False
+            self.run(self.firewall.check(), self.checked)
+        elif self.queue:
+            self.next()
+
+    def run(self, commands, then):
+        """Runs Commands one after the other until one fails; `then` gets the problem, or ''."""
+        def ended(problem, shown):
+            self.busy = False
+            if problem and problem != self.trouble:
+                self.machine.log('%s: %s' % (self.firewall.name, problem))
+            self.trouble = problem
+            then(problem)
+        self.busy = True
+        self.machine.run_all(commands, ended, self.seconds)
+
+    def pause(self):
+        """Tries again later: soon at first, then once a minute."""
+        self.attempts += 1
+        self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
+
+    def again(self):
+        self.retry = None
+
+    def started(self, problem):
+        if problem:
+            return self.pause()
+        self.starting, self.attempts = False, 0
+        self.told = {}
+        self.queue = {('ban', t.key): (t, 0) for t in self.bans.tickets.values() if t.jail == self.firewall.jail}
+
+    def checked(self, problem):
+        if problem:                                # as fail2ban does: all of it anew
+            self.run(self.firewall.stop([], None), lambda problem: None)
+            self.starting = True
+
+    def next(self):
+        (verb, key), (ticket, tries) = next(iter(self.queue.items()))
+        del self.queue[verb, key]
+
+        def ended(problem):
+            if verb == 'unban':
+                self.told.pop(key, None)
+            elif not problem:
+                self.told[key] = ticket
+            if not problem:
+                self.attempts = 0
+            elif tries + 1 < self.TRIES:
+                if verb == 'unban' or self.queue.pop(('unban', key), None) is None:
+                    self.queue[verb, key] = ticket, tries + 1
+                self.pause()
+            else:
+                self.machine.log('%s: %s of %s is given up' % (self.firewall.name, verb, ticket.network))
+        commands = getattr(self.firewall, verb)(ticket, self.times(ticket))
+        self.run(commands, ended)
+
+    def minute(self):
+        self.unsure = True
+
+    def close(self):
+        self.closing, self.queue = True, {}
+        if self.retry:
+            self.machine.loop.cancel(self.retry)
+            self.retry = None
+
+    def end(self):
+        """Lifts what has been told, each try for itself."""
+        commands = [] if self.starting else [
+            command for command in self.firewall.stop(self.told.values(), self.times)]
+
+        def step(problem):
+            if commands:
+                self.run([commands.pop(0)], step)
+            else:
+                self.over = True
+        step('')
+
+    def closed(self):
+        return self.over
 
 
 class Daemon:
@@ -4447,8 +5235,17 @@ class Daemon:
         if self.jails.problems:
             raise Problem('\n'.join(self.jails.problems), os.EX_CONFIG)
         self.fails = Fails(config['maxtracked'])
-        self.bans = Bans(self.room())
+        self.ram = machine.memory()[1]
         self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
+        self.couriers = []                         # those who run the commands of `action`
+        self.kinds, self.why = [], ''              # firewalls that may be tried, the first in use; and why
+        self.probing = False                       # is it being found out which?
+        self.leaving = []                          # and those who still have to end
+        self.trying = False                        # is `auto` still looking for one that works?
+        self.tried = []                            # what `auto` has tried, and why that does not work
+        self.held = []                             # to be asked again when there is a firewall
+        self.reloading = []                        # timers that look after the machine's firewall has reloaded
+        self.bans = Bans(self.room())
         self.frees = []              # what of this machine must never be banned
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
@@ -4498,24 +5295,119 @@ class Daemon:
 
     def room(self):
         """How many bans there may be: maxbans, and what the firewall can hold."""
-        room = self.config['maxbans'] or min(20000, self.machine.memory()[1] // 10)
-        return min([room] + [f.capacity for f in self.firewalls({}) if f.capacity])
+        room = self.config['maxbans'] or min(20000, self.ram // 10)
+        return min([room] + [k.firewall.capacity for k in self.kernels
+                             if k.firewall.capacity and (k.built or not k.quiet)])
 
-    def firewalls(self, jails):
-        kind = 'none' if self.dry_run else self.config['firewall']
-        return make_firewalls(kind, self.config['chain'], jails)
-
+    # which firewall
     def set_firewall(self):
-        """Wires the firewalls of the configuration; those that are there already take it over."""
-        there = {kernel.firewall.name: kernel for kernel in self.parting + self.kernels}
+        """Wires the firewall of the configuration; for `auto` looks first which that is."""
+        kind = 'none' if self.dry_run else self.config['firewall']
+        self.set_couriers(kind)
+        if kind != 'auto':
+            self.kinds, self.why, self.trying = [kind], '', False
+            self.troubles.pop('firewall', None)
+            self.wire()
+        elif self.why and self.built():
+            self.wire()                            # the one that works already
+        else:
+            self.probe()
+
+    def probe(self):
+        """Finds out what the machine's own firewall is, and follows it."""
+        shown = {}
+
+        def ended(name, problem, output):
+            shown[name] = None if problem else output
+            if len(shown) == len(PROBES):
+                self.probing = False
+                if self.config['firewall'] == 'auto' and not self.ending:
+                    self.kinds, self.why = follow(shown)
+                    self.trying, self.tried = True, []
+                    self.wire()
+                held, self.held = self.held, []
+                for ask_again in held:
+                    ask_again()
+        if not self.probing:
+            self.probing = True
+            for name, command in PROBES.items():
+                self.machine.run(command, functools.partial(ended, name))
+
+    def wire(self):
+        """Puts the first of `kinds` to work; what is there already takes the configuration over, what is
+        there from another kind goes when it has tidied up."""
+        there = {kernel.firewall.tool: kernel for kernel in self.parting + self.kernels}
+        first, kind = not there, self.kinds[0]
         self.kernels, self.parting = [], []
-        for firewall in self.firewalls(self.jails.by_name):
-            kernel = there.pop(firewall.name, None) or Kernel(firewall, self.machine, self.tickets_for)
+        for firewall in make_firewalls(kind, self.config['chain'], self.jails.by_name):
+            kernel = there.pop(firewall.tool, None) or self.kernel(firewall)
             kernel.take(firewall)
+            kernel.quiet = self.trying and not kernel.built
             self.kernels.append(kernel)
+        if first and not self.dry_run:             # a daemon that was killed may have left another kind
+            for other in {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft']}.get(kind, ['ipset', 'nft']):
+                there.update((f.tool, self.kernel(f)) for f in make_firewalls(other, self.config['chain'], {}))
         for kernel in there.values():
+            self.kernels[0].waiting += kernel.served + kernel.waiting
+            kernel.served, kernel.waiting = [], []
             kernel.close()
             self.parting.append(kernel)
+
+    def kernel(self, firewall):
+        return Kernel(firewall, self.machine, self.bans, self.refused)
+
+    def refused(self, ticket):
+        """Why a ticket must not be in the kernel, or ''."""
+        jail = self.jails.by_name.get(ticket.jail)
+        return jail.refusal(ticket.network) if jail else 'its jail is off'
+
+    def built(self):
+        """Does the firewall work, for IPv4 at least?"""
+        return all(k.built for k in self.kernels if k.firewall.family in (4, None))
+
+    def try_on(self):
+        """While `auto` tries: goes on to the next kind where one does not work."""
+        main = [k for k in self.kernels if k.firewall.family in (4, None)][0]
+        if self.built():
+            self.trying = False
+            self.why = '; '.join([self.why] + self.tried)
+            self.machine.log('firewall: %s (%s)' % (main.firewall.name, self.why))
+            self.troubles.pop('firewall', None)
+            for kernel in self.kernels:
+                if kernel.trouble:                 # that of the other family
+                    self.machine.log('%s: %s; trying again' % (kernel.firewall.name, kernel.trouble))
+        elif main.trouble and self.kinds:
+            self.tried.append('%s: %s' % (self.kinds.pop(0), main.trouble))
+            if self.kinds:
+                return self.wire()
+            self.note('firewall', 'none works (%s); trying again each minute' % '; '.join(self.tried))
+        else:
+            return
+        for kernel in self.kernels:
+            kernel.speak()
+
+    def set_couriers(self, kind):
+        """Puts those to work who run the commands of `action`; those whose commands are the same go on."""
+        there = {courier.firewall.name: courier for courier in self.couriers}
+        self.couriers = []
+        for custom in make_actions(self.config, self.jails.by_name) if kind != 'none' else ():
+            courier = there.get(custom.name)
+            if courier and vars(courier.firewall) == vars(custom) and not courier.closing:
+                self.couriers.append(there.pop(custom.name))
+            else:
+                self.couriers.append(Courier(custom, self.machine, self.bans))
+        for courier in there.values():
+            courier.close()
+            self.leaving.append(courier)
+
+    def firewall_reloads(self):
+        """The machine's firewall has said that it reloads: looks after our rules when it has had time to."""
+        if not any(timer in self.loop.timers.queue for timer in self.reloading):
+            self.reloading = [self.loop.after(seconds, self.look_after) for seconds in (2, 10)]
+
+    def look_after(self):
+        for kernel in self.kernels:
+            kernel.unsure = True
 
     def part(self, source):
         """Closes a source, and remembers how far it was read."""
@@ -4538,15 +5430,12 @@ class Daemon:
                 source.start(self.positions.get(source.meant))
             self.sources[spec].poll = self.config['poll']
 
-    def tickets_for(self, kernel):
-        """The tickets that belong into a kernel; what must never be banned is not among them."""
-        return [t for t in self.bans.tickets.values()
-                if kernel.handles(t.network) and not self.jails.by_name[t.jail].refusal(t.network)]
-
     # from a line to a ban
     def consume(self, source, block, age):
         """Takes whole lines from a source; `age` says whether they count as of now or at their own time."""
         now, wall = self.machine.ticks(), self.machine.wall()
+        if not age and RELOADS in block:
+            self.firewall_reloads()
 
         def own_time(date):
             when = date_time(date, int(wall) // 86400) if type(date) is bytes else date
@@ -4564,7 +5453,7 @@ class Daemon:
         self.changed = True
         offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance)
         if offence:
-            self.ban(jail, offence.network, offence.seconds, offence.failures)
+            self.ban(jail, offence.network, offence.seconds, offence.failures, offence.evidence)
 
     def tell_troubles(self):
         """Names a filter that a regex has run away in, once."""
@@ -4572,7 +5461,7 @@ class Daemon:
             if jail.filter.trouble:
                 self.note(jail.name, jail.filter.trouble)
 
-    def ban(self, jail, network, seconds, failures=0):
+    def ban(self, jail, network, seconds, failures=0, evidence=None):
         """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
         refusal = jail.refusal(network)
         if refusal:
@@ -4583,7 +5472,10 @@ class Daemon:
         ticket.failures = max(ticket.failures, failures)
         if not known:
             jail.banned += 1
-        self.tell('ban', ticket)
+            ticket.evidence = evidence
+        self.changed = self.ban_changed = True
+        for each in self.tellable(network):
+            each.ban(ticket, known)
         verb = 'extend' if known else 'would ban' if self.dry_run else 'ban'
         why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
@@ -4595,15 +5487,14 @@ class Daemon:
     def unban(self, ticket, why):
         """The door out."""
         if self.bans.remove(ticket.key):
-            self.tell('unban', ticket)
+            self.changed = self.ban_changed = True
+            for each in self.tellable(ticket.network):
+                each.unban(ticket)
             self.machine.log('[%s] unban %s (%s)' % (ticket.jail, ticket.network, why))
 
-    def tell(self, verb, ticket):
-        """Tells the firewalls, and the files in due time."""
-        self.changed = self.ban_changed = True
-        for kernel in self.kernels:
-            if kernel.handles(ticket.network):
-                getattr(kernel, verb)(ticket)
+    def tellable(self, network):
+        """Who has to know of a ban, besides the files."""
+        return [kernel for kernel in self.kernels if kernel.handles(network)] + self.couriers
 
     def protect(self):
         """Learns anew what must never be banned; releases tickets that overlap it, or whose jail is off."""
@@ -4612,8 +5503,8 @@ class Daemon:
             self.troubles.pop('netlink', None)
         except OSError as e:
             self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
-        self.jails.protect(self.frees)
-        for ticket in list(self.bans.tickets.values()):
+        changed = self.jails.protect(self.frees)
+        for ticket in list(self.bans.tickets.values()) if changed else ():
             jail = self.jails.by_name.get(ticket.jail)
             refusal = jail.refusal(ticket.network) if jail else ''
             if not jail or refusal:
@@ -4634,15 +5525,20 @@ class Daemon:
             self.unban(ticket, 'its time is over')
         for ticket in self.bans.surplus():
             self.unban(ticket, 'maxbans')
-        for kernel in self.kernels + self.parting:
-            kernel.settle()
+        for each in self.all_hands():
+            each.settle()
+        if self.trying and not self.ending:
+            self.try_on()
+        self.bans.limit = self.room()
         for kernel in [kernel for kernel in self.parting if kernel.closed()]:
             self.parting.remove(kernel)
-            kernel.served += kernel.waiting
-            kernel.answer()
-        if self.ending and all(kernel.closed() for kernel in self.kernels + self.parting):
+        self.leaving = [courier for courier in self.leaving if not courier.closed()]
+        if self.ending and all(each.closed() for each in self.all_hands()):
             self.stopping = True
         self.set_timers(now)
+
+    def all_hands(self):
+        return self.kernels + self.parting + self.couriers + self.leaving
 
     def set_timers(self, now):
         """Wakes us up for the next end of a ban, and for the files if they are behind."""
@@ -4664,8 +5560,10 @@ class Daemon:
         self.bans.purge(now, self.config['dbpurgeage'])
         if self.ending:
             return
-        for kernel in self.kernels:
-            kernel.unsure = True
+        if not self.built() and self.config['firewall'] == 'auto' and not self.dry_run:
+            self.probe()
+        for each in self.kernels + self.couriers:
+            each.minute()
         for source in self.sources.values():
             source.check()
         self.set_sources()
@@ -4704,7 +5602,7 @@ class Daemon:
         for name in self.jails.by_name:
             self.troubles.pop(name, None)
         self.jails, self.config = jails, config
-        self.fails.limit, self.bans.limit = config['maxtracked'], self.room()
+        self.fails.limit = config['maxtracked']
         self.protect()
         self.set_firewall()
         self.set_sources()
@@ -4715,8 +5613,8 @@ class Daemon:
         if self.ending:
             return
         self.ending = True
-        for kernel in self.kernels:
-            kernel.close()
+        for each in self.kernels + self.couriers:
+            each.close()
         self.loop.after(STOP_SECONDS, self.give_up)
         for source in self.sources.values():
             self.part(source)
@@ -4729,9 +5627,9 @@ class Daemon:
             self.control = None
 
     def give_up(self):
-        self.left_behind = [k.firewall.name for k in self.kernels + self.parting if not k.closed()]
+        self.left_behind = [each.firewall.name for each in self.all_hands() if not each.closed()]
         for name in self.left_behind:
-            self.machine.log('%s: our rules could not be taken out; `banwatch.py stop` tries again' % name)
+            self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again' % name)
         self.stopping = True
 
     # the files
@@ -4776,7 +5674,7 @@ class Daemon:
         if state is None:
             return
         now = self.machine.ticks()
-        self.kept = now - state.age
+        self.saved, self.kept = now, now - state.age           # what has just been read is on file: no haste
         for key, (n, last) in reversed(list(state.history.items())):
             self.bans.remember(key, n, last)
         for ticket in state.tickets:
@@ -4824,6 +5722,8 @@ class Daemon:
 
     def when_settled(self, tickets, reply):
         """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets."""
+        if self.probing or not self.kernels:       # it is being found out which firewall this machine has
+            return self.held.append(functools.partial(self.when_settled, tickets, reply))
         kernels = [k for k in self.kernels if any(k.handles(t.network) for t in tickets)]
         troubles, left = [], [len(kernels)]
 
@@ -4911,8 +5811,11 @@ class Daemon:
             'sources': [{'source': s.what, 'lines': s.lines, 'trouble': s.trouble,
                          'idle': None if s.last is None else round(now - s.last, 1)}
                         for s in self.sources.values()],
-            'firewall': [{'name': k.firewall.name, 'trouble': k.trouble, 'pending': not k.idle(),
-                          'rules': len(self.tickets_for(k))} for k in self.kernels],
+            'firewall': [{'name': k.firewall.name, 'trouble': k.trouble, 'pending': not k.idle(), 'why': self.why,
+                          'rules': sum(k.handles(t.network) for t in self.bans.tickets.values())}
+                         for k in self.kernels],
+            'actions': [{'name': c.firewall.name, 'trouble': c.trouble, 'pending': not c.idle(), 'bans': len(c.told)}
+                        for c in self.couriers],
             'bans': len(self.bans.tickets), 'maxbans': self.bans.limit,
             'tracked': len(self.fails.recent), 'maxtracked': self.fails.limit,
             'memory': self.machine.memory()[0], 'written': self.machine.written,
@@ -4931,7 +5834,7 @@ class Daemon:
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
         found = ['%s: %s' % (path, text) for path, text in self.troubles.items()]
-        found += ['%s: %s' % (k.firewall.name, k.trouble) for k in self.kernels if k.trouble]
+        found += ['%s: %s' % (each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
         found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
         for jail in self.jails.watching():
             if jail.filter.names:
@@ -5048,7 +5951,10 @@ def status(conf, options, words):
         said = source['trouble'] or plural(source['lines'], 'line') + last
         rows.append('source    %s: %s' % (source['source'], said))
     for wall in answer['firewall']:
-        rows.append('firewall  %s: %s' % (wall['name'], wall['trouble'] or plural(wall['rules'], 'ban')))
+        why = ' (auto: %s)' % wall['why'] if wall['why'] and wall is answer['firewall'][0] else ''
+        rows.append('firewall  %s: %s%s' % (wall['name'], wall['trouble'] or plural(wall['rules'], 'ban'), why))
+    for action in answer['actions']:
+        rows.append('action    %s: %s' % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
     saved = 'not saved yet' if answer['saved'] is None else 'saved ' + clock_text(answer['saved'])
     rows.append('state     ' + saved)
     for jail in answer['jails']:
@@ -5138,8 +6044,8 @@ def tidy_up(machine, config):
     lock = os.path.join(config['runtime'], 'lock')
     if os.path.exists(lock) and not machine.lock(lock):
         raise Problem('a daemon is running, but does not answer; try: kill %s' % machine.read(lock).strip())
-    kernels = [Kernel(firewall, machine, lambda kernel: []) for firewall in
-               make_firewalls(config['firewall'], config['chain'], {}) if machine.root()]
+    kernels = [Kernel(firewall, machine, Bans(0), lambda ticket: '') for kind in ('ipset', 'nft')
+               for firewall in make_firewalls(kind, config['chain'], {}) if machine.root()]
     pair = listen_to_signals(machine.loop, lambda number: machine.reap())
     for kernel in kernels:
         kernel.close()

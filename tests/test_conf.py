@@ -126,7 +126,7 @@ SOURCES = (': no log source (one a line: auto, logread, /var/log/messages, fifo:
     ('[sshd]\nprotocol = icmp', "c:2: protocol: 'icmp' is not a choice of: tcp udp"),
     ('[sshd]\nipv4prefix = 4', "c:2: ipv4prefix: '4' is not a prefix length from 8 to 32"),
     ('[sshd]\nipv6prefix = 129', "c:2: ipv6prefix: '129' is not a prefix length from 32 to 128"),
-    ('[banwatch]\nfirewall = pf', "c:2: firewall: 'pf' is not one of: auto iptables none"),
+    ('[banwatch]\nfirewall = pf', "c:2: firewall: 'pf' is not one of: auto ipset nft iptables command none"),
     ('[banwatch]\nchain = OUTPUT', "c:2: chain: 'OUTPUT' is not a choice of: INPUT FORWARD"),
     ('[banwatch]\nstate = relative', "c:2: state: 'relative' is not an absolute path"),
     ('[banwatch]\nsource = foo', "c:2: source: 'foo'" + SOURCES),
@@ -156,7 +156,7 @@ def test_all_mistakes_are_told_in_one_go_in_the_order_of_their_lines():
 def test_every_default_is_readable_and_every_row_has_help():
     for row in banwatch.OPTIONS:
         row.read(row.default)
-        assert row.help and row.section in ('banwatch', 'DEFAULT')
+        assert row.help and row.section in ('banwatch', 'DEFAULT', 'action')
 
 
 def test_option_names_are_unique_but_for_source():
@@ -178,12 +178,12 @@ def test_ports_have_names_and_ranges():
 
 def test_the_printed_configuration_reads_back_the_same():
     text = ('[banwatch]\nsource = /a\n    fifo:/b\nsave = 2h\n[DEFAULT]\nmaxretry = 4\n[luci]\nenabled = false\n'
-            '[office]\nfilter = sshd\nfailregex = ^a <HOST>\n    ^b <HOST>\n')
+            '[office]\nfilter = sshd\nfailregex = ^a <HOST>\n    ^b <HOST>\n[action tell]\nactionban = a <ip>\n    b "c d"\n')
     made = config(text)
     printed = banwatch.config_text(made)
     again = config(printed)
     for row in banwatch.OPTIONS:
-        for section in ['banwatch'] if row.section == 'banwatch' else ['DEFAULT', 'luci', 'office', 'sshd']:
+        for section in {'banwatch': ['banwatch'], 'action': ['action tell']}.get(row.section, ['DEFAULT', 'luci', 'office', 'sshd']):
             assert again.get(section, row.name) == made.get(section, row.name), (section, row.name)
     assert banwatch.config_text(again) == printed
 
@@ -197,5 +197,5 @@ def test_every_option_stands_in_the_shipped_conf_with_its_default_and_a_reason()
     with open(os.path.join(ROOT, 'banwatch.conf'), encoding='utf-8') as f:
         text = f.read()
     for row in banwatch.OPTIONS:
-        last = row.help.split('\n')[-1]
-        assert '; %s\n%s\n' % (last, ('%s = %s' % (row.name, row.default)).rstrip()) in text, row.name
+        last, comment = row.help.split('\n')[-1], '; ' * (row.section == 'action')       # there is none by default
+        assert '; %s\n%s%s\n' % (last, comment, ('%s = %s' % (row.name, row.default)).rstrip()) in text, row.name

@@ -171,7 +171,7 @@ def test_rules_are_rendered_without_what_is_ours_even_if_a_ticket_slipped_in(tmp
     house.machine.nets = [banwatch.free('192.168.1.0/24', 'the LAN')]
     house.daemon.protect()
     house.daemon.bans.put(banwatch.Ticket('sshd', '192.168.1.7', 0, None, 1, 5), 0)
-    assert house.daemon.tickets_for(house.daemon.kernels[0]) == []
+    assert house.daemon.kernels[0].tickets() == []
 
 
 def test_if_netlink_fails_the_last_known_networks_stay_protected(house):
@@ -466,7 +466,7 @@ def test_every_minute_the_kernel_is_compared_and_mended_and_that_is_said(walled)
     walled.fail('192.0.2.7', 3)
     ran = len(walled.machine.ran)
     walled.pass_time(60)
-    assert walled.machine.ran[ran].argv == ['iptables', '-S']
+    assert walled.machine.ran[ran].argv == ['iptables', '-w', '5', '-S']
     assert walled.machine.said('iptables: repaired (INPUT rule missing, FORWARD rule missing, chain banwatch missing)')
 
 
@@ -555,7 +555,7 @@ def test_rules_that_could_not_be_taken_out_are_told(walled):
     for _ in range(10):
         walled.pass_time(1)
     assert walled.daemon.stopping and walled.daemon.left_behind == ['iptables']
-    assert walled.machine.said('iptables: our rules could not be taken out')
+    assert walled.machine.said('iptables: not all could be taken out')
 
 
 def test_a_firewall_that_never_worked_does_not_delay_the_stop(tmp_path):
