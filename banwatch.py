@@ -409,6 +409,8 @@ def is_source(line):
 
 
 TAG_WORD = r'[A-Za-z][\w-]*'
+OPERATOR = re.compile(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)')
+SCRIPT, REMOTE = re.compile('-[A-Za-z]{0,2}[ce]|--command'), re.compile('ssh|dbclient|eval|su')       # what hands on a shell's script
 JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
 TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'matches', 'restored')
 
@@ -422,14 +424,22 @@ def commands(*tags):
                 found.append(shlex.split(line))
             except ValueError as e:
                 raise ValueError('%s: %s' % (quoted(line), str(e).lower())) from None
+            shells = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', line))
+            if shells:
+                raise ValueError('%s: %s is for a shell, which does not read this (try a script of your own, or quotes)' % (
+                    quoted(line), printable(shells.group())))
             for n, word in enumerate(found[-1]):
-                for tag in re.findall('<(%s)>' % TAG_WORD, word):
-                    if not (tag in tags or tag.startswith('F-') and 'ip' in tags):
+                for tag in re.findall('<([A-Za-z][^<>]*)>', word):
+                    if not (tag in tags or re.fullmatch('F-[A-Z][A-Z0-9_-]*', tag) and 'ip' in tags):
                         raise ValueError('%s: <%s> means nothing here (there are: %s)' % (
                             quoted(line), tag, ' '.join(tags) + ' F-USER ...' * ('ip' in tags)))
                 if n == 0 and '<' in word:
                     raise ValueError('%s: the program has to be named' % quoted(line))
-                if re.match('<(matches|F-)', word):
+                if re.search('<(matches|F-)', word) and (SCRIPT.fullmatch(' '.join(found[-1][max(0, n - 1):n])) or (
+                        REMOTE.fullmatch(os.path.basename(found[-1][0])))):
+                    raise ValueError('%s: a shell would run text of the log as its script (try $BANWATCH_... in there, '
+                                     'or in your program)' % quoted(line))
+                if re.match('-*(<port>)*<(matches|F-)', word):       # <port> may be empty
                     raise ValueError('%s: text of the log must not begin an argument (try --x=%s, or '
                                      '$BANWATCH_... in your program)' % (quoted(line), word))
         return found
@@ -437,7 +447,7 @@ def commands(*tags):
 
 
 def names(text):
-    return text.replace(',', ' ').split()
+    return list(dict.fromkeys(text.replace(',', ' ').split()))
 
 
 Option = collections.namedtuple('Option', 'section name read default help')
@@ -2827,7 +2837,8 @@ class Bans:
 # Owns: a filter, its limits, what it ignores, and who has logged in. Always true: what overlaps
 # one of `frees` is never an Offence, whatever the log says.
 
-WITNESS_LINES, WITNESS_BYTES = 10, 1000            # of the log, for the commands of an action
+# of the log, for the commands of an action: lines of an address, bytes of a line, of a field, addresses
+WITNESS_LINES, WITNESS_BYTES, WITNESS_FIELD, WITNESSES = 10, 1000, 256, 1000
 
 
 class Jail:
@@ -2887,7 +2898,7 @@ class Jail:
             return self.longer(bans.tickets[key], seen) if options['bantime.extend'] else None
         n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
         if told:
-            self.witness(key, told)
+            self.witness(key, told, n)
         if n < options['maxretry']:
             return None
         everywhere = jails if options['bantime.overalljails'] else None
@@ -2895,12 +2906,14 @@ class Jail:
                        ban_length(options, bans.earlier(self.name, key[1], everywhere), chance()),
                        self.evidence.pop(key, None))
 
-    def witness(self, key, told):
-        """Keeps the last lines that told of an address's failures, and the fields of the last one."""
+    def witness(self, key, told, n):
+        """Keeps the lines that told of the last `n` failures of an address, at most, and the latest fields."""
         lines, fields = self.evidence.pop(key, ((), {}))
         line, found = told
-        self.evidence[key] = (lines + (line[:WITNESS_BYTES],))[-WITNESS_LINES:], dict(fields, **found)
-        shorten(self.evidence, 1000)
+        fields = dict(fields, **{name: value[:WITNESS_FIELD] for name, value in found.items()})
+        # as bytes, for one rare letter makes each letter of a text take four
+        self.evidence[key] = (lines + (line.encode()[:WITNESS_BYTES],))[-min(n, WITNESS_LINES):], fields
+        shorten(self.evidence, WITNESSES)
 
     def longer(self, ticket, seen):
         """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
@@ -2945,8 +2958,8 @@ class Jails:
         for name, jail in self.by_name.items():
             before = old.by_name.get(name)
             if before:
-                jail.logins, jail.failures, jail.banned, jail.ignored = (
-                    before.logins, before.failures, before.banned, before.ignored)
+                jail.logins, jail.failures, jail.banned, jail.ignored, jail.evidence = (
+                    before.logins, before.failures, before.banned, before.ignored, before.evidence)
                 if jail.filter and before.filter:
                     jail.filter.adopt(before.filter)
 
@@ -3074,6 +3087,7 @@ class IPTables:
     packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
     CHAIN = 'banwatch'
     INNER = 'banwatch-input'         # in front of it, for bans that leave alone what is forwarded
+    LIST = '-n'                      # how ipset lists our sets: their names, for here each is a leftover
     capacity = 2000                  # each packet pays for each rule it meets
     longest = None                   # seconds that the kernel can count down
 
@@ -3085,15 +3099,13 @@ class IPTables:
         self.doors = doors           # jail -> Door
         self.inner = any(door and not door.forward for door in doors.values())
         self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
+        self.mine = re.compile(r'%s-%d(-\d+)?(-new)?$' % (self.CHAIN, family))
+        self.sets = {}               # Door -> the name of its set, 31 characters at most
         self.chains = {}             # chain -> the entries in it, as far as we have told the kernel
 
     def settings(self):
         """What two firewalls of a kind may differ in."""
         return self.name, self.hooks, self.doors
-
-    def discard(self):
-        """Commands that remove what a first attempt may have left that failed."""
-        return []
 
     def home(self, net, door):
         """The chain that an entry's rules stand in."""
@@ -3131,7 +3143,11 @@ class IPTables:
         return '%s/%d' % (made(first), self.lead)
 
     def check(self, wanted):
-        return [Command([self.tool, '-w', '5', '-S'], '')]
+        return [Command([self.tool, '-w', '5', '-S'], ''), Command(['ipset', 'list', self.LIST], '')]
+
+    def sizes(self, shown):
+        """name of a set of ours -> how many entries it has; here that does not matter."""
+        return {name: 0 for name in (shown[1] or '').split() if self.mine.match(name)}
 
     def restore(self, rows):
         text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
@@ -3161,6 +3177,7 @@ class IPTables:
             n, m = (sum(len(rules) for rules in some.values()) for some in (chains, rules))
             found.append('chain %s missing' % self.CHAIN if self.CHAIN not in chains
                          else '%d rules instead of %d' % (n, m) if n != m else 'other rules than ours')
+        found += ['set %s not wanted' % name for name in sorted(set(self.sizes(shown)) - set(self.sets.values()))]
         return ', '.join(found)
 
     def rebuild(self, shown, wanted, now):
@@ -3173,9 +3190,9 @@ class IPTables:
         return self.restore(self.fill(self.chains, set(there) - set(self.chains), rows)) + self.leave(shown)
 
     def leave(self, shown):
-        """Commands that destroy sets which our rules used and do not any more."""
-        used = set(re.findall(r'^-A %s.* --match-set (%s\S*) ' % (self.CHAIN, self.CHAIN), shown[0], re.M))
-        return destroy(used)
+        """Commands that destroy sets which are not wanted any more; those being filled go by themselves."""
+        used = {name + more for name in self.sets.values() for more in ('', '-new')}
+        return destroy(set(self.sizes(shown)) - used)
 
     def entry(self, hook):
         """The chain that a hook jumps to."""
@@ -3231,7 +3248,7 @@ class IPTables:
         return self.restore(rows) if rows else []
 
     def stop(self, shown):
-        return self.remove(shown) + self.leave(shown)
+        return self.remove(shown) + destroy(self.sizes(shown))
 
 
 def matches(door, form=' -p {0} -m {0} --dport {1}'):
@@ -3252,6 +3269,7 @@ FOREIGN = -1                         # instead of a number of entries
 
 class IPSet(IPTables):
     """Sets with timeouts, one for each Door, and one rule for each set and port in chain `banwatch`."""
+    LIST = '-t'                      # with their sizes
     capacity = None
     longest = 2147483                # ipset(8): the largest timeout it takes
     SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings, or counters, comment ...
@@ -3259,14 +3277,9 @@ class IPSet(IPTables):
     def __init__(self, family, hooks, doors):
         IPTables.__init__(self, family, hooks, doors)
         self.name = 'ipset' if family == 4 else 'ipset6'
-        self.sets = {}               # Door -> the name of its set, 31 characters at most
         for door in doors.values():
             if door and door not in self.sets:
                 self.sets[door] = 'banwatch-%d%s' % (family, '-%d' % len(self.sets) if self.sets else '')
-        self.mine = re.compile(r'banwatch-%d(-\d+)?(-new)?$' % family)
-
-    def discard(self):
-        return [command for name in self.sets.values() for command in destroy([name + '-new']) + destroy([name])]
 
     def spread(self, wanted):
         """chain -> its sets, whatever is in them."""
@@ -3283,9 +3296,6 @@ class IPSet(IPTables):
             found.update('-A %s%s -m set --match-set %s src -j DROP' % (chain, match, self.sets[door])
                          for match in matches(door))
         return found
-
-    def check(self, wanted):
-        return IPTables.check(self, wanted) + [Command(['ipset', 'list', '-t'], '')]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
@@ -3311,7 +3321,6 @@ class IPSet(IPTables):
                 found.append('set %s missing' % name if n is None else
                              'set %s is of another kind' % name if n == FOREIGN else
                              'set %s has %d entries instead of %d' % (name, n, counted[door]))
-        found += ['set %s not wanted' % name for name in sorted(set(sizes) - set(self.sets.values()))]
         return ', '.join(filter(None, found))
 
     def rebuild(self, shown, wanted, now):
@@ -3330,20 +3339,12 @@ class IPSet(IPTables):
             shown = ['', '']
         return foreign + fill + IPTables.rebuild(self, shown, wanted, now)
 
-    def leave(self, shown):
-        """Commands that destroy sets which are not wanted any more; those being filled go by themselves."""
-        used = {name + more for name in self.sets.values() for more in ('', '-new')}
-        return destroy(set(self.sizes(shown)) - used)
-
     def change(self, changes, now):
         rows = ['del %s %s -exist' % (self.sets[each.door], each.network) if each.gone else
                 'add %s %s timeout %d -exist' % (self.sets[each.door], each.network,
                                                  timeout(each.until, now, self.longest))
                 for each in changes if each.there or not each.gone]
         return [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
-
-    def stop(self, shown):
-        return self.remove(shown) + destroy(self.sizes(shown))
 
 
 def nft_tables(listed):
@@ -3354,8 +3355,8 @@ def nft_tables(listed):
             rows.append(line.strip())
         elif line.startswith('\t') and line.endswith(' {'):
             rows = parts.setdefault(line[1:-2], [])
-        elif line.startswith('table ') and line.endswith(' {'):
-            parts = tables.setdefault(line[6:-2], {})
+        elif line.startswith('table ') and ' {' in line:              # behind that may stand who owns it
+            parts = tables.setdefault(line[6:].partition(' {')[0], {})
     return tables
 
 
@@ -3436,6 +3437,8 @@ class NFTables:
             return 'table %s missing' % self.TABLE
         sets, chains = there
         found = ['set %s missing' % name for name in sorted(set(self.sets) - sets)]
+        if re.search(r'^table %s \{\n\tflags .*\bdormant\b' % self.TABLE, shown[0], re.M):
+            found.append('table %s is switched off' % self.TABLE)
         for hook in self.hooks:
             have, rules = chains.get(hook.lower()), [name for name, _ in self.rules(hook)]
             if not have or not re.search(r'\bhook %s\b.*policy accept' % hook.lower(), have[0]):
@@ -3518,12 +3521,16 @@ class Custom:
     def unban(self, ticket, times):
         return self.commands(self.options['actionunban'], ticket, times)
 
-    def stop(self, tickets, times):
-        """Those that lift all bans, at once if that is possible, and what has to be done after that."""
-        one_by_one = [command for ticket in tickets for command in self.unban(ticket, times(ticket))]
-        return (self.commands(self.options['actionflush']) or one_by_one) + self.commands(self.options['actionstop'])
+    def flush(self):
+        """Those that lift all bans at once; none if that has to be done one by one."""
+        return self.commands(self.options['actionflush'])
+
+    def stop(self):
+        return self.commands(self.options['actionstop'])
 
     def commands(self, argvs, ticket=None, times=None):
+        if not argvs:
+            return []
         tags = dict(self.doors, jail=self.jail, name=self.jail)
         if ticket:
             tags.update(ticket_tags(ticket, *times))
@@ -3542,7 +3549,8 @@ def ticket_tags(ticket, now, wall, restored):
         'ip': ticket.network, 'family': 'inet4' if family == 4 else 'inet6', 'ip-rev': '.'.join(reversed(parts)) + '.',
         'bantime': FOREVER if ticket.until is None else int(ticket.until - ticket.since + 0.5),
         'bancount': ticket.count, 'failures': ticket.failures, 'time': int(wall - now + ticket.since),
-        'matches': '\n'.join(printable(line) for line in lines), 'restored': int(restored)})
+        'matches': '\n'.join(printable(line.decode('utf-8', 'backslashreplace'))[:WITNESS_BYTES] for line in lines),
+        'restored': int(restored)})
     return {tag: str(value) for tag, value in tags.items()}
 
 
@@ -3560,10 +3568,11 @@ def holders(listed):
     for name, parts in nft_tables(listed or '').items():
         chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
         if name != NFTables.TABLE and any(
-                not re.match(r'type \w+ hook .*policy accept;$|.*\bjump banwatch(-input)?$', row)
+                not re.match(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$', row)
                 for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
             kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
-            found.add(None if kept & set(chains) else name)
+            old = re.match(r'ip6? (filter|nat|mangle|raw|security)$', name) and kept & set(chains)
+            found.add(None if old else name)
     return found
 
 
@@ -3827,7 +3836,9 @@ class Program:
     def __init__(self, machine, command, done, seconds):
         self.machine, self.done, self.name = machine, done, os.path.basename(command.argv[0])
         self.late = False
-        self.read = {}               # fd -> what came from it
+        # of what the commands of an action print, only the first line matters
+        self.most = 4096 if command.environment else OUTPUT_BYTES
+        self.read = {}               # fd -> what came from it, up to `most`
         self.left = command.stdin.encode()
         self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
         for stream in (self.process.stdout, self.process.stderr, self.process.stdin):
@@ -3876,8 +3887,10 @@ class Program:
         if not chunk:
             self.open.discard(fd)
             self.machine.loop.unwatch(fd)
-        elif len(self.read[fd]) < OUTPUT_BYTES:
+        elif len(self.read[fd]) < self.most:
             self.read[fd] += chunk
+            if len(self.read[fd]) >= OUTPUT_BYTES:
+                self.machine.kill(self.process)
         return bool(chunk)
 
     def expired(self):
@@ -4032,16 +4045,20 @@ class Machine:
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
         environment = dict(more, PATH=os.environ.get('PATH', '') + ':' + SBIN, LC_ALL='C')
+        # in UTF-8, whatever our own locale is: it may have no way to write a name of the log
+        argv = [word.encode('utf-8', 'surrogateescape') for word in [path] + list(argv[1:])]
+        environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key, value in environment.items()}
         return subprocess.Popen(
-            [path] + list(argv[1:]), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             bufsize=0, cwd='/', start_new_session=True, env=environment)
 
     def run(self, command, done, seconds=10):
         """Starts a Command; `done(problem, output)` is called when it has ended."""
         try:
             Program(self, command, done, seconds)
-        except OSError as e:
-            done(e.strerror or str(e), '')
+        except (OSError, ValueError) as e:         # ValueError: a NUL in the conf
+            why = getattr(e, 'strerror', None) or str(e)
+            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '')
 
     def run_all(self, commands, done, seconds=10, shown=()):
         """Runs Commands one after the other until one fails; `done(problem, what they printed)`."""
@@ -4058,6 +4075,11 @@ class Machine:
     def reap(self):
         for program in list(self.programs):
             program.ended()
+
+    def kill_all(self):
+        """What comes through only after our end would bring back what we have taken out."""
+        for program in self.programs:
+            self.kill(program.process)
 
     def kill(self, process, number=signal.SIGKILL):
         try:
@@ -4901,7 +4923,8 @@ RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug scri
 class Kernel:
     """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
 
-    def __init__(self, firewall, machine, bans, refused):
+    def __init__(self, firewall, machine, bans, refused, before=None):
+        self.before = before         # the Kernel that was in this place; what it has under way ends first
         self.firewall, self.machine, self.bans, self.log = firewall, machine, bans, machine.log
         self.refused = refused       # Ticket -> why it must not be in the kernel, or ''
         self.changed = {}            # (network, Door) -> is it in the kernel, as far as it has been told?
@@ -4919,22 +4942,14 @@ class Kernel:
         self.uncut = ''              # why such ones could not be ended
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
         self.parties = {}            # Door -> the jails that shut it
-        self.take(firewall)
-
-    def take(self, firewall):
-        """Goes on with another firewall in the same place, or with other settings."""
-        if not self.built:                         # at once, whatever it was
-            self.machine.loop.cancel(self.retry)
-            self.retry, self.attempts, self.trouble = None, 0, ''
-        if type(firewall) is not type(self.firewall):          # they share their chains
-            for command in () if self.built else self.firewall.discard():
-                self.machine.run(command, lambda problem, output: None)
-            self.built = False
-        if self.closing or firewall.settings() != self.firewall.settings():
-            self.firewall, self.anew = firewall, True
-        self.unsure, self.closing, self.parties = True, False, {}
         for jail, door in firewall.doors.items():
             self.parties.setdefault(door, []).append(jail)
+        if before:                                 # who waits for that one waits for us now
+            self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
+
+    def engaged(self):
+        """Is something under way in this place?"""
+        return self.busy or bool(self.before) and self.before.engaged()
 
     def handles(self, network):
         return self.firewall.family in (None, 6 if ':' in network else 4)
@@ -4970,8 +4985,9 @@ class Kernel:
 
     def settle(self):
         """Starts what there is to do, unless something is under way."""
-        if self.busy:
+        if self.engaged():
             return
+        self.before = None
         if self.retry or self.idle():
             self.served, self.waiting = self.served + self.waiting, []
             return self.answer()
@@ -5050,7 +5066,8 @@ class Kernel:
         that failed, for something of ours may just have gone; with patience if it was that."""
         self.busy, first = False, not self.anew and not self.attempts and not self.closing
         self.anew, self.unsure, self.attempts = not self.closing, True, self.attempts + 1
-        if problem != self.trouble and (self.worked or not self.closing) and not self.quiet:
+        news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)              # nft counts lines
+        if news and (self.worked or not self.closing) and not self.quiet:
             self.log('%s: %s; %s' % (self.firewall.name, problem, 'writing all anew' if first else 'trying again'))
         self.trouble = problem
         if not first:
@@ -5082,6 +5099,13 @@ class Kernel:
             self.log('offloaded connections of banned addresses go on: ' + problem)
         self.uncut = problem
 
+    def look_again(self, now):
+        """Looks what the kernel has, as soon as it can, or `now`, whatever the next try is due."""
+        self.unsure = True
+        if now:
+            self.machine.loop.cancel(self.retry)
+            self.retry, self.attempts, self.trouble = None, 0, ''
+
     def minute(self):
         """Looks what the kernel has; once a day all is written anew, since a kernel's timeouts have a limit."""
         self.unsure = True
@@ -5106,13 +5130,15 @@ class Courier:
     do, they delay nobody else; one that fails three times is given up."""
     TRIES = 3
 
-    def __init__(self, custom, machine, bans):
+    def __init__(self, custom, machine, bans, before=()):
         self.firewall, self.machine, self.bans = custom, machine, bans
+        self.before = before         # Couriers of an earlier conf in the same place, which have to end first
         self.seconds = custom.options['timeout']
         self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
-        self.told = {}               # key -> Ticket whose actionban has been done
+        self.told = {}               # key -> Ticket of a ban that the other side has, or may have
         self.starting, self.unsure = True, False
         self.busy = self.closing = self.over = False
+        self.lasting = None          # what is left of the Commands that end it; None: it is not about to end
         self.began = machine.ticks()
         self.trouble, self.attempts, self.retry = '', 0, None
 
@@ -5121,23 +5147,33 @@ class Courier:
             self.queue['ban', ticket.key] = ticket, 0
 
     def unban(self, ticket):
+        """A ban that has not been told is never told; one that failed may have done its work, if it was killed."""
         if ticket.jail == self.firewall.jail and not self.closing:
-            if self.queue.pop(('ban', ticket.key), None) is None:
+            self.queue.pop(('ban', ticket.key), None)
+            if ticket.key in self.told:
                 self.queue['unban', ticket.key] = ticket, 0
 
     def idle(self):
-        return not (self.busy or self.starting or self.unsure or self.queue)
+        return not (self.busy or self.starting or self.unsure or self.queue or self.lasting)
 
     def times(self, ticket):
         """(now, wall, was it restored?) as ticket_tags wants them."""
         return self.machine.ticks(), self.machine.wall(), ticket.since < self.began
 
     def settle(self):
-        """Starts the next command, unless one is under way."""
-        if self.busy or self.retry or self.over:
-            return
-        if self.closing:
+        """Starts what there is to do until something is under way: no event tells of the end of nothing."""
+        self.before = [courier for courier in self.before if not courier.over]
+        while not (self.busy or self.retry or self.over) and self.step():
+            pass
+
+    def step(self):
+        """Starts the next command; False if there is nothing to do."""
+        if self.lasting is None and self.closing:
+            self.lasting = iter(()) if self.starting else self.lifting()
+        if self.lasting is not None:
             self.end()
+        elif self.before:
+            return False
         elif self.starting:
             self.run(self.firewall.start(), self.started)
         elif self.unsure:
@@ -5145,6 +5181,9 @@ class Courier:
             self.run(self.firewall.check(), self.checked)
         elif self.queue:
             self.next()
+        else:
+            return False
+        return True
 
     def run(self, commands, then):
         """Runs Commands one after the other until one fails; `then` gets the problem, or ''."""
@@ -5153,14 +5192,15 @@ class Courier:
             if problem and problem != self.trouble:
                 self.machine.log('%s: %s' % (self.firewall.name, problem))
             self.trouble = problem
+            self.attempts = self.attempts + 1 if problem else 0
             then(problem)
         self.busy = True
         self.machine.run_all(commands, ended, self.seconds)
 
     def pause(self):
-        """Tries again later: soon at first, then once a minute."""
-        self.attempts += 1
-        self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
+        """Tries again later: soon at first, then once a minute. Who has to end does not wait."""
+        if not self.closing:
+            self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
 
     def again(self):
         self.retry = None
@@ -5168,55 +5208,59 @@ class Courier:
     def started(self, problem):
         if problem:
             return self.pause()
-        self.starting, self.attempts = False, 0
-        self.told = {}
+        self.starting = False
         self.queue = {('ban', t.key): (t, 0) for t in self.bans.tickets.values() if t.jail == self.firewall.jail}
 
     def checked(self, problem):
         if problem:                                # as fail2ban does: all of it anew
-            self.run(self.firewall.stop([], None), lambda problem: None)
-            self.starting = True
+            self.lasting, self.starting = iter(self.firewall.stop()), True
+            self.told, self.queue = {}, {}
 
     def next(self):
         (verb, key), (ticket, tries) = next(iter(self.queue.items()))
         del self.queue[verb, key]
 
         def ended(problem):
-            if verb == 'unban':
-                self.told.pop(key, None)
-            elif not problem:
+            if problem:
                 self.told[key] = ticket
-            if not problem:
-                self.attempts = 0
-            elif tries + 1 < self.TRIES:
-                if verb == 'unban' or self.queue.pop(('unban', key), None) is None:
-                    self.queue[verb, key] = ticket, tries + 1
+            if problem and tries + 1 < self.TRIES:
+                if ('unban', key) not in self.queue:                   # it stays the first, or a later one overtakes it
+                    self.queue = dict([((verb, key), (ticket, tries + 1))] + list(self.queue.items()))
                 self.pause()
-            else:
+            elif problem:
                 self.machine.log('%s: %s of %s is given up' % (self.firewall.name, verb, ticket.network))
-        commands = getattr(self.firewall, verb)(ticket, self.times(ticket))
-        self.run(commands, ended)
+        if verb == 'ban':
+            self.told[key] = ticket
+        else:
+            self.told.pop(key, None)
+        self.run(getattr(self.firewall, verb)(ticket, self.times(ticket)), ended)
 
     def minute(self):
         self.unsure = True
 
     def close(self):
-        self.closing, self.queue = True, {}
+        self.closing, self.queue, self.attempts = True, {}, 0
         if self.retry:
             self.machine.loop.cancel(self.retry)
             self.retry = None
 
-    def end(self):
-        """Lifts what has been told, each try for itself."""
-        commands = [] if self.starting else [
-            command for command in self.firewall.stop(self.told.values(), self.times)]
+    def lifting(self):
+        """Yields the Commands that lift what has been told, and those after them. Who fails again and again is
+        not asked for each ban."""
+        flush = self.firewall.flush()
+        yield from flush
+        for ticket in () if flush else list(self.told.values()):
+            if self.attempts < self.TRIES:
+                yield from self.firewall.unban(ticket, self.times(ticket))
+        yield from self.firewall.stop()
 
-        def step(problem):
-            if commands:
-                self.run([commands.pop(0)], step)
-            else:
-                self.over = True
-        step('')
+    def end(self):
+        """Runs what is left of the last Commands, each for itself, whether they succeed or not."""
+        command = next(self.lasting, None)
+        if command:
+            self.run([command], lambda problem: None)
+        else:
+            self.lasting, self.over = None, self.closing
 
     def closed(self):
         return self.over
@@ -5244,8 +5288,9 @@ class Daemon:
         self.trying = False                        # is `auto` still looking for one that works?
         self.tried = []                            # what `auto` has tried, and why that does not work
         self.held = []                             # to be asked again when there is a firewall
-        self.reloading = []                        # timers that look after the machine's firewall has reloaded
+        self.look_soon = self.look_late = None     # timers, after the machine's firewall has reloaded
         self.bans = Bans(self.room())
+        self.evident = collections.deque()         # the latest tickets that have evidence
         self.frees = []              # what of this machine must never be banned
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
@@ -5340,8 +5385,11 @@ class Daemon:
         first, kind = not there, self.kinds[0]
         self.kernels, self.parting = [], []
         for firewall in make_firewalls(kind, self.config['chain'], self.jails.by_name):
-            kernel = there.pop(firewall.tool, None) or self.kernel(firewall)
-            kernel.take(firewall)
+            kernel = there.pop(firewall.tool, None)
+            if kernel and not kernel.closing and kernel.firewall.settings() == firewall.settings():
+                kernel.look_again(not kernel.built)
+            else:
+                kernel = self.kernel(firewall, kernel)
             kernel.quiet = self.trying and not kernel.built
             self.kernels.append(kernel)
         if first and not self.dry_run:             # a daemon that was killed may have left another kind
@@ -5353,8 +5401,8 @@ class Daemon:
             kernel.close()
             self.parting.append(kernel)
 
-    def kernel(self, firewall):
-        return Kernel(firewall, self.machine, self.bans, self.refused)
+    def kernel(self, firewall, before=None):
+        return Kernel(firewall, self.machine, self.bans, self.refused, before)
 
     def refused(self, ticket):
         """Why a ticket must not be in the kernel, or ''."""
@@ -5370,15 +5418,16 @@ class Daemon:
         main = [k for k in self.kernels if k.firewall.family in (4, None)][0]
         if self.built():
             self.trying = False
-            self.why = '; '.join([self.why] + self.tried)
+            self.why = '; '.join([self.why] + [text for text in self.tried if not text.startswith(self.kinds[0] + ':')])
             self.machine.log('firewall: %s (%s)' % (main.firewall.name, self.why))
             self.troubles.pop('firewall', None)
             for kernel in self.kernels:
                 if kernel.trouble:                 # that of the other family
                     self.machine.log('%s: %s; trying again' % (kernel.firewall.name, kernel.trouble))
-        elif main.trouble and self.kinds:
-            self.tried.append('%s: %s' % (self.kinds.pop(0), main.trouble))
-            if self.kinds:
+        elif main.trouble and main.quiet:
+            self.tried.append('%s: %s' % (self.kinds[0], main.trouble))
+            if len(self.kinds) > 1:
+                self.kinds = self.kinds[1:]
                 return self.wire()
             self.note('firewall', 'none works (%s); trying again each minute' % '; '.join(self.tried))
         else:
@@ -5395,15 +5444,18 @@ class Daemon:
             if courier and vars(courier.firewall) == vars(custom) and not courier.closing:
                 self.couriers.append(there.pop(custom.name))
             else:
-                self.couriers.append(Courier(custom, self.machine, self.bans))
+                before = [each for each in self.leaving + list(there.values()) if each.firewall.name == custom.name]
+                self.couriers.append(Courier(custom, self.machine, self.bans, before))
         for courier in there.values():
             courier.close()
             self.leaving.append(courier)
 
     def firewall_reloads(self):
-        """The machine's firewall has said that it reloads: looks after our rules when it has had time to."""
-        if not any(timer in self.loop.timers.queue for timer in self.reloading):
-            self.reloading = [self.loop.after(seconds, self.look_after) for seconds in (2, 10)]
+        """The machine's firewall has said that it reloads: looks after our rules soon, and when it must be done."""
+        if self.look_soon not in self.loop.timers.queue:
+            self.look_soon = self.loop.after(2, self.look_after)
+        self.loop.cancel(self.look_late)
+        self.look_late = self.loop.after(10, self.look_after)
 
     def look_after(self):
         for kernel in self.kernels:
@@ -5473,6 +5525,10 @@ class Daemon:
         if not known:
             jail.banned += 1
             ticket.evidence = evidence
+        if evidence:
+            self.evident.append(ticket)
+            if len(self.evident) > WITNESSES:
+                self.evident.popleft().evidence = None
         self.changed = self.ban_changed = True
         for each in self.tellable(network):
             each.ban(ticket, known)
@@ -5517,6 +5573,7 @@ class Daemon:
             self.loop.call(self.settle)
             wait = self.loop.due()
             self.loop.wait(0 if self.stopping else wait)
+        self.machine.kill_all()
 
     def settle(self):
         """After each turn: what has ended goes, the firewalls and then the files are brought up to date."""
@@ -5538,7 +5595,7 @@ class Daemon:
         self.set_timers(now)
 
     def all_hands(self):
-        return self.kernels + self.parting + self.couriers + self.leaving
+        return self.kernels + self.parting + self.leaving + self.couriers       # a successor comes after its predecessor
 
     def set_timers(self, now):
         """Wakes us up for the next end of a ban, and for the files if they are behind."""
@@ -5628,8 +5685,12 @@ class Daemon:
 
     def give_up(self):
         self.left_behind = [each.firewall.name for each in self.all_hands() if not each.closed()]
-        for name in self.left_behind:
-            self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again' % name)
+        for each in self.kernels + self.parting:
+            if not each.closed():
+                self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again' % each.firewall.name)
+        for each in self.couriers + self.leaving:
+            if not each.closed():
+                self.machine.log('%s: not all bans could be lifted' % each.firewall.name)
         self.stopping = True
 
     # the files
@@ -5725,18 +5786,25 @@ class Daemon:
         if self.probing or not self.kernels:       # it is being found out which firewall this machine has
             return self.held.append(functools.partial(self.when_settled, tickets, reply))
         kernels = [k for k in self.kernels if any(k.handles(t.network) for t in tickets)]
-        troubles, left = [], [len(kernels)]
+        troubles, left = [], list(kernels)
 
-        def one(trouble):
-            left[0] -= 1
-            if trouble:
-                troubles.append(trouble)
-            if left[0] <= 0:
-                reply('; '.join(troubles))
-        for kernel in kernels:
-            kernel.waiting.append(one)
+        def one(kernel, trouble):
+            if kernel in left:
+                left.remove(kernel)
+                troubles.extend([trouble] * bool(trouble))
+                if not left:
+                    self.loop.cancel(timer)
+                    reply('; '.join(troubles))
+
+        def late():                                # the client does not wait much longer
+            troubles.extend(k.trouble or '%s does not answer yet' % k.firewall.name for k in left)
+            left.clear()
+            reply('; '.join(troubles))
         if not kernels:
-            reply('')
+            return reply('')
+        timer = self.loop.after(CLIENT_SECONDS - 2, late)
+        for kernel in kernels:
+            kernel.waiting.append(functools.partial(one, kernel))
 
     def jail_named(self, request):
         name = request.get('jail')
@@ -6053,7 +6121,8 @@ def tidy_up(machine, config):
     while any(kernel.busy for kernel in kernels):
         machine.loop.wait(machine.loop.due())
     deafen(machine.loop, pair)
-    troubles = ['%s: %s' % (k.firewall.name, k.trouble) for k in kernels if k.trouble and k.worked]
+    troubles = ['%s: %s' % (k.firewall.name, k.trouble) for k in kernels if k.trouble and (
+        k.worked or k.firewall.family != 6 and machine.which(k.firewall.tool))]     # many a kernel lacks IPv6
     if troubles:
         raise Problem('no daemon is running, but it may have left rules behind: ' + '; '.join(troubles))
     return any(kernel.removed for kernel in kernels)

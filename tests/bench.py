@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Measures banwatch beside its peers, in one run on this machine, and prints one table.
 
-    python3 tests/bench.py [--log FILE] [--plain FILE] [--lines N] [--idle SECONDS] [--json] [ROW...]
+    python3 tests/bench.py [--log FILE] [--plain FILE] [--lines N] [--idle SECONDS] [--bans N] [--times N]
+        [--json] [ROW...]
     python3 tests/bench.py --hostile [--seconds N] [--json] [FILTER...]
 
 --log and --plain name an OpenSSH log under attack and a plain system log ("Dec 10 06:55:46 host
@@ -19,16 +20,19 @@ its numbers only, and the table says so. All files are in one temporary folder, 
 import argparse
 import collections
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import py_compile
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -61,6 +65,8 @@ UNITS = {
     'MB': (lambda n: '%.1f MB' % n, False),
     'us': (lambda n: '%.1f us' % n, False),
     '/min': (lambda n: '%.0f/min' % n, False),
+    '/s': (lambda n: '%.1f k/s' % (n / 1000), True),
+    'MB/s': (lambda n: '%.0f MB/s' % n, True),
 }
 
 
@@ -247,6 +253,18 @@ def plain_log(lines, rng):
         name='host-%d.example.net' % rng.randint(1, 254))).encode() for _ in range(lines)]
 
 
+# first bytes of addresses that belong to nobody in particular
+PUBLIC = sorted(set(range(1, 224)) - {10, 100, 127, 169, 172, 192, 198, 203})
+
+
+def crowd(count, last='198.51.100.1'):
+    """That many addresses from all over the internet, always the same, and as the last one `last`."""
+    rng, found = random.Random(1), {}
+    while len(found) < count - 1:
+        found['%d.%d.%d.%d' % (rng.choice(PUBLIC), rng.randrange(256), rng.randrange(256), rng.randrange(1, 255))] = None
+    return list(found) + [last] * (count > 0)
+
+
 def spread(n):
     """The n-th address of 198.18.0.0/15, the range that is set aside for benchmarks."""
     return '198.%d.%d.%d' % (18 + (n >> 16), n >> 8 & 255, n & 255)
@@ -278,6 +296,14 @@ def installed(name, package):
     return found
 
 
+PACKAGES = {'nft': 'nftables', 'ip': 'iproute2'}          # else a program's own name
+
+
+def tool(name, *words):
+    """The argv of a program of the administrator's."""
+    return [installed(name, PACKAGES.get(name, re.sub('-restore', '', name))), *words]
+
+
 def wait_until(true, what, seconds=PATIENCE, pause=0.05):
     """Asks `true` again and again; Missing if it stays false."""
     end = time.monotonic() + seconds
@@ -300,11 +326,11 @@ def settled(read, what):
     return last[0]
 
 
-def call(argv, seconds=600, **more):
+def call(argv, seconds=600, stdin=subprocess.DEVNULL, **more):
     """(wall seconds, standard output) of a program; Missing with its complaint if it fails."""
     began = time.perf_counter()
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        done = subprocess.run(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               env=ENVIRON, timeout=seconds, **more)
     except (OSError, subprocess.TimeoutExpired) as e:
         raise Missing(str(e)) from None
@@ -398,25 +424,42 @@ class Reader:
         with open(os.path.join(self.folder, name), 'w') as f:
             f.write('\n'.join(rows) + '\n')
 
-    def start(self, argv, mode='a'):
-        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said, env=ENVIRON)
-        self.pids = [self.process.pid]
+    def start(self, argv, opener=None):
+        self.launch(argv)
         try:
             wait_until(self.ready, self.name)
             # held open: else who reads a FIFO may see it end
-            self.out = open(self.log, mode)
+            self.out = open(self.log, 'wb' if opener else 'ab', 0, opener=opener)
         except BaseException:
             end([self.process])
             raise
         return self
 
+    def launch(self, argv):
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said, env=ENVIRON)
+        self.pids = [self.process.pid]
+
     def write(self, text):
-        self.out.write(text)
-        self.out.flush()
+        self.out.write(text.encode())
 
     def __exit__(self, *why):
         end([self.process])
         self.out.close()
+
+
+PIPE_BYTES = 1 << 20                 # /proc/sys/fs/pipe-max-size; of 10,000 lines all but a hundred fit
+F_SETPIPE_SZ = 1031                  # fcntl has it since Python 3.10
+
+
+def widened(fd):
+    """A pipe that takes a whole burst in one write."""
+    fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_BYTES)
+    return fd
+
+
+def open_fifo(path, flags):
+    """Both ends: what is written while nobody reads waits there."""
+    return widened(os.open(path, os.O_RDWR))
 
 
 class Banwatch(Reader):
@@ -439,7 +482,15 @@ class Banwatch(Reader):
         else:
             open(self.log, 'w').close()
         self.said = open(os.path.join(self.folder, 'said'), 'w+')
-        return self.start(self.argv('run'), 'w' if self.source == 'fifo' else 'a')
+        return self.start(self.argv('run'), open_fifo if self.source == 'fifo' else None)
+
+    def again(self, number, text):
+        """Ends it with this signal, lets a line wait for the next one, and starts that; the moment (perf_counter) then."""
+        end([self.process], number)
+        self.write(text)
+        moment = time.perf_counter()
+        self.launch(self.argv('run'))
+        return moment
 
     def ready(self):
         if self.process.poll() is not None:
@@ -448,6 +499,18 @@ class Banwatch(Reader):
         answer = self.status()
         return answer is not None and all(
             wall['name'] and not wall['trouble'] and not wall['pending'] for wall in answer['firewall'])
+
+    def ask(self, **request):
+        """Sends a request, without a client's start; a function that returns the answer."""
+        asking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        asking.settimeout(PATIENCE)
+        asking.connect(os.path.join(self.folder, 'run/control'))
+        asking.sendall(json.dumps(request).encode() + b'\n')
+
+        def answer():
+            with asking, asking.makefile('rb') as answers:
+                return json.loads(answers.readline().decode())
+        return answer
 
     def status(self):
         """What `status --json` says; None if nobody answers."""
@@ -465,7 +528,7 @@ class Fail2ban(Reader):
     """A fail2ban-server with Debian's filter for dropbear, iptables, and a log file."""
     name = 'fail2ban-server'
 
-    def __init__(self, folder):
+    def __init__(self, folder, action='iptables'):
         self.server, self.client = installed('fail2ban-server', 'fail2ban'), installed('fail2ban-client', 'fail2ban')
         super().__init__(folder)
         for name in ('filter.d', 'action.d'):
@@ -474,7 +537,8 @@ class Fail2ban(Reader):
                  'syslogsocket = auto', 'dbfile = None', 'dbmaxmatches = 10', 'dbpurgeage = 1d')
         self.put('jail.conf', '[dropbear]', 'enabled = true', 'filter = dropbear', 'backend = auto',
                  'maxretry = 1', 'logpath = ' + self.log,
-                 'action = iptables[name=bench, type=allports, protocol=all, blocktype=DROP]')
+                 'action = %s[name=bench, type=allports, protocol=%s, blocktype=%s]' % (
+                     (action,) + (('udp', 'drop') if action == 'nftables' else ('all', 'DROP'))))
 
     def argv(self, program, *words):
         return [program, '-c', self.folder, '-s', self.folder + '/socket', '-p', self.folder + '/pid'] + list(words)
@@ -501,6 +565,14 @@ def sshguard_argvs(*blocker, firewall='sshg-fw-null', before=()):
             [SSHGUARD + firewall]]
 
 
+# what sshguard leaves to the administrator
+SSHGUARD_RULES = {
+    'sshg-fw-iptables': (['iptables', '-N', 'sshguard'], ['iptables', '-I', 'INPUT', '-j', 'sshguard']),
+    'sshg-fw-ipset': (['ipset', 'create', 'sshguard4', 'hash:net'],
+                      ['iptables', '-I', 'INPUT', '-m', 'set', '--match-set', 'sshguard4', 'src', '-j', 'DROP']),
+}
+
+
 class Sshguard:
     """sshguard's three processes, fed through a pipe; one failure is enough for a ban."""
 
@@ -509,7 +581,10 @@ class Sshguard:
         self.firewall = firewall
 
     def __enter__(self):
+        for argv in SSHGUARD_RULES.get(self.firewall, ()):
+            call(tool(*argv))
         self.processes = start_pipeline(self.argvs, subprocess.PIPE)
+        widened(self.processes[0].stdin.fileno())
         self.pids = [process.pid for process in self.processes]
         try:
             if 'nft' in self.firewall:
@@ -527,8 +602,7 @@ class Sshguard:
             return False
 
     def write(self, text):
-        self.processes[0].stdin.write(text.encode())
-        self.processes[0].stdin.flush()
+        os.write(self.processes[0].stdin.fileno(), text.encode())
 
     def __exit__(self, *why):
         self.processes[0].stdin.close()
@@ -552,6 +626,7 @@ class Bench:
         self.folder, self.options = folder, options
         self.notes = []
         self.paths = {}              # 'attack', 'plain' -> the long log
+        self.waves = {}              # (firewall, bans) -> what bursts and their ends take
 
     def note(self, text):
         if text not in self.notes:
@@ -813,22 +888,23 @@ def own_network():
     """Sees to it that 198.51.100.0/24 is on our `lo`; Missing unless the network is ours alone."""
     if OWN_NET not in os.environ:
         raise Missing('needs root and unshare(1), for a network namespace')
-    ip = installed('ip', 'iproute2')
-    call([ip, 'link', 'set', 'lo', 'up'])
-    call([ip, 'address', 'replace', '198.51.100.0/24', 'dev', 'lo'])
+    call(tool('ip', 'link', 'set', 'lo', 'up'))
+    call(tool('ip', 'address', 'replace', '198.51.100.0/24', 'dev', 'lo'))
 
 
-def delays(daemon, line):
-    """Milliseconds from a line until its address is shut out, for each of TRIALS addresses."""
+def delays(daemon, line, trials=TRIALS, pause=1, before=lambda: None):
+    """Milliseconds from a line until its address is shut out, for each of so many addresses, with up to
+    `pause` seconds in between."""
     found, rng = [], random.Random(1)
     with daemon:
-        for n in range(1, TRIALS + 1):
+        before()
+        for n in range(1, trials + 1):
             attacker = Attacker('198.51.100.%d' % n)
             try:
                 if not attacker.arrives():
                     raise Missing('198.51.100.%d was shut out before its time' % n)
                 # not an awaited event: who polls must not be met at the same point of each period
-                time.sleep(rng.random())
+                time.sleep(pause * rng.random())
                 began = time.perf_counter()
                 daemon.write(line('198.51.100.%d' % n))
                 found.append(1000 * (attacker.stopped(15) - began))
@@ -997,6 +1073,367 @@ def wakeup_rows(bench):
     yield result('wake-ups, idle', '/min', rate.get('banwatch'), 'sshguard', rate.get('sshguard'))
 
 
+# ---- Firewalls -----------------------------------------------------------------------------
+# Rows about bans by the thousand. All is in the kernel when the address whose ban came last is shut
+# out: the bans of one write become batches in their order, and a batch is all or nothing, or, with
+# ipset, done line by line. To ask so costs 5 microseconds and no process; see Attacker. When the clock
+# has stopped, the kernel's own list has to hold all of them.
+
+FEW = 1000
+MOST = {'iptables': 2000, 'ipset': 10000, 'nft': 10000}      # firewall -> bans
+GOALS = {1000: Goal(0.1, 0.03, 'value'), 2000: Goal(0.2, 0.06, 'value'), 10000: Goal(1, 0.25, 'value')}
+LISTS = {'iptables': ('iptables', '-S'), 'ipset': ('ipset', 'save'), 'nft': ('nft', 'list', 'ruleset')}
+# ignoreself is off because here the attackers' addresses are this machine's own
+AT_ONCE = {'maxretry': 1, 'ignoreself': 'false', 'bantime': '1d'}
+GIVE_UP = 60                         # seconds for all of a burst
+
+
+def each_size(bench):
+    """Yields (firewall, how many bans)."""
+    for kind, most in MOST.items():
+        for count in sorted({min(size, bench.options.bans) for size in (FEW, most)}):
+            yield kind, count
+
+
+def sized(what, count, kind):
+    return '%s %s, %s' % (what, format(count, ','), kind)
+
+
+def listed(kind):
+    """All addresses in a firewall's rules or sets."""
+    return set(re.findall(r'\b(?:\d{1,3}\.){3}\d{1,3}\b', call(tool(*LISTS[kind]))[1]))
+
+
+def wiped():
+    """Takes out of the kernel what others have left there."""
+    own_network()
+    for argv in (('iptables', '-F'), ('iptables', '-X'), ('ipset', 'destroy'), ('nft', 'flush', 'ruleset')):
+        succeeds(tool(*argv))
+
+
+@contextlib.contextmanager
+def knocking(ip):
+    attacker = Attacker(ip)
+    try:
+        yield attacker
+    finally:
+        attacker.close()
+
+
+def once_listed(kind, ips, moment):
+    """The moment given if the kernel lists all of these now, else the one when it does."""
+    if set(ips) <= listed(kind):
+        return moment
+    wait_until(lambda: set(ips) <= listed(kind), '%d bans in %s' % (len(ips), kind))
+    return time.perf_counter()
+
+
+def burst(kind, daemon, ips, line=failure):
+    """Seconds from the moment that a line for each address is written, in one go, until all are banned."""
+    text = ''.join(map(line, ips))
+    with knocking(ips[-1]) as last:
+        began = time.perf_counter()
+        daemon.write(text)
+        return once_listed(kind, ips, last.stopped(GIVE_UP)) - began
+
+
+def lifted(kind, daemon, ips):
+    """Seconds from the request to unban all until the kernel has none."""
+    with knocking(ips[-1]) as last:
+        began = time.perf_counter()
+        answer = daemon.ask(do='unban', networks=[], all=True)
+        wait_until(last.arrives, 'unban --all', pause=0.0001)
+        took = time.perf_counter() - began
+    if answer().get('trouble') or set(ips) & listed(kind):
+        raise Missing('some are left')
+    return took
+
+
+def waves(bench, kind, count):
+    """[(seconds of a burst, seconds until all are free again)] of one daemon; two rows want to know."""
+    if (kind, count) not in bench.waves:
+        wiped()
+        ips = crowd(count)
+        with Banwatch(bench.folder, kind, **AT_ONCE) as daemon:
+            bench.waves[kind, count] = [(burst(kind, daemon, ips), lifted(kind, daemon, ips))
+                                       for _ in range(bench.options.times)]
+    return bench.waves[kind, count]
+
+
+def at_best(kind, ips):
+    """Seconds that one program takes which bans all of these in one go."""
+    argv, text = {
+        'iptables': (('iptables-restore', '--noflush'), '*filter\n:flat - [0:0]\n%sCOMMIT\n' % ''.join(
+            '-A flat -s %s/32 -j DROP\n' % ip for ip in ips)),
+        'ipset': (('ipset', 'restore'), 'create flat hash:net maxelem 1048576 timeout 0\n' + ''.join(
+            'add flat %s timeout 86400\n' % ip for ip in ips)),
+        'nft': (('nft', '-f', '-'), 'table inet flat {\nset flat {\ntype ipv4_addr; flags timeout;\n}\n}\n'
+                'add element inet flat flat { %s }\n' % ', '.join('%s timeout 1d' % ip for ip in ips)),
+    }[kind]
+    wiped()
+    with tempfile.TemporaryFile('w+') as f:
+        f.write(text)
+        f.seek(0)
+        return call(tool(*argv), stdin=f)[0]
+
+
+def iptables_note(bench):
+    bench.note('iptables here is ' + version('iptables', ['iptables', '-V']))
+
+
+def peer_burst(kind, ips, make, line):
+    wiped()
+    with make() as daemon:
+        return burst(kind, daemon, ips, line)
+
+
+# firewall -> sshguard's backend, fail2ban's action
+BACKENDS = {'iptables': ('sshg-fw-iptables', 'iptables'), 'ipset': ('sshg-fw-ipset', 'iptables-ipset'),
+            'nft': ('sshg-fw-nft-sets', 'nftables')}
+
+
+def burst_rows(bench):
+    bench.note('burst: one line each, in one write, until the kernel has all; ours: best of %d in one daemon; '
+               'fail2ban follows a file, backend auto' % bench.options.times)
+    iptables_note(bench)
+    for kind, count in each_size(bench):
+        what, ips = sized('burst of', count, kind), crowd(count)
+        found = bench.tried(what, waves, bench, kind, count)
+        ours = found and min(took for took, _ in found)
+        limit = best(bench.options.times, {'': lambda: bench.tried(what, at_best, kind, ips)})['']
+        yield result(what, 's', ours, {'nft': 'one nft -f'}.get(kind, 'one %s restore' % kind), limit, GOALS.get(count))
+        if count <= FEW:
+            backend, action = BACKENDS[kind]
+            for who, make, line in ((backend, lambda: Sshguard(bench.folder, backend), sshd_failure),
+                                    ('fail2ban ' + action, lambda: Fail2ban(bench.folder, action), failure)):
+                yield result(what, 's', ours, who, bench.tried(who, peer_burst, kind, ips, make, line))
+    bench.tried('bursts', wiped)
+
+
+def unban_rows(bench):
+    bench.note('unban: from the request of `unban --all` until the kernel has none, without the start of the command')
+    for kind, count in each_size(bench):
+        found = bench.tried(sized('unban', count, kind), waves, bench, kind, count)
+        yield result(sized('unban', count, kind), 's', found and min(took for _, took in found),
+                     'the burst', found and min(took for took, _ in found), GOALS.get(count))
+
+
+STARTS = {signal.SIGTERM: 'restore', signal.SIGKILL: 'restore, killed,'}
+
+
+def restarts(bench, kind):
+    """{(signal, bans): [seconds of each start after that signal until a newcomer is shut out]}; the sizes take turns."""
+    daemons, found, newcomers = {}, collections.defaultdict(list), itertools.count(2)
+    with contextlib.ExitStack() as stack:
+        for count in [0] + [count for each, count in each_size(bench) if each == kind]:
+            wiped()
+            daemon = daemons[count] = stack.enter_context(Banwatch(bench.folder, kind, **AT_ONCE))
+            if count > 1:
+                burst(kind, daemon, crowd(count - 1))
+            end([daemon.process])
+        for _ in range(bench.options.times):
+            for count, daemon in daemons.items():
+                for number in STARTS:
+                    ip = '198.51.100.%d' % next(newcomers)
+                    with knocking(ip) as newcomer:
+                        began = daemon.again(number, failure(ip))
+                        moment = newcomer.stopped(GIVE_UP)
+                        found[number, count].append(once_listed(kind, crowd(count - 1) + [ip], moment) - began)
+                    # for he is not counted; and what has been answered is remembered by one who is killed
+                    daemon.ask(do='unban', networks=[ip])()
+                end([daemon.process])
+    return found
+
+
+def restore_rows(bench):
+    bench.note('restore: until a newcomer is shut out whose line waits in the FIFO, less that of a start without bans, '
+               'each the best of %d in turn; killed: by SIGKILL, so the kernel has the bans still' % bench.options.times)
+    found = {kind: bench.tried('restore, ' + kind, restarts, bench, kind) for kind in MOST}
+    for number, name in STARTS.items():
+        for kind, count in each_size(bench):
+            full, none = (found[kind] and min(found[kind][number, n]) for n in (count, 0))
+            yield result(sized(name, count, kind), 's', full and full - none, 'start with none', none, GOALS.get(count))
+
+
+@contextlib.contextmanager
+def inside(bench, kind):
+    """A Daemon of banwatch that runs in this process, and a function that lets it work until it is idle."""
+    banwatch, folder = engine(), tempfile.mkdtemp(dir=bench.folder)
+    config, problems = banwatch.read_config('\n'.join(
+        ['[banwatch]', 'source = fifo:%s/log' % folder, 'firewall = ' + kind, 'runtime = %s/run' % folder,
+         'state = %s/state' % folder]), 'bench')
+    daemon = banwatch.Daemon(banwatch.Machine(), config)
+    daemon.machine.log = lambda text: None
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)}
+    pair = banwatch.listen_to_signals(daemon.loop, daemon.signalled)
+
+    def work(done=lambda: all(each.idle() for each in daemon.all_hands())):
+        until = time.monotonic() + PATIENCE
+        while not done():
+            daemon.loop.due()
+            daemon.settle()
+            daemon.loop.wait(0 if done() else 0.1)
+            if time.monotonic() > until:
+                raise Missing('%s: not idle after %d s' % (kind, PATIENCE))
+    try:
+        daemon.start()
+        work()
+        yield daemon, work
+        daemon.stop()
+        work(lambda: daemon.stopping)
+    finally:
+        banwatch.deafen(daemon.loop, pair)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def used():
+    """Seconds so far: (processor time of this process, of its children, wall)."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time(), children.ru_utime + children.ru_stime, time.perf_counter()
+
+
+def minutes(bench, kind, count):
+    """Milliseconds of (own processor time, that of children, wall) for what the daemon does once a minute, at best."""
+    wiped()
+    found = []
+    with inside(bench, kind) as (daemon, work):
+        jail = daemon.jails.by_name['sshd']
+        for ip in crowd(count, '203.0.113.1'):
+            daemon.ban(jail, ip, 86400)
+        work()
+        for _ in range(bench.options.times):
+            before = used()
+            daemon.minute()
+            work()
+            found.append([1000 * (now - then) for now, then in zip(used(), before)])
+    return [min(each) for each in zip(*found)]
+
+
+def check_rows(bench):
+    bench.note('check: all that the daemon does once a minute, above all its look at what the kernel has; run inside the '
+               'bench, best of %d' % bench.options.times)
+    for kind, most in MOST.items():
+        count = min(most, bench.options.bans)
+        full, none = (bench.tried('check, ' + kind, minutes, bench, kind, n) or (None,) * 3 for n in (count, 0))
+        for n, name in enumerate(('own CPU', "children's CPU", 'wall')):
+            yield result('%s, %s' % (sized('check of', count, kind), name), 'ms', full[n], 'with none', none[n])
+
+
+def crowded_rows(bench):
+    trials, few = 4 * bench.options.times, min(FEW, bench.options.bans)
+    bench.note('line -> dropped, by firewall: %d addresses, one line each, into a FIFO' % trials)
+
+    def measure(kind, count):
+        wiped()
+        daemon = Banwatch(bench.folder, kind, **AT_ONCE)
+        crowded = crowd(count, '198.51.100.254')
+        return delays(daemon, failure, trials, 0.4, lambda: count and burst(kind, daemon, crowded))
+    for kind in MOST:
+        full, none = (bench.tried('crowded, ' + kind, measure, kind, count) for count in (few, 0))
+        for name, pick, goal in (('median', statistics.median, Goal(20, 5, 'value')), ('worst', max, None)):
+            yield result('line -> dropped, %s, %s banned, %s' % (kind, format(few, ','), name), 'ms',
+                         full and pick(full), 'none banned', none and pick(none), goal)
+
+
+class Link:
+    """A router behind a cable of its own to a client; it bans `ips`, and not the client."""
+
+    def __init__(self, client, router, n, kind, ips):
+        self.client = client
+        self.address = '198.51.100.%d' % (2 * n + 1)
+        client.script('ip link add r{0} type veth peer name eth0 netns {1}\n'
+                      'ip address add 198.51.100.{2}/31 dev r{0}\n'
+                      # one packet is one frame, as on a wire, and not up to 45 of them at once
+                      'ip link set r{0} gso_max_segs 1\nip link set r{0} up\n'.format(n, router.holder.pid, 2 * n))
+        router.script('ip address add %s/31 dev eth0; ip link set eth0 up' % self.address)
+        for argv, text in commands(kind, ips):
+            done = router.run(argv, input=text)
+            if done.returncode:
+                raise Missing('%s: %s' % (argv[0], done.stderr.strip()))
+        self.door = router.listen(self.address, 9)
+        with client.entered():
+            self.flowing = self.connected()
+
+    def connected(self):
+        there = socket.create_connection((self.address, 9), 5)
+        return there, self.door.accept()[0]
+
+    def connects(self, times=50):
+        """TCP connections a second, one after the other, both ends in this process: nobody waits to be scheduled."""
+        with self.client.entered():
+            began = time.perf_counter()
+            for _ in range(times):
+                there, here = self.connected()
+                # ended by a reset: else each leaves its port in TIME_WAIT
+                there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                there.close()
+                here.close()
+            return times / (time.perf_counter() - began)
+
+    def flow(self, size=1 << 20, piece=bytes(1 << 15)):
+        """MB a second through a connection that is there already: piece by piece, each read before the next is sent."""
+        there, here = self.flowing
+        began = time.perf_counter()
+        for _ in range(size // len(piece)):
+            there.sendall(piece)
+            here.recv(len(piece), socket.MSG_WAITALL)
+        return size / 1e6 / (time.perf_counter() - began)
+
+
+def commands(kind, ips):
+    """(argv, input) of programs that ban these on an empty machine; `flat`: as everybody does it with iptables."""
+    if kind == 'flat':
+        return [(['iptables-restore', '--noflush'], '*filter\n:flat - [0:0]\n-I INPUT -j flat\n%sCOMMIT\n' % ''.join(
+            '-A flat -s %s/32 -j DROP\n' % ip for ip in ips))]
+    banwatch = engine()
+    jails = {'sshd': banwatch.Jail('sshd', banwatch.Config().jail('sshd'))}
+    firewall = banwatch.make_firewalls(kind, ['INPUT', 'FORWARD'], jails)[0]
+    wanted = {(ip, firewall.doors['sshd']): 86400 for ip in ips}
+    return [(command.argv, command.stdin) for command in firewall.rebuild(['', ''], wanted, 0)]
+
+
+FLAT = Goal(0.9, 0.97, 'x')          # as fast as without a ban
+
+
+def speeds(bench):
+    """{(firewall, bans): (connections a second, MB a second)}, at best; a link for each, which take turns."""
+    wiped()
+    engine()                                       # lets the module find banwatch
+    from network import Namespace
+    with contextlib.ExitStack() as stack:
+        def host():
+            made = Namespace()
+            stack.callback(made.close)
+            return made
+        client, links, found = host(), {}, collections.defaultdict(list)
+        for key in [(kind, 0) for kind in MOST] + list(each_size(bench)) + [
+                ('flat', count) for kind, count in each_size(bench) if kind == 'iptables']:
+            links[key] = Link(client, host(), len(links), key[0], crowd(key[1], '203.0.113.1'))
+            for each in (links[key].door,) + links[key].flowing:
+                stack.enter_context(each)
+        # short and often: on a busy machine one of them stays undisturbed
+        for _ in range(10 * bench.options.times):
+            for key, link in links.items():
+                found[key].append((link.connects(), link.flow()))
+    return {key: [max(values) for values in zip(*each)] for key, each in found.items()}
+
+
+def packet_rows(bench):
+    bench.note('packets: of a client who is not banned, over a link of its own for each firewall and size; best of %d in '
+               'turn; both ends in one process; flat chain: a rule for each ban, one after the other' % (
+                   10 * bench.options.times))
+    iptables_note(bench)
+    found = bench.tried('packets', speeds, bench) or {}
+    for n, (what, unit) in enumerate((('connects at', '/s'), ('one flow at', 'MB/s'))):
+        for kind, count in each_size(bench):
+            ours, none, flat = (found.get(key, (None, None))[n] for key in ((kind, count), (kind, 0), ('flat', count)))
+            name = sized(what, count, kind)
+            yield result(name, unit, ours, 'none banned', none, None if kind == 'iptables' else FLAT)
+            if kind == 'iptables':
+                yield result(name, unit, ours, 'flat chain', flat)
+
+
 Row = collections.namedtuple('Row', 'function help')
 ROWS = {
     'replay': Row(replay_rows, 'lines a second through `replay`, on an attack log and on a plain log'),
@@ -1007,6 +1444,12 @@ ROWS = {
     'many': Row(many_rows, '10,000 addresses with one failure each, against one address'),
     'status': Row(status_rows, 'how long `status` takes, against `python3 -c pass`'),
     'wakeups': Row(wakeup_rows, 'context switches while nothing happens'),
+    'bursts': Row(burst_rows, 'a thousand bans and more in one write, until the kernel has all; by firewall'),
+    'restore': Row(restore_rows, 'the same bans after a restart, also of a daemon that was killed'),
+    'unban': Row(unban_rows, 'the same bans lifted by `unban --all`, until the kernel has none'),
+    'check': Row(check_rows, 'what the daemon does once a minute with so many bans'),
+    'crowded': Row(crowded_rows, 'as `latency`, for each firewall, with 1,000 banned already and with none'),
+    'packets': Row(packet_rows, 'what bans cost the packets of a client who is not banned'),
 }
 
 
@@ -1359,6 +1802,8 @@ def arguments(argv):
     parser.add_argument('--plain', metavar='FILE', help='a plain system log, to be repeated')
     parser.add_argument('--lines', type=int, default=1000000, metavar='N', help='length of the logs (1000000)')
     parser.add_argument('--idle', type=float, default=15, metavar='SECONDS', help='how long to count wake-ups (15)')
+    parser.add_argument('--bans', type=int, default=10000, metavar='N', help='bans at most, in rows about firewalls (10000)')
+    parser.add_argument('--times', type=int, default=5, metavar='N', help='how often those measure (5)')
     parser.add_argument('--json', action='store_true', help='print the results as JSON')
     parser.add_argument('--hostile', action='store_true', help='look for the line that costs each built-in filter most')
     parser.add_argument('--seconds', type=float, default=90, metavar='N', help='how long to look for them, in all (90)')
@@ -1367,8 +1812,8 @@ def arguments(argv):
     unknown = [name for name in options.rows if name not in (engine().FILTERS if options.hostile else ROWS)]
     if unknown:
         parser.error('no such %s: %s' % ('filter' if options.hostile else 'row', ' '.join(unknown)))
-    if options.lines < 1 or options.idle <= 0 or options.seconds <= 0:
-        parser.error('--lines, --idle and --seconds must be positive')
+    if min(options.lines, options.bans, options.times) < 1 or options.idle <= 0 or options.seconds <= 0:
+        parser.error('numbers must be positive')
     return options
 
 

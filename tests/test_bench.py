@@ -11,6 +11,7 @@ import pytest
 
 import banwatch
 import bench
+from conftest import need
 
 WRITERS = [bench.attack_log, bench.plain_log]
 END = 1795179705                     # Fri Nov 20 13:01:45 2026, UTC
@@ -87,6 +88,32 @@ def test_ten_thousand_addresses_are_ten_thousand():
     assert len(found) == 11000 and all(banwatch.address(ip) == ip for ip in found)
 
 
+def test_a_crowd_comes_from_everywhere_is_always_the_same_and_ends_with_whom_it_is_told():
+    ips = bench.crowd(2000, '198.51.100.9')
+    assert len(set(ips)) == 2000 and all(banwatch.address(ip) == ip for ip in ips)
+    assert ips[-1] == '198.51.100.9' and bench.crowd(1000, '203.0.113.1') == ips[:999] + ['203.0.113.1']
+    assert bench.crowd(0) == [] and bench.crowd(1, 'x') == ['x']
+    spread = {banwatch.IPTables(4, [], {}).chain(ip) for ip in ips}
+    assert len(spread) == 28                           # all /5 of what is not multicast
+
+
+@pytest.mark.parametrize('most, sizes', [(10000, [1000, 2000, 1000, 10000, 1000, 10000]), (1500, [1000, 1500] * 3), (7, [7] * 3)])
+def test_each_firewall_gets_a_thousand_bans_and_as_many_as_it_may(most, sizes):
+    assert [count for _, count in bench.each_size(bench.Bench('', bench.arguments(['--bans', str(most)])))] == sizes
+
+
+def test_the_rules_of_each_firewall_and_of_the_flat_chain_name_all_who_are_banned():
+    for kind in list(bench.MOST) + ['flat']:
+        texts = ''.join(text for _, text in bench.commands(kind, bench.crowd(50)))
+        assert set(bench.crowd(50)) <= set(re.findall(r'[\d.]+', texts)), kind
+
+
+def test_what_is_written_to_a_fifo_waits_for_a_reader_however_much_it_is(tmp_path):
+    os.mkfifo(str(tmp_path / 'fifo'))
+    with open(str(tmp_path / 'fifo'), 'wb', 0, opener=bench.open_fifo) as f:
+        assert f.write(bytes(bench.PIPE_BYTES)) == bench.PIPE_BYTES
+
+
 def test_a_written_failure_is_one_to_the_dropbear_jail():
     line = bench.failure('198.18.0.7', END)
     assert line.startswith('Fri Nov 20 13:01:45 2026 authpriv.warn dropbear[1]: ')
@@ -119,7 +146,8 @@ def test_help_names_every_row():
     assert all(name in run('--help') for name in bench.ROWS)
 
 
-@pytest.mark.parametrize('words', [['nonsense'], ['--hostile', 'replay'], ['--seconds', '0'], ['sshd']])
+@pytest.mark.parametrize('words', [['nonsense'], ['--hostile', 'replay'], ['--seconds', '0'], ['--bans', '0'], ['--times', '0'],
+                                   ['sshd']])
 def test_an_unknown_row_or_filter_is_a_usage_error(words):
     with pytest.raises(SystemExit):
         bench.arguments(words)
@@ -242,6 +270,21 @@ def test_the_rows_about_filters_run_on_a_tiny_log(row, whats):
     # what may fail: so few lines take no time; a peer is not here
     for note in answer['notes']:
         assert 'ended with' not in note and 'nothing to do have found' not in note
+
+
+PEERS = {'sshg-fw-iptables', 'sshg-fw-ipset', 'sshg-fw-nft-sets', 'fail2ban iptables', 'fail2ban iptables-ipset', 'fail2ban nftables'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('row, number, peers', [
+    ('bursts', 9, PEERS | {'one iptables restore', 'one ipset restore', 'one nft -f'}), ('restore', 6, {'start with none'}),
+    ('unban', 3, {'the burst'}), ('check', 9, {'with none'}), ('crowded', 6, {'none banned'}),
+    ('packets', 8, {'none banned', 'flat chain'})])
+def test_the_rows_about_firewalls_run_with_few_bans(row, number, peers):
+    need('ip', 'unshare', 'nsenter', 'iptables', 'ipset', 'nft', 'fail2ban-server', 'sshguard', root=True)
+    answer = json.loads(run('--json', '--bans', '8', '--times', '1', row))
+    assert len(answer['results']) == number and {found['peer'] for found in answer['results']} == peers
+    assert not [found for found in answer['results'] if None in (found['ours'], found['theirs'])], answer['notes']
 
 
 @pytest.mark.slow

@@ -1,0 +1,131 @@
+"""The daemon and the kernel: whatever happens to either of them, what is shut is what `banned` shows."""
+import os
+import random
+import signal
+import time
+
+import pytest
+
+import banwatch
+from conftest import need
+from network import poll
+from test_firewalls import DAMAGE, JAILS, NETS, now, walls_of
+
+# the doors of test_firewalls.py, and no failures that would lead to bans of their own
+TEXT = '[luci]\nport = 80,8000:8080\nprotocol = tcp udp\n[dropbear]\nport = ssh\nforward = false\n[kernel-scan]\n'
+PARTS = {'iptables': {'chains'}, 'ipset': {'chains', 'sets'}, 'nft': {'table'}}        # what each firewall consists of
+TIMES = ['1', '1.5', '90', '1h', '2w', '-1']
+
+
+class Watch:
+    """A daemon, the walls that show what it has put into the kernel, and what may happen to them."""
+
+    def __init__(self, network, daemon, firewall, rng):
+        open(network.log, 'w').close()
+        self.router, self.rng = network.router, rng
+        self.guard = daemon(TEXT, firewall=firewall)
+        self.follow(firewall)
+
+    def follow(self, firewall):
+        self.firewall, self.walls = firewall, walls_of(firewall, self.router)
+
+    def parts(self):
+        """All that is ours in the kernel, of whichever firewall."""
+        lists = {'chains': 'iptables -S; ip6tables -S', 'sets': 'ipset list -n', 'table': 'nft list tables'}
+        return {part for part, command in lists.items() if 'banwatch' in self.router.run(['sh', '-c', command]).stdout}
+
+    def differs(self):
+        """What the kernel has other than `banned` says."""
+        rows, found = self.guard.ask('banned'), []
+        for wall in self.walls:
+            wall.tickets = {(row['jail'], row['ip']): banwatch.Ticket(
+                row['jail'], row['ip'], 0, row['until'] and row['until'] - time.time() + now(), 1, 0)
+                for row in rows if wall.family in (None, banwatch.span(row['ip'])[0])}
+            found += wall.differs()
+            if wall.family:                                    # that of nft knows only of sets that it has made itself
+                found += filter(None, [wall.amiss()])
+        return found + sorted(self.parts() ^ PARTS[self.firewall])
+
+    def command(self, *words):
+        done = self.guard.command(*words)
+        assert done.returncode in (0, 1) and 'Traceback' not in done.stderr, done
+
+    def some(self):
+        return self.rng.sample(NETS[None], self.rng.randrange(1, 5))
+
+    # what may happen
+    def ban(self):
+        self.command('ban', '-j', self.rng.choice(JAILS), '-t', self.rng.choice(TIMES), *self.some())
+
+    def unban(self):
+        jail = self.rng.choice(JAILS + [None])
+        self.command('unban', *['-j', jail] * bool(jail), *self.some())
+
+    def unban_all(self):
+        self.command('unban', '--all')
+
+    def damage(self):
+        wall = self.rng.choice(self.walls)
+        damage, _ = self.rng.choice(DAMAGE[wall.make])
+        self.router.run(['sh', '-c', wall.filled(damage)])    # of some there is nothing to damage at the moment
+
+    def reload(self):
+        if self.rng.randrange(2):
+            os.kill(self.guard.process.pid, signal.SIGHUP)     # and once more, so that it has come
+        self.command('reload')
+
+    def damage_and_reload(self):
+        self.damage()
+        self.reload()
+
+    def damage_and_go_on(self):
+        """What comes next meets what is damaged."""
+        self.damage()
+        self.rng.choice([self.ban, self.unban])()
+        self.reload()
+
+    def kill(self):
+        self.guard.kill()
+        if self.rng.randrange(2):
+            self.damage()
+        self.guard.start()
+
+    def stop(self):
+        assert self.guard.stop() == 0
+        assert self.parts() == set()
+        self.guard.start()
+
+    def switch(self):
+        """To another firewall, while it runs or between a kill and a start."""
+        old, new = self.firewall, self.rng.choice(sorted(set(PARTS) - {self.firewall}))
+        with open(self.guard.conf) as f:
+            text = f.read()
+        with open(self.guard.conf, 'w') as f:
+            f.write(text.replace('firewall = ' + old, 'firewall = ' + new))
+        if self.rng.randrange(2):
+            self.guard.kill()
+            self.guard.start()
+        else:
+            self.reload()
+        self.follow(new)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('firewall, switches', [('iptables', False), ('ipset', False), ('nft', False), ('nft', True)])
+def test_whatever_happens_the_kernel_has_what_banned_shows_and_nothing_after_a_stop(network, daemon, firewall, switches):
+    need('ipset', 'nft', root=True)
+    seed = random.randrange(10 ** 6)
+    print('seed', seed)
+    watch = Watch(network, daemon, firewall, random.Random(seed))
+    acts = 10 * [watch.ban] + 4 * [watch.unban] + [watch.unban_all, watch.reload, watch.kill, watch.stop]
+    acts += 8 * [watch.switch] if switches else 3 * [watch.damage_and_reload, watch.damage_and_go_on]
+    done = []
+    for _ in range(25):
+        act = watch.rng.choice(acts)
+        done.append(act.__name__)
+        act()
+        assert poll(lambda: watch.differs() == []), (watch.differs(), done, watch.guard.stderr())
+    assert watch.guard.ask('status')['wrong'] == []
+    assert watch.guard.stop() == 0
+    assert watch.parts() == set()
+    assert 'bug' not in watch.guard.stderr() and 'Traceback' not in watch.guard.stderr()
