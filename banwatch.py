@@ -521,7 +521,7 @@ OPTIONS = [Option(*row) for row in (
      'After a login, mistyping that same user\'s password from there is forgiven for this long.'),
     ('DEFAULT', 'ipv4prefix', prefix(8, 32), '32', 'Count and ban IPv4 addresses by networks of this size.'),
     ('DEFAULT', 'ipv6prefix', prefix(32, 128), '64', 'The same for IPv6, where an attacker owns a /64.'),
-    ('action', 'actionstart', commands(*JAIL_TAGS), '', 'Runs once before the first ban ...'),
+    ('action', 'actionstart', commands(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
     ('action', 'actionstop', commands(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
     ('action', 'actionban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
     ('action', 'actionunban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban that ends.'),
@@ -558,7 +558,8 @@ ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quot
           'and, of a ban, <F-USER> and the like,\n'
           '    <%s>\n'
           'Your program finds the same in its environment: BANWATCH_IP, BANWATCH_F_USER. What comes from the\n'
-          'log (matches, F-...) is the attacker\'s text: it may not begin a word.' % (
+          'log (matches, F-...) is the attacker\'s text: it may not begin a word. Each jail runs them for\n'
+          'itself, and anew after a crash: name a list after <jail>, and let actionstart begin with an empty one.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
@@ -2838,7 +2839,7 @@ class Bans:
 # one of `frees` is never an Offence, whatever the log says.
 
 # of the log, for the commands of an action: lines of an address, bytes of a line, of a field, addresses
-WITNESS_LINES, WITNESS_BYTES, WITNESS_FIELD, WITNESSES = 10, 1000, 256, 1000
+WITNESS_LINES, WITNESS_BYTES, WITNESS_FIELD, WITNESSES = 10, 1000, 256, 300
 
 
 class Jail:
@@ -3503,11 +3504,14 @@ class NFTables:
 class Custom:
     """The commands of an [action NAME] for one jail, each an argv with <tags> in it, one ticket at a time."""
 
-    def __init__(self, action, jail, options, doors):
+    def __init__(self, action, jail, options, tags):
         self.name = '%s (%s)' % (action, jail)
         self.jail = jail
         self.options = options       # of the section, name -> value
-        self.doors = doors           # the jail's <port> and <protocol>
+        self.tags = dict(tags, jail=jail, name=jail)           # that stand for the same in all commands
+
+    def settings(self):
+        return self.options, self.tags
 
     def start(self):
         return self.commands(self.options['actionstart'])
@@ -3531,9 +3535,7 @@ class Custom:
     def commands(self, argvs, ticket=None, times=None):
         if not argvs:
             return []
-        tags = dict(self.doors, jail=self.jail, name=self.jail)
-        if ticket:
-            tags.update(ticket_tags(ticket, *times))
+        tags = dict(self.tags, **ticket_tags(ticket, *times)) if ticket else self.tags
         environment = {'BANWATCH_' + re.sub('[^A-Z0-9]', '_', tag.upper()): text for tag, text in tags.items()}
         return [Command([filled(word, tags) for word in argv], '', environment) for argv in argvs]
 
@@ -4044,7 +4046,7 @@ class Machine:
         path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
-        environment = dict(more, PATH=os.environ.get('PATH', '') + ':' + SBIN, LC_ALL='C')
+        environment = dict(more, PATH=os.environ.get('PATH', SBIN) + ':' + SBIN, LC_ALL='C')
         # in UTF-8, whatever our own locale is: it may have no way to write a name of the log
         argv = [word.encode('utf-8', 'surrogateescape') for word in [path] + list(argv[1:])]
         environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key, value in environment.items()}
@@ -5131,7 +5133,7 @@ class Courier:
     TRIES = 3
 
     def __init__(self, custom, machine, bans, before=()):
-        self.firewall, self.machine, self.bans = custom, machine, bans
+        self.firewall, self.machine, self.bans = custom, machine, bans         # called so as a Kernel's
         self.before = before         # Couriers of an earlier conf in the same place, which have to end first
         self.seconds = custom.options['timeout']
         self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
@@ -5441,7 +5443,7 @@ class Daemon:
         self.couriers = []
         for custom in make_actions(self.config, self.jails.by_name) if kind != 'none' else ():
             courier = there.get(custom.name)
-            if courier and vars(courier.firewall) == vars(custom) and not courier.closing:
+            if courier and courier.firewall.settings() == custom.settings() and not courier.closing:
                 self.couriers.append(there.pop(custom.name))
             else:
                 before = [each for each in self.leaving + list(there.values()) if each.firewall.name == custom.name]
