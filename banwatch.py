@@ -3144,7 +3144,9 @@ class IPTables:
         return '%s/%d' % (made(first), self.lead)
 
     def check(self, wanted):
-        return [Command([self.tool, '-w', '5', '-S'], ''), Command(['ipset', 'list', self.LIST], '')]
+        """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
+        return [Command([self.tool, '-w', '5', '-S'], ''), Command(['ipset', 'list', self.LIST], ''),
+                Command(['nft', 'list', 'flowtables'], '')]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has; here that does not matter."""
@@ -3623,8 +3625,8 @@ def make_actions(config, jails):
 def cut(networks):
     """The Command that ends the connections of these networks, those too that bypass every rule because their
     flow is offloaded; conntrack(8)."""
-    return Command(['conntrack', '-R', '-'], ''.join(
-        '-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d')))
+    text = ''.join('-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d'))
+    return Command(['conntrack', '-R', '/proc/self/fd/0'], text)     # for `-`, it wants a /dev/stdin, which OpenWrt lacks
 
 
 def offloads(shown):
@@ -4919,6 +4921,7 @@ def ask(config, request):
 
 MINUTE, DAY = 60, 86400
 STOP_SECONDS = 4                     # procd kills after 5
+MOST_CUT = 256                       # networks at a time: for each, conntrack goes through all connections
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 
 
@@ -4941,6 +4944,7 @@ class Kernel:
         self.quiet = False           # it is only tried out: somebody else tells of its trouble
         self.written = 0             # when everything was written anew
         self.offload = False         # may connections bypass the rules?
+        self.new = []                # networks whose connections have to be ended once their ban is in the kernel
         self.uncut = ''              # why such ones could not be ended
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
         self.parties = {}            # Door -> the jails that shut it
@@ -4948,6 +4952,7 @@ class Kernel:
             self.parties.setdefault(door, []).append(jail)
         if before:                                 # who waits for that one waits for us now
             self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
+            self.new = before.new + before.novelties()
 
     def engaged(self):
         """Is something under way in this place?"""
@@ -5009,11 +5014,14 @@ class Kernel:
         for (net, door), there in self.changed.items():
             ends = [ticket.until for ticket in self.holders(net, door)]
             made.append(Change(net, door, there, not ends, functools.reduce(later, ends) if ends else None))
+        self.new += self.novelties()
         self.changed = {}
-        new = [each.network for each in made if not (each.gone or each.there or each.door.ports)]
-        if self.offload and new:
-            self.served.append(lambda trouble: trouble or self.cut(new))
         return self.firewall.change(made, self.machine.ticks()) if made else []
+
+    def novelties(self):
+        """Networks among what has changed whose open connections must end: new ones, banned from all ports."""
+        return [net for (net, door), there in self.changed.items()
+                if not (there or door.ports) and self.holders(net, door)]
 
     def look(self, commands, wanted, shown=()):
         """Runs the Commands of a check, then compares. Only the first must not fail; what another one has
@@ -5041,6 +5049,7 @@ class Kernel:
             return self.done()
         if amiss and amiss != self.amiss:
             self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
+        self.new += self.novelties()
         self.amiss, self.changed = amiss, {}
         self.run(self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()), self.rebuilt)
 
@@ -5061,6 +5070,9 @@ class Kernel:
         if self.trouble and not self.quiet:
             self.log('%s: works again' % self.firewall.name)
         self.trouble, self.attempts = '', 0
+        new, self.new = self.new, []
+        if self.offload and new:
+            self.cut(new[-MOST_CUT:])
         self.answer()
 
     def fail(self, problem):
@@ -5828,9 +5840,13 @@ class Daemon:
                 refused.append('%s: not banned: %s' % (net, refusal))
             else:
                 tickets.append(self.bans.tickets[jail.name, net])
-        self.when_settled(tickets, lambda trouble: self.shown(reply, {
-            'banned': [t.network for t in tickets], 'seconds': seconds,
-            'refused': refused, 'trouble': trouble}))
+
+        def settled(trouble):
+            gone = [t.network for t in tickets if t.key not in self.bans.tickets and t.left(self.machine.ticks())]
+            self.shown(reply, {
+                'banned': [t.network for t in tickets if t.network not in gone], 'seconds': seconds, 'trouble': trouble,
+                'refused': refused + ['%s: lifted again: maxbans is reached' % net for net in gone]})
+        self.when_settled(tickets, settled)
 
     def unban_by_hand(self, request, reply):
         self.jail_named(request)

@@ -129,3 +129,51 @@ def test_whatever_happens_the_kernel_has_what_banned_shows_and_nothing_after_a_s
     assert watch.guard.stop() == 0
     assert watch.parts() == set()
     assert 'bug' not in watch.guard.stderr() and 'Traceback' not in watch.guard.stderr()
+
+
+def over(limit):
+    """More addresses than that, as arguments: /24s and the like that touch nothing of the router's."""
+    return ['%d.%d.%d.0/24' % (20 + n % 100, n // 100 % 200, n // 20000) for n in range(limit + 50)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('firewall, more, limit', [
+    ('iptables', '', 2000), ('ipset', 'maxbans = 100', 100), ('nft', 'maxbans = 100', 100)])
+def test_maxbans_holds_in_the_kernel_and_in_the_tickets_and_status_says_when_it_bites(network, daemon, firewall, more, limit):
+    need('ipset', 'nft', root=True)
+    guard = daemon(firewall=firewall + '\n' + more)
+    nets = over(limit)
+    assert guard.command('ban', '-t', '2h', *nets[:limit]).returncode == 0
+    done = guard.command('ban', '-t', '1h', *nets[limit:-1])                         # they end first, and so they go first
+    assert done.returncode == 1 and done.stderr.count('lifted again: maxbans is reached') == 49
+    assert guard.command('ban', '-t', '3h', nets[-1]).returncode == 0
+
+    def in_kernel():
+        wall_list = {'iptables': ['iptables', '-S'], 'ipset': ['ipset', 'list', 'banwatch-4'],
+                     'nft': ['nft', 'list', 'set', 'inet', 'banwatch', 'v4_24']}[firewall]
+        text = network.router.output(wall_list)
+        return {net for net in nets if net in text or firewall == 'nft' and net.partition('/')[0] + ' ' in text}
+    assert poll(lambda: len(in_kernel()) == limit), len(in_kernel())
+    assert in_kernel() == {row['ip'] for row in guard.ask('banned')} and nets[-1] in in_kernel()
+    status = guard.ask('status')
+    assert status['bans'] == limit == status['maxbans']
+    assert 'maxbans is reached: 50 bans lifted before their time' in status['wrong']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('firewall', ['iptables', 'ipset', 'nft'])
+def test_an_ignoreip_added_while_banned_lifts_the_ban_in_the_kernel_at_a_reload(network, daemon, firewall):
+    need('ipset', 'nft', root=True)
+    guard = daemon(firewall=firewall)
+    assert guard.command('ban', '192.0.2.7', '198.51.100.0/24', '2001:db8:9::/48').returncode == 0
+    with open(guard.conf) as f:
+        text = f.read()
+    with open(guard.conf, 'w') as f:
+        f.write(text + 'ignoreip = 198.51.100.7 2001:db8:9:1::/64\n')
+    assert guard.command('reload').returncode == 0
+
+    def listed():
+        text = network.router.script('iptables -S; ip6tables -S; ipset list; nft list ruleset')
+        return [part for part in ('192.0.2.7', '198.51.100.0', '2001:db8:9::') if part in text]
+    assert poll(lambda: listed() == ['192.0.2.7']), listed()
+    assert [row['ip'] for row in guard.ask('banned')] == ['192.0.2.7']
