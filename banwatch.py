@@ -11,7 +11,7 @@ address, and bans offenders in the kernel's firewall, for longer each time.
                                               └── banwatch ban / unban, over a Unix socket
 
 What it touches, as root
-    runs      nft; or ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
+    runs      nft, ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
               logread or journalctl if they are the log source; the programs named in
               `source = exec:...` and `[action ...]`. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
@@ -346,8 +346,8 @@ def ports(text):
     if text in ('', 'all', 'any', '0:65535', '1:65535'):
         return ''
     words = text.replace(',', ' ').split()
-    found = [PORTS.get(word, word).replace('-', ':') for word in words]
-    bad = [word for word, port in zip(words, found) if not port_range(port)]
+    found = [port_range(PORTS.get(word, word)) for word in words]
+    bad = [word for word, port in zip(words, found) if not port]
     if bad:
         raise ValueError('%s: no port (try 22, ssh, 8000:8080)' % quoted(' '.join(bad)))
     if len(found) > 15:
@@ -356,10 +356,10 @@ def ports(text):
 
 
 def port_range(text):
-    """True for '22' and '8000:8080'."""
-    ends = text.split(':')
-    return (len(ends) < 3 and all(end.isdigit() and 0 < int(end) < 65536 for end in ends)
-            and int(ends[0]) <= int(ends[-1]))
+    """'22', or '8000:8080' for '8000-8080', as iptables prints it; None for anything else."""
+    m = re.fullmatch('([0-9]{1,5})(?:[:-]([0-9]{1,5}))?', text)
+    first, last = (int(m.group(1)), int(m.group(2) or m.group(1))) if m else (0, 0)
+    return (str(first) if first == last else '%d:%d' % (first, last)) if 0 < first <= last < 65536 else None
 
 
 def choice(*known):
@@ -375,7 +375,7 @@ def some_of(*known):
         found = text.replace(',', ' ').split()
         if not found or set(found) - set(known):
             raise ValueError('is not a choice of: ' + ' '.join(known))
-        return found
+        return list(dict.fromkeys(found))
     return words
 
 
@@ -3010,14 +3010,15 @@ def jail_filter(name, options, folders, read, guard):
 # ---- Firewalls -----------------------------------------------------------------------------
 # Owns: which chains and sets the last batches have made. Turns tickets into Commands. Always true:
 # all that is ours stands in chains, sets or a table of our own, which a packet enters before anything
-# else, so a ban also cuts what is established; no other rule is touched. An Entry goes into the kernel
+# else, so a ban also cuts what is established; no other rule is touched. An entry goes into the kernel
 # with the time it has left, where the kernel can count that down, so it ends without us too.
 #
-# A firewall of the kernel answers: check(wanted) - the Commands that show what the kernel has (the
-# first of them never fails because something is missing); amiss(shown, wanted) - what is wrong with
+# A firewall of the kernel answers: settings() - what two of a kind may differ in; check(wanted) - the
+# Commands that show what the kernel has (the first never fails because something of ours is missing; if
+# another one does, None stands for what it shows); amiss(shown, wanted) - what is wrong with
 # that, '' if nothing; rebuild(shown, wanted, now) - those that make it right, whatever is there;
-# change(changes, now) - those for some Changes, which may be repeated; stop(shown) - those that leave
-# nothing of ours. `wanted` is what `entries` returns.
+# change(changes, now) - those for some Changes, which may be repeated, None if only a rebuild can do it;
+# stop(shown) - those that leave nothing of ours. `wanted` is what `entries` returns.
 
 Door = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
 # What has to happen to an entry: it is `there` already or not, `gone` or lasts until (None: for ever).
@@ -3052,11 +3053,6 @@ def timeout(until, now, longest):
     return 0 if until is None else int(min(max(1, -((now - until) // 1)), longest))
 
 
-def prefix_length(net):
-    """That of a network, as a number; None of a single address."""
-    return int(net.partition('/')[2]) if '/' in net else None
-
-
 class Null:
     """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`."""
     family, capacity, longest, doors = None, None, None, {}
@@ -3067,20 +3063,12 @@ class Null:
     def settings(self):
         return self.name
 
-    def check(self, wanted):
-        return []
-
     def amiss(self, shown, wanted):
         return ''
 
-    def rebuild(self, shown, wanted, now):
+    def commands(self, *asked):
         return []
-
-    def change(self, changes, now):
-        return []
-
-    def stop(self, shown):
-        return []
+    check = rebuild = change = stop = commands
 
 
 class IPTables:
@@ -3095,7 +3083,7 @@ class IPTables:
     def __init__(self, family, hooks, doors):
         self.family = family
         self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
-        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # at most 32, or as many as in use
+        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # bits of an address, that name its sub-chain
         self.hooks = hooks           # ['INPUT', 'FORWARD']
         self.doors = doors           # jail -> Door
         self.inner = any(door and not door.forward for door in doors.values())
@@ -3105,7 +3093,6 @@ class IPTables:
         self.chains = {}             # chain -> the entries in it, as far as we have told the kernel
 
     def settings(self):
-        """What two firewalls of a kind may differ in."""
         return self.name, self.hooks, self.doors
 
     def home(self, net, door):
@@ -3201,20 +3188,18 @@ class IPTables:
         """The chain that a hook jumps to."""
         return self.INNER if self.inner and hook == 'INPUT' else self.CHAIN
 
-    def jump(self, hook):
-        return '-A %s -j %s' % (hook, self.entry(hook))
-
-    def our_jumps(self, hook):
-        """Each jump to a chain of ours that may stand in a hook."""
-        return ['-A %s -j %s' % (hook, chain) for chain in (self.CHAIN, self.INNER)]
+    def jumps(self, hook, there):
+        """Our jumps among a hook's rules, to either chain, as often as they stand there."""
+        ours = ['-A %s -j %s' % (hook, chain) for chain in (self.CHAIN, self.INNER)]
+        return [row for row in there if row in ours]
 
     def unhook(self, hook, there):
-        """Rows that delete our jumps from a hook, as often as they stand there."""
-        return ['-D' + row[2:] for row in there if row in self.our_jumps(hook)]
+        """Rows that delete them."""
+        return ['-D' + row[2:] for row in self.jumps(hook, there)]
 
     def misplaced(self, hook, there):
         """What is wrong with our jump among a hook's rules; '' if it is right."""
-        jump, ours = self.jump(hook), [row for row in there if row in self.our_jumps(hook)]
+        jump, ours = '-A %s -j %s' % (hook, self.entry(hook)), self.jumps(hook, there)
         if hook not in self.hooks:
             return 'not wanted' if ours else ''
         if ours != [jump]:
@@ -3241,17 +3226,13 @@ class IPTables:
             del self.chains[name]
         return self.restore(self.fill(touched - gone, gone))
 
-    def remove(self, shown):
-        """Commands that take out our chains and jumps."""
+    def stop(self, shown):
         chains, hooks = self.listing(shown[0])
         rows = [':%s - [0:0]' % name for name in sorted(chains)]
         for hook, there in hooks.items():
             rows += self.unhook(hook, there)
         rows += ['-X %s' % name for name in sorted(chains)]
-        return self.restore(rows) if rows else []
-
-    def stop(self, shown):
-        return self.remove(shown) + destroy(self.sizes(shown))
+        return (self.restore(rows) if rows else []) + destroy(self.sizes(shown))
 
 
 def matches(door, form=' -p {0} -m {0} --dport {1}'):
@@ -3286,9 +3267,7 @@ class IPSet(IPTables):
 
     def spread(self, wanted):
         """chain -> its sets, whatever is in them."""
-        chains = {self.CHAIN: set()}
-        if self.inner:
-            chains[self.INNER] = set()
+        chains = IPTables.spread(self, ())
         for door in self.sets:
             chains[self.CHAIN if door.forward else self.INNER].add(door)
         return chains
@@ -3386,10 +3365,11 @@ class NFTables:
     def place(self, net, door):
         """(name of a set, what it is for, the address that stands in it) for an entry."""
         family, bits = (6, 128) if ':' in net else (4, 32)
-        length = prefix_length(net) or bits
+        ip, _, length = net.partition('/')
+        length = int(length or bits)
         name = 'v%d%s%s' % (family, '_%d' % length if length != bits else '',
                             '_door%d' % self.numbers[door] if self.numbers[door] else '')
-        return name, (door, family, length), net.partition('/')[0]
+        return name, (door, family, length), ip
 
     def spread(self, wanted):
         """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
@@ -3515,26 +3495,9 @@ class Custom:
     def settings(self):
         return self.options, self.tags
 
-    def start(self):
-        return self.commands(self.options['actionstart'])
-
-    def check(self):
-        return self.commands(self.options['actioncheck'])
-
-    def ban(self, ticket, times):
-        return self.commands(self.options['actionban'], ticket, times)
-
-    def unban(self, ticket, times):
-        return self.commands(self.options['actionunban'], ticket, times)
-
-    def flush(self):
-        """Those that lift all bans at once; none if that has to be done one by one."""
-        return self.commands(self.options['actionflush'])
-
-    def stop(self):
-        return self.commands(self.options['actionstop'])
-
-    def commands(self, argvs, ticket=None, times=None):
+    def commands(self, verb, ticket=None, times=None):
+        """Those of the option action`verb`: start ban unban flush check stop."""
+        argvs = self.options['action' + verb]
         if not argvs:
             return []
         tags = dict(self.tags, **ticket_tags(ticket, *times)) if ticket else self.tags
@@ -3882,20 +3845,22 @@ class Program:
             pass
 
     def readable(self, fd):
+        """Takes what there is; True if there was something, and room for it."""
+        room = len(self.read[fd]) < self.most
         try:
             chunk = os.read(fd, 65536)
         except BlockingIOError:
-            return True
+            return False
         except OSError:
             chunk = b''
         if not chunk:
             self.open.discard(fd)
             self.machine.loop.unwatch(fd)
-        elif len(self.read[fd]) < self.most:
+        elif room:
             self.read[fd] += chunk
             if len(self.read[fd]) >= OUTPUT_BYTES:
                 self.machine.kill(self.process)
-        return bool(chunk)
+        return bool(chunk) and room
 
     def expired(self):
         self.late = True
@@ -3907,21 +3872,15 @@ class Program:
             return
         out, err = self.read
         for fd in (out, err):                      # the rest; a grandchild may hold the pipes open
-            for _ in range(64):
-                if fd not in self.open or not self.drained(fd):
-                    break
-            if fd in self.open:
-                self.machine.loop.unwatch(fd)
+            while fd in self.open and self.readable(fd):
+                pass
+            self.machine.loop.unwatch(fd)
         self.end_of_input()
         self.process.stdout.close()
         self.process.stderr.close()
         self.machine.loop.cancel(self.timer)
         self.machine.programs.discard(self)
         self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'replace'))
-
-    def drained(self, fd):
-        before = len(self.read[fd])
-        return self.readable(fd) and len(self.read[fd]) != before
 
     def problem(self, err):
         said = [line for line in err.decode('utf-8', 'replace').split('\n')
@@ -4064,21 +4023,22 @@ class Machine:
             why = getattr(e, 'strerror', None) or str(e)
             done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '')
 
-    def run_all(self, commands, done, seconds=10, shown=()):
-        """Runs Commands one after the other until one fails; `done(problem, what they printed)`."""
+    def run_all(self, commands, done, seconds=10, lenient=False, shown=()):
+        """Runs Commands one after the other until one fails; `done(problem, what they printed)`. If it is
+        `lenient`, only the first must not fail; another one that does has printed None."""
         if not commands:
             return done('', list(shown))
 
         def ended(problem, output):
-            if problem:
+            if problem and not (lenient and shown):
                 done(problem, list(shown))
             else:
-                self.run_all(commands[1:], done, seconds, list(shown) + [output])
+                self.run_all(commands[1:], done, seconds, lenient, list(shown) + [None if problem else output])
         self.run(commands[0], ended, seconds)
 
     def reap(self):
         for program in list(self.programs):
-            program.ended()
+            self.loop.call(program.ended)
 
     def kill_all(self):
         """What comes through only after our end would bring back what we have taken out."""
@@ -4935,12 +4895,13 @@ class Kernel:
         self.changed = {}            # (network, Door) -> is it in the kernel, as far as it has been told?
         self.anew = True             # write everything anew, whatever is there
         self.unsure = True           # compare with what is there, and mend that
-        self.busy = self.closing = self.removed = False
+        self.busy = self.closing = False
+        self.removed = False         # was there something of ours to take out at the end?
         self.trouble = ''            # why the kernel is not as it should be
         self.attempts = 0
         self.retry = None            # timer
         self.amiss = ''              # what was mended last
-        self.worked = self.built = False           # has its program ever done a thing? all it was told?
+        self.worked = self.built = False           # has a Command ever succeeded? has all been written once?
         self.quiet = False           # it is only tried out: somebody else tells of its trouble
         self.written = 0             # when everything was written anew
         self.offload = False         # may connections bypass the rules?
@@ -4952,7 +4913,8 @@ class Kernel:
             self.parties.setdefault(door, []).append(jail)
         if before:                                 # who waits for that one waits for us now
             self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
-            self.new = before.new + before.novelties()
+            before.forget_changes()
+            self.new = before.new
 
     def engaged(self):
         """Is something under way in this place?"""
@@ -5004,7 +4966,8 @@ class Kernel:
             self.anew, commands = True, []
         if self.unsure or self.anew:
             self.unsure, wanted = False, {} if self.closing or self.anew else self.wanted()
-            self.run(commands, lambda shown: self.look(self.firewall.check(wanted), wanted))
+            self.run(commands, lambda _: self.run(
+                self.firewall.check(wanted), lambda shown: self.compare(shown, wanted), lenient=True))
         else:
             self.run(commands, self.done)
 
@@ -5012,32 +4975,19 @@ class Kernel:
         """The Commands for what has changed."""
         made = []
         for (net, door), there in self.changed.items():
-            ends = [ticket.until for ticket in self.holders(net, door)]
-            made.append(Change(net, door, there, not ends, functools.reduce(later, ends) if ends else None))
-        self.new += self.novelties()
-        self.changed = {}
+            wanted = entries(self.holders(net, door), self.firewall.doors)
+            made.append(Change(net, door, there, not wanted, wanted.get((net, door))))
+        self.forget_changes()
         return self.firewall.change(made, self.machine.ticks()) if made else []
 
-    def novelties(self):
-        """Networks among what has changed whose open connections must end: new ones, banned from all ports."""
-        return [net for (net, door), there in self.changed.items()
-                if not (there or door.ports) and self.holders(net, door)]
-
-    def look(self, commands, wanted, shown=()):
-        """Runs the Commands of a check, then compares. Only the first must not fail; what another one has
-        to show is then missing."""
-        if not commands:
-            return self.compare(list(shown), wanted)
-
-        def ended(problem, output):
-            if problem and not shown:
-                self.fail(problem)
-            else:
-                self.worked = self.worked or not problem
-                self.look(commands[1:], wanted, list(shown) + [None if problem else output])
-        self.machine.run(commands[0], ended)
+    def forget_changes(self):
+        """Empties `changed`, but for networks whose open connections must end: new ones, banned from all ports."""
+        self.new = (self.new + [net for (net, door), there in self.changed.items()
+                                if not (there or door.ports) and self.holders(net, door)])[-MOST_CUT:]
+        self.changed = {}
 
     def compare(self, shown, wanted):
+        """Mends what a check has shown to be amiss."""
         self.offload = offloads(shown)
         if self.closing:
             commands = self.firewall.stop(shown)
@@ -5049,8 +4999,8 @@ class Kernel:
             return self.done()
         if amiss and amiss != self.amiss:
             self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
-        self.new += self.novelties()
-        self.amiss, self.changed = amiss, {}
+        self.forget_changes()
+        self.amiss = amiss
         self.run(self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()), self.rebuilt)
 
     def rebuilt(self, shown):
@@ -5058,12 +5008,12 @@ class Kernel:
         self.written = self.machine.ticks()
         self.done()
 
-    def run(self, commands, then):
+    def run(self, commands, then, lenient=False):
         """Runs one Command after the other, then calls `then` with what they printed."""
         def ended(problem, shown):
             self.worked = self.worked or bool(shown)
             return self.fail(problem) if problem else then(shown)
-        self.machine.run_all(commands, ended)
+        self.machine.run_all(commands, ended, lenient=lenient)
 
     def done(self, shown=()):
         self.busy = False
@@ -5072,7 +5022,7 @@ class Kernel:
         self.trouble, self.attempts = '', 0
         new, self.new = self.new, []
         if self.offload and new:
-            self.cut(new[-MOST_CUT:])
+            self.cut(new)
         self.answer()
 
     def fail(self, problem):
@@ -5084,7 +5034,10 @@ class Kernel:
         if news and (self.worked or not self.closing) and not self.quiet:
             self.log('%s: %s; %s' % (self.firewall.name, problem, 'writing all anew' if first else 'trying again'))
         self.trouble = problem
-        if not first:
+        self.forget_changes()
+        if first:                                  # and here, since the end of nothing wakes nobody up
+            self.settle()
+        else:
             self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
             self.answer()
 
@@ -5114,7 +5067,7 @@ class Kernel:
         self.uncut = problem
 
     def look_again(self, now):
-        """Looks what the kernel has, as soon as it can, or `now`, whatever the next try is due."""
+        """Looks what the kernel has; if it is in trouble, at the next try, or `now`."""
         self.unsure = True
         if now:
             self.machine.loop.cancel(self.retry)
@@ -5128,11 +5081,8 @@ class Kernel:
 
     def close(self):
         """Leaves nothing of ours in the kernel."""
-        self.closing, self.unsure, self.anew, self.trouble = True, True, False, ''
-        self.changed, self.attempts = {}, 0
-        if self.retry:
-            self.machine.loop.cancel(self.retry)
-            self.retry = None
+        self.look_again(True)
+        self.closing, self.anew, self.changed = True, False, {}
 
     def closed(self):
         """True when nothing of ours is left, or never was."""
@@ -5150,6 +5100,7 @@ class Courier:
         self.seconds = custom.options['timeout']
         self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
         self.told = {}               # key -> Ticket of a ban that the other side has, or may have
+        self.lost = {}               # the same, of those that could not be lifted; the latest of them
         self.starting, self.unsure = True, False
         self.busy = self.closing = self.over = False
         self.lasting = None          # what is left of the Commands that end it; None: it is not about to end
@@ -5189,10 +5140,10 @@ class Courier:
         elif self.before:
             return False
         elif self.starting:
-            self.run(self.firewall.start(), self.started)
+            self.run(self.firewall.commands('start'), self.started)
         elif self.unsure:
             self.unsure = False
-            self.run(self.firewall.check(), self.checked)
+            self.run(self.firewall.commands('check'), self.checked)
         elif self.queue:
             self.next()
         else:
@@ -5226,8 +5177,8 @@ class Courier:
         self.queue = {('ban', t.key): (t, 0) for t in self.bans.tickets.values() if t.jail == self.firewall.jail}
 
     def checked(self, problem):
-        if problem:                                # as fail2ban does: all of it anew
-            self.lasting, self.starting = iter(self.firewall.stop()), True
+        if problem and not self.closing:           # as fail2ban does: all of it anew
+            self.lasting, self.starting = iter(self.firewall.commands('stop')), True
             self.told, self.queue = {}, {}
 
     def next(self):
@@ -5243,11 +5194,14 @@ class Courier:
                 self.pause()
             elif problem:
                 self.machine.log('%s: %s of %s is given up' % (self.firewall.name, verb, ticket.network))
+                if verb == 'unban':
+                    self.lost[key] = self.told.pop(key)
+                    shorten(self.lost, WITNESSES)
         if verb == 'ban':
             self.told[key] = ticket
         else:
             self.told.pop(key, None)
-        self.run(getattr(self.firewall, verb)(ticket, self.times(ticket)), ended)
+        self.run(self.firewall.commands(verb, ticket, self.times(ticket)), ended)
 
     def minute(self):
         self.unsure = True
@@ -5261,12 +5215,12 @@ class Courier:
     def lifting(self):
         """Yields the Commands that lift what has been told, and those after them. Who fails again and again is
         not asked for each ban."""
-        flush = self.firewall.flush()
+        flush = self.firewall.commands('flush')    # all at once; else one by one
         yield from flush
-        for ticket in () if flush else list(self.told.values()):
+        for ticket in () if flush else list({**self.lost, **self.told}.values()):
             if self.attempts < self.TRIES:
-                yield from self.firewall.unban(ticket, self.times(ticket))
-        yield from self.firewall.stop()
+                yield from self.firewall.commands('unban', ticket, self.times(ticket))
+        yield from self.firewall.commands('stop')
 
     def end(self):
         """Runs what is left of the last Commands, each for itself, whether they succeed or not."""
@@ -5295,10 +5249,9 @@ class Daemon:
         self.fails = Fails(config['maxtracked'])
         self.ram = machine.memory()[1]
         self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
-        self.couriers = []                         # those who run the commands of `action`
+        self.couriers, self.leaving = [], []       # Couriers in use, and those that still have to end
         self.kinds, self.why = [], ''              # firewalls that may be tried, the first in use; and why
         self.probing = False                       # is it being found out which?
-        self.leaving = []                          # and those who still have to end
         self.trying = False                        # is `auto` still looking for one that works?
         self.tried = []                            # what `auto` has tried, and why that does not work
         self.held = []                             # to be asked again when there is a firewall
@@ -5466,12 +5419,12 @@ class Daemon:
 
     def firewall_reloads(self):
         """The machine's firewall has said that it reloads: looks after our rules soon, and when it must be done."""
-        if self.look_soon not in self.loop.timers.queue:
-            self.look_soon = self.loop.after(2, self.look_after)
+        self.look_soon = self.look_soon or self.loop.after(2, self.look_after)
         self.loop.cancel(self.look_late)
         self.look_late = self.loop.after(10, self.look_after)
 
     def look_after(self):
+        self.look_soon = None
         for kernel in self.kernels:
             kernel.unsure = True
 
@@ -5592,6 +5545,7 @@ class Daemon:
     def settle(self):
         """After each turn: what has ended goes, the firewalls and then the files are brought up to date."""
         now = self.machine.ticks()
+        self.bans.limit = self.room()
         for ticket in self.bans.ended(now):
             self.unban(ticket, 'its time is over')
         for ticket in self.bans.surplus():
@@ -5600,7 +5554,6 @@ class Daemon:
             each.settle()
         if self.trying and not self.ending:
             self.try_on()
-        self.bans.limit = self.room()
         for kernel in [kernel for kernel in self.parting if kernel.closed()]:
             self.parting.remove(kernel)
         self.leaving = [courier for courier in self.leaving if not courier.closed()]
@@ -5684,7 +5637,7 @@ class Daemon:
         if self.ending:
             return
         self.ending = True
-        for each in self.kernels + self.couriers:
+        for each in self.all_hands():
             each.close()
         self.loop.after(STOP_SECONDS, self.give_up)
         for source in self.sources.values():
