@@ -2744,7 +2744,7 @@ class Fails:
 
 # ---- Bans ----------------------------------------------------------------------------------
 # Owns: tickets, history, and how long a ban is. Always true: one ticket per (jail, network);
-# neither dict holds more than `limit` entries.
+# neither dict grows beyond `limit` entries.
 
 def ban_length(options, bans, chance):
     """Seconds of the next ban after `bans` earlier ones (fail2ban's bantime.* rules); `chance` is
@@ -4930,7 +4930,7 @@ class Kernel:
     def wanted(self):
         return entries(self.tickets(), self.firewall.doors)
 
-    def holders(self, network, door):
+    def tickets_behind(self, network, door):
         """The tickets that an entry stands for."""
         found = [self.bans.tickets.get((jail, network)) for jail in self.parties.get(door, ())]
         return [ticket for ticket in found if ticket and not self.refused(ticket)]
@@ -4961,6 +4961,9 @@ class Kernel:
             self.served, self.waiting = self.served + self.waiting, []
             return self.answer()
         self.busy, self.served, self.waiting = True, self.served + self.waiting, []
+        self.run([], self.begin)
+
+    def begin(self, shown):
         commands = [] if self.closing or self.anew else self.changes()
         if commands is None:
             self.anew, commands = True, []
@@ -4975,7 +4978,7 @@ class Kernel:
         """The Commands for what has changed."""
         made = []
         for (net, door), there in self.changed.items():
-            wanted = entries(self.holders(net, door), self.firewall.doors)
+            wanted = entries(self.tickets_behind(net, door), self.firewall.doors)
             made.append(Change(net, door, there, not wanted, wanted.get((net, door))))
         self.forget_changes()
         return self.firewall.change(made, self.machine.ticks()) if made else []
@@ -4983,7 +4986,7 @@ class Kernel:
     def forget_changes(self):
         """Empties `changed`, but for networks whose open connections must end: new ones, banned from all ports."""
         self.new = (self.new + [net for (net, door), there in self.changed.items()
-                                if not (there or door.ports) and self.holders(net, door)])[-MOST_CUT:]
+                                if not (there or door.ports) and self.tickets_behind(net, door)])[-MOST_CUT:]
         self.changed = {}
 
     def compare(self, shown, wanted):
@@ -5012,7 +5015,13 @@ class Kernel:
         """Runs one Command after the other, then calls `then` with what they printed."""
         def ended(problem, shown):
             self.worked = self.worked or bool(shown)
-            return self.fail(problem) if problem else then(shown)
+            if problem:
+                return self.fail(problem)
+            try:
+                then(shown)
+            except Exception:                      # or it would be busy for ever
+                self.fail('a bug; the log has its traceback')
+                raise
         self.machine.run_all(commands, ended, lenient=lenient)
 
     def done(self, shown=()):
@@ -5086,7 +5095,7 @@ class Kernel:
 
     def closed(self):
         """True when nothing of ours is left, or never was."""
-        return not (self.busy or self.unsure) or bool(self.trouble) and not self.worked and not self.busy
+        return self.closing and not self.busy and (not self.unsure or bool(self.trouble) and not self.worked)
 
 
 class Courier:
@@ -5184,6 +5193,7 @@ class Courier:
     def next(self):
         (verb, key), (ticket, tries) = next(iter(self.queue.items()))
         del self.queue[verb, key]
+        self.lost.pop(key, None)                   # it is in hand again
 
         def ended(problem):
             if problem:
@@ -5365,8 +5375,9 @@ class Daemon:
         for kernel in there.values():
             self.kernels[0].waiting += kernel.served + kernel.waiting
             kernel.served, kernel.waiting = [], []
-            kernel.close()
             self.parting.append(kernel)
+            if not kernel.built:                   # one that works goes when the other one does
+                kernel.close()
 
     def kernel(self, firewall, before=None):
         return Kernel(firewall, self.machine, self.bans, self.refused, before)
@@ -5517,7 +5528,7 @@ class Daemon:
 
     def tellable(self, network):
         """Who has to know of a ban, besides the files."""
-        return [kernel for kernel in self.kernels if kernel.handles(network)] + self.couriers
+        return [kernel for kernel in self.kernels + self.parting if kernel.handles(network)] + self.couriers
 
     def protect(self):
         """Learns anew what must never be banned; releases tickets that overlap it, or whose jail is off."""
@@ -5552,6 +5563,10 @@ class Daemon:
             self.unban(ticket, 'maxbans')
         for each in self.all_hands():
             each.settle()
+        for kernel in self.parting if self.built() else ():
+            if not kernel.closing:
+                kernel.close()
+                kernel.settle()
         if self.trying and not self.ending:
             self.try_on()
         for kernel in [kernel for kernel in self.parting if kernel.closed()]:
@@ -6066,16 +6081,17 @@ def reload(conf, options, words):
 
 
 def stop(conf, options, words):
-    if os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch'):
-        raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
+    procd = os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch')
     try:
-        request(conf, options, words, do='stop')
-        return show(['stopping'])
+        request(conf, options, words, do='status' if procd else 'stop')
     except Problem as e:
         if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
             raise
         raise Problem('no daemon is running; rules that one had left behind have been taken out',
                       e.code) from None
+    if procd:
+        raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
+    return show(['stopping'])
 
 
 def tidy_up(machine, config):
