@@ -409,7 +409,7 @@ def is_source(line):
 
 
 TAG_WORD = r'[A-Za-z][\w-]*'
-OPERATOR = re.compile(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)')
+OPERATOR = re.compile(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)|;(?!\S)')
 SCRIPT, REMOTE = re.compile('-[A-Za-z]{0,2}[ce]|--command'), re.compile('ssh|dbclient|eval|su')       # what hands on a shell's script
 JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
 TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'matches', 'restored')
@@ -462,7 +462,8 @@ OPTIONS = [Option(*row) for row in (
      'auto | ipset | nft | iptables | command | none. auto does as the machine\'s own firewall does; ipset is\n'
      'iptables with sets; command bans by `action` alone; none counts and reports but bans nobody.'),
     ('banwatch', 'chain', some_of('INPUT', 'FORWARD'), 'INPUT FORWARD',
-     'Which packets a ban stops: to the router itself (INPUT), through it (FORWARD).'),
+     'Which packets of a banned address are stopped: to the router itself (INPUT), through it (FORWARD;\n'
+     'then your LAN cannot talk to it either, since the answers do not get through).'),
     ('banwatch', 'runtime', path, '/var/run/banwatch',
      'Folder for the socket, the lock and the live state. Best on a RAM disk.'),
     ('banwatch', 'state', path, '/etc/banwatch.state',
@@ -494,7 +495,8 @@ OPTIONS = [Option(*row) for row in (
     ('DEFAULT', 'source', sources, '',
      'A log for this jail alone (also called logpath). Empty: those of [banwatch].'),
     ('DEFAULT', 'port', ports, '',
-     'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them.'),
+     'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them. Behind a port\n'
+     'forward, that is the inner port.'),
     ('DEFAULT', 'protocol', some_of('tcp', 'udp'), 'tcp', 'tcp, udp or both; matters only with `port`.'),
     ('DEFAULT', 'forward', flag, 'true',
      'Its bans also stop what the router forwards, if `chain` has FORWARD; false: to the router only.'),
@@ -559,7 +561,10 @@ ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quot
           '    <%s>\n'
           'Your program finds the same in its environment: BANWATCH_IP, BANWATCH_F_USER. What comes from the\n'
           'log (matches, F-...) is the attacker\'s text: it may not begin a word. Each jail runs them for\n'
-          'itself, and anew after a crash: name a list after <jail>, and let actionstart begin with an empty one.' % (
+          'itself, and anew after a crash: name a list after <jail>, and let actionstart begin with an empty one.\n'
+          '<ip> may be a network, and is a /64 for IPv6; <time> and <bantime> (its full length, -1 for ever) are in\n'
+          'seconds. That a running ban becomes longer is not told. At a stop, all together have some 4 s: with many\n'
+          'bans, give an actionflush. Bans by hand without -j belong to the jail `manual`.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
@@ -670,8 +675,8 @@ def lacking_actions(config):
         where = config.where(jail if 'action' in config.settings.get(jail, ()) else 'DEFAULT', 'action')
         found.update('%s: action: there is no [action %s]' % (where, printable(name))
                      for name in said if 'action ' + name not in config.settings)
-        if not said and config['firewall'] == 'command':
-            found.add('%s: firewall: command bans by `action` alone, but [%s] has none' % (
+        if config['firewall'] == 'command' and not any(config.action(name)['actionban'] for name in said):
+            found.add('%s: firewall: command bans by `action` alone, but [%s] has none with an actionban' % (
                 config.where('banwatch', 'firewall'), jail))
     return sorted(found)
 
@@ -3563,8 +3568,8 @@ def follow(shown):
     if None in tables or ruled(shown['iptables']) or ruled(shown['ip6tables']):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
-        return ['iptables', 'nft'], 'this machine has no rules yet, but iptables'
-    return ['nft', 'iptables'], 'this machine has no iptables'
+        return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
+    return ['nft', 'iptables'], 'no rules here yet; iptables is not installed'
 
 
 def make_firewalls(kind, hooks, jails):
@@ -4885,6 +4890,11 @@ MOST_CUT = 256                       # networks at a time: for each, conntrack g
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 
 
+def named(name, problem):
+    """A problem with its firewall's name, which may be the program's that told it."""
+    return problem if problem.startswith(name + ':') else '%s: %s' % (name, problem)
+
+
 class Kernel:
     """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
 
@@ -5041,7 +5051,7 @@ class Kernel:
         self.anew, self.unsure, self.attempts = not self.closing, True, self.attempts + 1
         news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)              # nft counts lines
         if news and (self.worked or not self.closing) and not self.quiet:
-            self.log('%s: %s; %s' % (self.firewall.name, problem, 'writing all anew' if first else 'trying again'))
+            self.log('%s; %s' % (named(self.firewall.name, problem), 'writing all anew' if first else 'trying again'))
         self.trouble = problem
         self.forget_changes()
         if first:                                  # and here, since the end of nothing wakes nobody up
@@ -5112,6 +5122,7 @@ class Courier:
         self.lost = {}               # the same, of those that could not be lifted; the latest of them
         self.starting, self.unsure = True, False
         self.busy = self.closing = self.over = False
+        self.deadline = float('inf')               # of lifting bans one by one
         self.lasting = None          # what is left of the Commands that end it; None: it is not about to end
         self.began = machine.ticks()
         self.trouble, self.attempts, self.retry = '', 0, None
@@ -5223,13 +5234,17 @@ class Courier:
             self.retry = None
 
     def lifting(self):
-        """Yields the Commands that lift what has been told, and those after them. Who fails again and again is
-        not asked for each ban."""
-        flush = self.firewall.commands('flush')    # all at once; else one by one
+        """Yields the Commands that lift what has been told, and those after them. Who fails again and again, or
+        takes too long, is not asked for each ban."""
+        flush, left = self.firewall.commands('flush'), 0       # all at once; else one by one
         yield from flush
         for ticket in () if flush else list({**self.lost, **self.told}.values()):
-            if self.attempts < self.TRIES:
+            if self.attempts < self.TRIES and self.machine.ticks() < self.deadline:
                 yield from self.firewall.commands('unban', ticket, self.times(ticket))
+            else:
+                left += 1
+        if left:
+            self.machine.log('%s: %s could not be lifted' % (self.firewall.name, plural(left, 'ban')))
         yield from self.firewall.commands('stop')
 
     def end(self):
@@ -5261,9 +5276,11 @@ class Daemon:
         self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
         self.couriers, self.leaving = [], []       # Couriers in use, and those that still have to end
         self.kinds, self.why = [], ''              # firewalls that may be tried, the first in use; and why
+        self.best = None                           # the kind that `auto` would like most
         self.probing = False                       # is it being found out which?
         self.trying = False                        # is `auto` still looking for one that works?
         self.tried = []                            # what `auto` has tried, and why that does not work
+        self.farewells = []                        # to be called at the very end
         self.held = []                             # to be asked again when there is a firewall
         self.look_soon = self.look_late = None     # timers, after the machine's firewall has reloaded
         self.bans = Bans(self.room())
@@ -5321,6 +5338,11 @@ class Daemon:
         return min([room] + [k.firewall.capacity for k in self.kernels
                              if k.firewall.capacity and (k.built or not k.quiet)])
 
+    def full(self):
+        """Why there may be no more bans."""
+        narrow = [k.firewall.name for k in self.kernels if k.firewall.capacity == self.bans.limit != self.config['maxbans']]
+        return 'plain %s holds %d' % (narrow[0], self.bans.limit) if narrow else 'maxbans is reached'
+
     # which firewall
     def set_firewall(self):
         """Wires the firewall of the configuration; for `auto` looks first which that is."""
@@ -5330,8 +5352,6 @@ class Daemon:
             self.kinds, self.why, self.trying = [kind], '', False
             self.troubles.pop('firewall', None)
             self.wire()
-        elif self.why and self.built():
-            self.wire()                            # the one that works already
         else:
             self.probe()
 
@@ -5344,9 +5364,7 @@ class Daemon:
             if len(shown) == len(PROBES):
                 self.probing = False
                 if self.config['firewall'] == 'auto' and not self.ending:
-                    self.kinds, self.why = follow(shown)
-                    self.trying, self.tried = True, []
-                    self.wire()
+                    self.choose(*follow(shown))
                 held, self.held = self.held, []
                 for ask_again in held:
                     ask_again()
@@ -5354,6 +5372,13 @@ class Daemon:
             self.probing = True
             for name, command in PROBES.items():
                 self.machine.run(command, functools.partial(ended, name))
+
+    def choose(self, kinds, why):
+        """Takes the first of these kinds that works; the one in use stays unless another is to be the first."""
+        if not (self.why and self.built() and kinds[0] == self.best):
+            self.kinds, self.why, self.trying, self.tried = kinds, why, True, []
+        self.best = kinds[0]
+        self.wire()
 
     def wire(self):
         """Puts the first of `kinds` to work; what is there already takes the configuration over, what is
@@ -5403,7 +5428,7 @@ class Daemon:
                 if kernel.trouble:                 # that of the other family
                     self.machine.log('%s: %s; trying again' % (kernel.firewall.name, kernel.trouble))
         elif main.trouble and main.quiet:
-            self.tried.append('%s: %s' % (self.kinds[0], main.trouble))
+            self.tried.append(named(self.kinds[0], main.trouble))
             if len(self.kinds) > 1:
                 self.kinds = self.kinds[1:]
                 return self.wire()
@@ -5432,7 +5457,12 @@ class Daemon:
         """The machine's firewall has said that it reloads: looks after our rules soon, and when it must be done."""
         self.look_soon = self.look_soon or self.loop.after(2, self.look_after)
         self.loop.cancel(self.look_late)
-        self.look_late = self.loop.after(10, self.look_after)
+        self.look_late = self.loop.after(10, self.choose_again)
+
+    def choose_again(self):
+        self.look_after()
+        if self.config['firewall'] == 'auto' and not self.dry_run and not self.ending:
+            self.probe()
 
     def look_after(self):
         self.look_soon = None
@@ -5496,7 +5526,8 @@ class Daemon:
         refusal = jail.refusal(network)
         if refusal:
             return 'overlaps ' + refusal
-        now, known = self.machine.ticks(), (jail.name, network) in self.bans.tickets
+        now, before = self.machine.ticks(), self.bans.tickets.get((jail.name, network))
+        known, end = before is not None, before and before.until
         self.fails.forget((jail.name, network))
         ticket = self.bans.add(jail.name, network, now, seconds, failures)
         ticket.failures = max(ticket.failures, failures)
@@ -5510,7 +5541,8 @@ class Daemon:
         self.changed = self.ban_changed = True
         for each in self.tellable(network):
             each.ban(ticket, known)
-        verb = 'extend' if known else 'would ban' if self.dry_run else 'ban'
+        verb = ('would ban' if self.dry_run else 'ban') if not known else (
+            'extend' if later(end, ticket.until) == ticket.until else 'shorten')
         why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
         if not known and failures:
@@ -5573,7 +5605,7 @@ class Daemon:
             self.parting.remove(kernel)
         self.leaving = [courier for courier in self.leaving if not courier.closed()]
         if self.ending and all(each.closed() for each in self.all_hands()):
-            self.stopping = True
+            self.finish()
         self.set_timers(now)
 
     def all_hands(self):
@@ -5654,6 +5686,8 @@ class Daemon:
         self.ending = True
         for each in self.all_hands():
             each.close()
+        for courier in self.couriers + self.leaving:
+            courier.deadline = self.machine.ticks() + STOP_SECONDS / 2
         self.loop.after(STOP_SECONDS, self.give_up)
         for source in self.sources.values():
             self.part(source)
@@ -5661,9 +5695,6 @@ class Daemon:
         if not self.dry_run:
             self.save()
             self.keep()
-        if self.control:
-            self.control.close()
-            self.control = None
 
     def give_up(self):
         self.left_behind = [each.firewall.name for each in self.all_hands() if not each.closed()]
@@ -5673,7 +5704,16 @@ class Daemon:
         for each in self.couriers + self.leaving:
             if not each.closed():
                 self.machine.log('%s: not all bans could be lifted' % each.firewall.name)
+        self.finish()
+
+    def finish(self):
+        """Ends the loop; whoever has asked for that is told."""
         self.stopping = True
+        for reply in self.farewells:
+            reply({'left': self.left_behind})
+        if self.control:
+            self.control.close()
+            self.control = None
 
     # the files
     def save(self):
@@ -5751,6 +5791,8 @@ class Daemon:
         verbs = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand,
                  'unban': self.unban_by_hand, 'reload': self.reload_by_hand, 'stop': self.stop_by_hand}
         try:
+            if self.ending and request['do'] != 'stop':
+                raise Problem('it is stopping', os.EX_UNAVAILABLE)
             verbs[request['do']](request, reply)
         except Problem as e:
             reply({'error': str(e), 'code': e.code})
@@ -5813,7 +5855,7 @@ class Daemon:
             gone = [t.network for t in tickets if t.key not in self.bans.tickets and t.left(self.machine.ticks())]
             self.shown(reply, {
                 'banned': [t.network for t in tickets if t.network not in gone], 'seconds': seconds, 'trouble': trouble,
-                'refused': refused + ['%s: lifted again: maxbans is reached' % net for net in gone]})
+                'refused': refused + ['%s: lifted again: %s' % (net, self.full()) for net in gone]})
         self.when_settled(tickets, settled)
 
     def unban_by_hand(self, request, reply):
@@ -5837,7 +5879,7 @@ class Daemon:
         reply({})
 
     def stop_by_hand(self, request, reply):
-        reply({})
+        self.farewells.append(reply)
         self.stop()
 
     def banned(self, request, reply):
@@ -5888,7 +5930,7 @@ class Daemon:
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
         found = ['%s: %s' % (path, text) for path, text in self.troubles.items()]
-        found += ['%s: %s' % (each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
+        found += [named(each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
         found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
         for jail in self.jails.watching():
             if jail.filter.names:
@@ -5896,7 +5938,7 @@ class Daemon:
                     jail.name, plural(jail.filter.names, 'failure')))
         if self.bans.dropped:
             dropped = plural(self.bans.dropped, 'ban')
-            found.append('maxbans is reached: %s lifted before their time' % dropped)
+            found.append('%s: %s lifted before their time' % (self.full(), dropped))
         return found
 
 
@@ -5983,6 +6025,15 @@ def request(conf, options, words, **more):
     return ask(read_conf(conf, strict=False), dict(more, jail=jail))
 
 
+def request_in_parts(conf, options, networks, **more):
+    """The same about networks, which may be more than fit into one request."""
+    whole = {}
+    for start in range(0, max(1, len(networks)), 1000):
+        for key, value in request(conf, options, [], networks=networks[start:start + 1000], **more).items():
+            whole[key] = whole[key] + value if type(value) is list and key in whole else value or whole.get(key, value)
+    return whole
+
+
 def clock_text(when):
     return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))
 
@@ -6006,7 +6057,8 @@ def status(conf, options, words):
         rows.append('source    %s: %s' % (source['source'], said))
     for wall in answer['firewall']:
         why = ' (auto: %s)' % wall['why'] if wall['why'] and wall is answer['firewall'][0] else ''
-        rows.append('firewall  %s: %s%s' % (wall['name'], wall['trouble'] or plural(wall['rules'], 'ban'), why))
+        said = wall['trouble'] or plural(wall['rules'], 'ban') + ' on record, nothing is blocked' * (wall['name'] == 'none')
+        rows.append('firewall  %s: %s%s' % (wall['name'], said, why))
     for action in answer['actions']:
         rows.append('action    %s: %s' % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
     saved = 'not saved yet' if answer['saved'] is None else 'saved ' + clock_text(answer['saved'])
@@ -6046,7 +6098,7 @@ def ban(conf, options, words):
         seconds = ban_seconds(options['time']) if 'time' in options else None
     except ValueError as e:
         raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
-    answer = request(conf, options, [], do='ban', networks=typed_networks(words), seconds=seconds)
+    answer = request_in_parts(conf, options, typed_networks(words), do='ban', seconds=seconds)
     for net in answer['banned']:
         print('%s: banned %s' % (net, for_text(answer['seconds'])))
     if seconds is not None and seconds != answer['seconds']:
@@ -6058,7 +6110,7 @@ def unban(conf, options, words):
     everything = 'all' in options
     if everything == bool(words):
         raise Problem('unban takes addresses, or --all', os.EX_USAGE)
-    answer = request(conf, options, [], do='unban', networks=typed_networks(words), all=everything)
+    answer = request_in_parts(conf, options, typed_networks(words), do='unban', all=everything)
     for net in answer['unbanned']:
         print('%s: unbanned' % net)
     by = ' by ' + options['jail'] if 'jail' in options else ''
@@ -6083,7 +6135,7 @@ def reload(conf, options, words):
 def stop(conf, options, words):
     procd = os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch')
     try:
-        request(conf, options, words, do='status' if procd else 'stop')
+        answer = request(conf, options, words, do='status' if procd else 'stop')
     except Problem as e:
         if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
             raise
@@ -6091,7 +6143,9 @@ def stop(conf, options, words):
                       e.code) from None
     if procd:
         raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
-    return show(['stopping'])
+    if answer['left']:
+        raise Problem('stopped, but not all could be taken out: %s' % ', '.join(answer['left']))
+    return show(['stopped'])
 
 
 def tidy_up(machine, config):

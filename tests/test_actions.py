@@ -61,11 +61,11 @@ class Real(FakeMachine):
 class Bell(House):
     """A House where each line `from 192.0.2.7 by x` is a ban in the jail `bell`, which has the action `note`."""
 
-    def __init__(self, folder, text=NOTE, machine=None, **defaults):
+    def __init__(self, folder, text=NOTE, machine=None, firewall='command', **defaults):
         self.broken = set()          # words; a command with one of them fails
         machine = machine or Hands()
         machine.answer = lambda command: ('note: broken' if self.broken & set(command.argv) else '', '')
-        super().__init__(folder, OFF + BELL + text, 'command', machine, **dict({'action': 'note', 'maxretry': 1}, **defaults))
+        super().__init__(folder, OFF + BELL + text, firewall, machine, **dict({'action': 'note', 'maxretry': 1}, **defaults))
 
     def ring(self, *ips, by=b'x'):
         with open(self.fifo, 'wb') as f:
@@ -276,6 +276,8 @@ def test_where_text_is_not_utf_8_names_are_passed_on_all_the_same(daemon, fifo, 
     ('[sshd]\naction = note', 2, 'action: there is no [action note]'),
     ('[DEFAULT]\nmaxretry = 3\naction = note\n[action not]', 3, 'action: there is no [action note]'),
     ('[banwatch]\n\nfirewall = command', 3, 'firewall: command bans by `action` alone, but [manual] has none'),
+    ('[banwatch]\nfirewall = command\n[DEFAULT]\naction = x\n[action x]\nactionstart = a', 2, 'but [manual] has none with an actionban'),
+    ('[action x]\nactionban = note <ip>; note done', 2, '; is for a shell'),
     ('[banwatch]\nfirewall = command\n[DEFAULT]\naction = x\n[sshd]\naction =\n[action x]', 2, 'but [sshd] has none'),
 ])
 def test_a_mistake_is_told_with_its_line(text, line, complaint):
@@ -407,7 +409,7 @@ def test_a_ban_that_comes_and_goes_while_the_last_one_is_lifted_is_not_lifted_tw
 
 
 def test_what_needs_no_program_waits_for_no_event(make):
-    house = make('[action note]\nactionunban = note unban <ip>\n')
+    house = make('[action note]\nactionunban = note unban <ip>\n', firewall='nft')
     house.ring(*['192.0.2.%d' % n for n in range(9)])
     house.ask('unban', all=True, networks=[])
     assert len(house.ran()) == 9
@@ -419,7 +421,7 @@ def test_what_needs_no_program_waits_for_no_event(make):
 
 def test_after_each_turn_of_the_loop_something_is_under_way_or_there_is_nothing_to_do(make):
     """A turn that leaves work behind, with nothing that wakes the loop, would delay it until something else happens."""
-    house = make('[action note]\nactionban =\nactionunban = note unban <ip>\n')
+    house = make('[action note]\nactionban =\nactionunban = note unban <ip>\n', firewall='nft')
     house.ring('192.0.2.7', '192.0.2.8')
     courier, = [each for each in house.daemon.couriers if each.firewall.name == 'note (bell)']
     for ticket in list(house.daemon.bans.tickets.values()):

@@ -313,9 +313,29 @@ def test_a_runtime_folder_whose_socket_cannot_be_made_is_one_line(tmp_path):
     assert done.returncode == 1 and 'path too long' in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_five_thousand_networks_fit_into_one_command(running):
+    nets = ['%d.%d.%d.0/24' % (20 + n % 100, n // 100 % 200, n // 20000) for n in range(5000)]
+    done = running('ban', *nets)
+    assert done.returncode == 0 and done.stdout.count(': banned for 10m\n') == 5000
+    assert running('unban', *nets[:-1], '198.51.100.7').stderr == 'banwatch: 198.51.100.7: is not banned\n'
+    assert [row['ip'] for row in running.json('banned', '--json')] == nets[-1:]
+
+
+def test_a_ban_that_becomes_shorter_is_called_so_in_the_log(running):
+    for time in ('1h', '2h', '1h', '-1', '1h'):
+        running('ban', '-t', time, '192.0.2.7')
+    assert re.findall(r'\[manual\] (\w+) ', running.said()) == ['ban', 'extend', 'shorten', 'extend', 'shorten']
+
+
+def test_stop_has_ended_the_daemon_when_it_returns(running):
+    assert running('stop').stdout == 'stopped\n'
+    running.start()
+    assert running('status').returncode == 0
+
+
 def test_stop_ends_the_daemon_and_its_bans_come_back(running):
     running('ban', '192.0.2.7')
-    assert running('stop').stdout == 'stopping\n'
+    assert running('stop').stdout == 'stopped\n'
     assert running.process.wait(5) == 0
     assert running('status').returncode == 69
     running.start()

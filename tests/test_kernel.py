@@ -145,7 +145,8 @@ def test_maxbans_holds_in_the_kernel_and_in_the_tickets_and_status_says_when_it_
     nets = over(limit)
     assert guard.command('ban', '-t', '2h', *nets[:limit]).returncode == 0
     done = guard.command('ban', '-t', '1h', *nets[limit:-1])                         # they end first, and so they go first
-    assert done.returncode == 1 and done.stderr.count('lifted again: maxbans is reached') == 49
+    full = 'maxbans is reached' if more else 'plain iptables holds 2000'
+    assert done.returncode == 1 and done.stderr.count('lifted again: ' + full) == 49
     assert guard.command('ban', '-t', '3h', nets[-1]).returncode == 0
 
     def in_kernel():
@@ -157,7 +158,7 @@ def test_maxbans_holds_in_the_kernel_and_in_the_tickets_and_status_says_when_it_
     assert in_kernel() == {row['ip'] for row in guard.ask('banned')} and nets[-1] in in_kernel()
     status = guard.ask('status')
     assert status['bans'] == limit == status['maxbans']
-    assert 'maxbans is reached: 50 bans lifted before their time' in status['wrong']
+    assert full + ': 50 bans lifted before their time' in status['wrong']
 
 
 @pytest.mark.slow
