@@ -5384,7 +5384,7 @@ class Daemon:
         """Puts the first of `kinds` to work; what is there already takes the configuration over, what is
         there from another kind goes when it has tidied up."""
         there = {kernel.firewall.tool: kernel for kernel in self.parting + self.kernels}
-        first, kind = not there, self.kinds[0]
+        kind = self.kinds[0]
         self.kernels, self.parting = [], []
         for firewall in make_firewalls(kind, self.config['chain'], self.jails.by_name):
             kernel = there.pop(firewall.tool, None)
@@ -5394,9 +5394,10 @@ class Daemon:
                 kernel = self.kernel(firewall, kernel)
             kernel.quiet = self.trying and not kernel.built
             self.kernels.append(kernel)
-        if first and not self.dry_run:             # a daemon that was killed may have left another kind
-            for other in {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft']}.get(kind, ['ipset', 'nft']):
-                there.update((f.tool, self.kernel(f)) for f in make_firewalls(other, self.config['chain'], {}))
+        others = {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft']}.get(kind, ['ipset', 'nft'])
+        for other in others if not self.dry_run else ():       # a daemon that was killed may have left them
+            for firewall in make_firewalls(other, self.config['chain'], {}):
+                there.setdefault(firewall.tool, self.kernel(firewall))
         for kernel in there.values():
             self.kernels[0].waiting += kernel.served + kernel.waiting
             kernel.served, kernel.waiting = [], []

@@ -378,11 +378,11 @@ class Programs:
 
     def show(self, *names):
         for name in names:
-            os.symlink('/run/sbin/' + name, self.path(name) + '.new')
+            os.symlink(self.real + '/' + name, self.path(name) + '.new')
             os.rename(self.path(name) + '.new', self.path(name))
 
     def replace(self, name, script):
-        """Puts a shell script in a program's place; in it, "$0" is what `real` says."""
+        """Puts a shell script in a program's place; the program itself stays in the folder `real`."""
         with open(self.path(name) + '.new', 'w') as f:
             f.write('#!/bin/sh\n' + script)
         os.chmod(f.name, 0o755)

@@ -1,6 +1,5 @@
 """Connections that bypass every rule since their flow is offloaded: a ban ends these too, where conntrack(8) is installed."""
 import contextlib
-import re
 import socket
 
 import pytest
@@ -214,20 +213,15 @@ def test_a_ban_that_had_to_wait_for_the_firewall_ends_connections_when_it_is_in(
     assert all('-s 192.0.2.%d\n' % n in ''.join(cuts(house)) for n in range(3))
 
 
-def test_a_ban_during_the_first_look_ends_connections_too(made):
-    house = made()
-    house.stop()
-    held, run = [], FakeMachine.run
-    house.restart = None
-    machine = FakeMachine()
-    machine.shown, machine.which = LISTED['nft'], lambda name: '/usr/sbin/' + name
-    machine.answer = lambda command: ('', machine.shown)
+def test_a_ban_during_the_first_look_ends_connections_too(made, tmp_path):
+    machine, held = made().machine, []
+    run = machine.run
     machine.run = lambda command, done, seconds=10: held.append((command, done))
-    house.machine = machine
-    house.start()
+    (tmp_path / 'second').mkdir()
+    house = House(tmp_path / 'second', firewall='nft', machine=machine)
     house.daemon.answer({'do': 'ban', 'networks': ['192.0.2.7'], 'seconds': 60}, len)
     while held:
-        run(machine, *held.pop(0))
+        run(*held.pop(0))
         house.turn()
     assert '-s 192.0.2.7\n' in ''.join(cuts(house))
 
