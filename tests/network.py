@@ -141,13 +141,13 @@ class Namespace:
             finally:
                 enter(home)
 
-    def connect(self, address, port, source=None, seconds=0.5):
+    def connect(self, address, port, source=None, seconds=1.0):
         """A TCP connection from here; OSError if there is none within that time."""
         with self.entered():
             return socket.create_connection((address, port), seconds, (source, 0) if source else None)
 
     def reaches(self, address, port=9, source=None):
-        """Does a TCP connection from here get through within half a second? On the router something listens at port 9."""
+        """Does a TCP connection from here get through within a second? On the router something listens at port 9."""
         try:
             self.connect(address, port, source).close()
         except OSError:
