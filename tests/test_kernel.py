@@ -120,7 +120,7 @@ def test_whatever_happens_the_kernel_has_what_banned_shows_and_nothing_after_a_s
     acts = 10 * [watch.ban] + 4 * [watch.unban] + [watch.unban_all, watch.reload, watch.kill, watch.stop]
     acts += 8 * [watch.switch] if switches else 3 * [watch.damage_and_reload, watch.damage_and_go_on]
     done = []
-    for _ in range(25):
+    for _ in range(18):
         act = watch.rng.choice(acts)
         done.append(act.__name__)
         act()
