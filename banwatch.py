@@ -4924,7 +4924,7 @@ class Kernel:
         if before:                                 # who waits for that one waits for us now
             self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
             before.forget_changes()
-            self.new = before.new
+            self.new, self.worked = before.new, before.worked
 
     def engaged(self):
         """Is something under way in this place?"""
@@ -4966,7 +4966,8 @@ class Kernel:
         """Starts what there is to do, unless something is under way."""
         if self.engaged():
             return
-        self.before = None
+        if self.before:                            # what that one has left is ours to take out
+            self.worked, self.before = self.worked or self.before.worked, None
         if self.retry or self.idle():
             self.served, self.waiting = self.served + self.waiting, []
             return self.answer()
@@ -5103,9 +5104,10 @@ class Kernel:
         self.look_again(True)
         self.closing, self.anew, self.changed = True, False, {}
 
-    def closed(self):
-        """True when nothing of ours is left, or never was."""
-        return self.closing and not self.busy and (not self.unsure or bool(self.trouble) and not self.worked)
+    def closed(self, tries=1):
+        """True when nothing of ours is left, or never was: what has never worked may fail so often until then."""
+        return self.closing and not self.busy and (
+            not self.unsure or bool(self.trouble) and not self.worked and self.attempts >= tries)
 
 
 class Courier:
@@ -5602,7 +5604,7 @@ class Daemon:
                 kernel.settle()
         if self.trying and not self.ending:
             self.try_on()
-        for kernel in [kernel for kernel in self.parting if kernel.closed()]:
+        for kernel in [kernel for kernel in self.parting if kernel.closed(3)]:
             self.parting.remove(kernel)
         self.leaving = [courier for courier in self.leaving if not courier.closed()]
         if self.ending and all(each.closed() for each in self.all_hands()):
