@@ -610,7 +610,8 @@ def test_a_stop_lifts_hundreds_of_bans_one_by_one(bell):
     bell.turn(400)
     bell.stop()
     bell.turn(400)
-    assert bell.daemon.stopping and len(bell.ran()) == 801
+    assert bell.daemon.stopping, ([vars(each) for each in bell.daemon.all_hands() if not each.closed()], bell.machine.logged[-5:])
+    assert len(bell.ran()) == 801
 
 
 def test_a_stop_in_the_middle_of_a_command_waits_for_its_end_and_not_for_a_pause(bell):
