@@ -370,12 +370,16 @@ def choice(*known):
     return one_of
 
 
+def names(text):
+    return list(dict.fromkeys(text.replace(',', ' ').split()))
+
+
 def some_of(*known):
     def words(text):
-        found = text.replace(',', ' ').split()
+        found = names(text)
         if not found or set(found) - set(known):
             raise ValueError('is not a choice of: ' + ' '.join(known))
-        return list(dict.fromkeys(found))
+        return found
     return words
 
 
@@ -417,37 +421,38 @@ TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'tim
 
 def commands(*tags):
     """What reads an action's commands, one a line, as lists of arguments; these tags mean something there."""
-    def argvs(text):
-        found = []
-        for line in lines(text):
-            try:
-                found.append(shlex.split(line))
-            except ValueError as e:
-                raise ValueError('%s: %s' % (quoted(line), str(e).lower())) from None
-            shells = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', line))
-            if shells:
-                raise ValueError('%s: %s is for a shell, which does not read this (try a script of your own, or quotes)' % (
-                    quoted(line), printable(shells.group())))
-            for n, word in enumerate(found[-1]):
-                for tag in re.findall('<([A-Za-z][^<>]*)>', word):
-                    if not (tag in tags or re.fullmatch('F-[A-Z][A-Z0-9_-]*', tag) and 'ip' in tags):
-                        raise ValueError('%s: <%s> means nothing here (there are: %s)' % (
-                            quoted(line), tag, ' '.join(tags) + ' F-USER ...' * ('ip' in tags)))
-                if n == 0 and '<' in word:
-                    raise ValueError('%s: the program has to be named' % quoted(line))
-                if re.search('<(matches|F-)', word) and (SCRIPT.fullmatch(' '.join(found[-1][max(0, n - 1):n])) or (
-                        REMOTE.fullmatch(os.path.basename(found[-1][0])))):
-                    raise ValueError('%s: a shell would run text of the log as its script (try $BANWATCH_... in there, '
-                                     'or in your program)' % quoted(line))
-                if re.match('-*(<port>)*<(matches|F-)', word):       # <port> may be empty
-                    raise ValueError('%s: text of the log must not begin an argument (try --x=%s, or '
-                                     '$BANWATCH_... in your program)' % (quoted(line), word))
-        return found
-    return argvs
+    return lambda text: [arguments(line, tags) for line in lines(text)]
 
 
-def names(text):
-    return list(dict.fromkeys(text.replace(',', ' ').split()))
+def arguments(line, tags):
+    """Those of one command; ValueError if it cannot mean what its author wants, or is not safe."""
+    try:
+        words = shlex.split(line)
+    except ValueError as e:
+        raise ValueError('%s: %s' % (quoted(line), str(e).lower())) from None
+    operator = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', line))
+    complaint = '%s is for a shell, which does not read this (try a script of your own, or quotes)' % (
+        printable(operator.group())) if operator else ''
+    complaint = complaint or next(filter(None, (misused(words, n, tags) for n in range(len(words)))), '')
+    if complaint:
+        raise ValueError('%s: %s' % (quoted(line), complaint))
+    return words
+
+
+def misused(words, n, tags):
+    """What is wrong with the <tags> in the n-th of these words, or ''."""
+    word, hidden = words[n], '$BANWATCH_...'
+    for tag in re.findall('<([A-Za-z][^<>]*)>', word):
+        if not (tag in tags or re.fullmatch('F-[A-Z][A-Z0-9_-]*', tag) and 'ip' in tags):
+            return '<%s> means nothing here (there are: %s)' % (tag, ' '.join(tags) + ' F-USER ...' * ('ip' in tags))
+    if n == 0 and '<' in word:
+        return 'the program has to be named'
+    script = n and SCRIPT.fullmatch(words[n - 1]) or REMOTE.fullmatch(os.path.basename(words[0]))
+    if script and re.search('<(matches|F-)', word):
+        return 'a shell would run text of the log as its script (try %s in there, or in your program)' % hidden
+    if re.match('-*(<port>)*<(matches|F-)', word):             # <port> may be empty
+        return 'text of the log must not begin an argument (try --x=%s, or %s in your program)' % (word, hidden)
+    return ''
 
 
 Option = collections.namedtuple('Option', 'section name read default help')
@@ -954,13 +959,13 @@ def zone_seconds(zone):
 
 # hours east of Greenwich; an abbreviation means what most of its users mean
 ZONES = {'': 0, 'Z': 0, 'UTC': 0, 'GMT': 0, 'UT': 0, 'WET': 0}
-for hours, names in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
+for hours, words in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
                      (-4, 'AST EDT CLT BOT'), (-3, 'ART BRT ADT CLST UYT'), (-3.5, 'NST'), (-2.5, 'NDT'), (-2, 'BRST'), (-1, 'CVT AZOT'),
                      (1, 'CET WAT WEST BST DFT'), (2, 'CEST EET CAT SAST'), (3, 'EEST MSK EAT IDT'), (3.5, 'IRST'), (4, 'GST AZT SAMT'),
                      (4.5, 'AFT IRDT'), (5, 'PKT UZT YEKT MAWT'), (5.5, 'IST SLT'), (5.75, 'NPT'), (6, 'ALMT BTT NOVT OMST'), (6.5, 'MMT CCT'),
                      (7, 'ICT WIB THA KRAT'), (8, 'HKT SGT PHT MYT AWST WITA IRKT'), (9, 'JST KST WIT YAKT'), (9.5, 'ACST'), (10, 'AEST VLAT'),
                      (10.5, 'ACDT'), (11, 'AEDT MAGT SBT NCT'), (12, 'NZST FJT PETT'), (13, 'NZDT')):
-    ZONES.update(dict.fromkeys(names.split(), hours))
+    ZONES.update(dict.fromkeys(words.split(), hours))
 
 # How programs write dates, by strptime's fields and fail2ban's own: %ExY is a year of this century,
 # %Exy, %Exm ... exactly two digits, %k and %l an hour that may be padded with a blank. An hour, a date
@@ -3124,10 +3129,15 @@ class IPTables:
         if chain == self.CHAIN:
             for name in set(chains) - {self.CHAIN, self.INNER}:
                 found.add('-A %s -s %s -j %s' % (chain, self.stretch(name), name))
-        for net, door in chains[chain]:
-            net = net if '/' in net else '%s/%d' % (net, self.bits)
-            found.update('-A %s -s %s%s -j DROP' % (chain, net, match) for match in matches(door))
+        for each in chains[chain]:
+            found.update('-A %s%s -j DROP' % (chain, match) for match in self.drops(each))
         return found
+
+    def drops(self, entry):
+        """What the rules of one of the things in a chain match."""
+        net, door = entry
+        net = net if '/' in net else '%s/%d' % (net, self.bits)
+        return [' -s %s%s' % (net, match) for match in matches(door)]
 
     def stretch(self, chain):
         """The network that a sub-chain is for."""
@@ -3137,8 +3147,7 @@ class IPTables:
 
     def check(self, wanted):
         """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
-        return [Command([self.tool, '-w', '5', '-S'], ''), Command(['ipset', 'list', self.LIST], ''),
-                Command(['nft', 'list', 'flowtables'], '')]
+        return [list_rules(self.tool), Command(['ipset', 'list', self.LIST]), Command(['nft', 'list', 'flowtables'])]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has; here that does not matter."""
@@ -3248,6 +3257,10 @@ def matches(door, form=' -p {0} -m {0} --dport {1}'):
     return [form.format(protocol, port) for protocol in door.protocols for port in door.ports.split(',')]
 
 
+def list_rules(tool):
+    return Command([tool, '-w', '5', '-S'])
+
+
 def destroy(sets):
     """The Commands that destroy ipsets."""
     return [Command(['ipset', 'restore'], ''.join('destroy %s\n' % name for name in sorted(sets)))] if sets else []
@@ -3277,12 +3290,8 @@ class IPSet(IPTables):
             chains[self.CHAIN if door.forward else self.INNER].add(door)
         return chains
 
-    def rules(self, chain, chains):
-        found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
-        for door in chains[chain]:
-            found.update('-A %s%s -m set --match-set %s src -j DROP' % (chain, match, self.sets[door])
-                         for match in matches(door))
-        return found
+    def drops(self, door):
+        return ['%s -m set --match-set %s src' % (match, self.sets[door]) for match in matches(door)]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
@@ -3393,9 +3402,9 @@ class NFTables:
         """The rules of a chain, in the order of their sets' names: (set, rule)."""
         for name, (door, family, length) in sorted(self.sets.items()):
             if hook == 'INPUT' or door.forward:
-                ip, bits, made = (('ip', 32, ipaddress.IPv4Address) if family == 4 else
-                                  ('ip6', 128, ipaddress.IPv6Address))
-                mask = '' if length == bits else ' & %s' % made((1 << bits) - (1 << bits - length))
+                ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
+                net = ipaddress.ip_network('%s/%d' % (zero, length))
+                mask = '' if length == net.max_prefixlen else ' & %s' % net.netmask
                 for match in matches(door, '{0} dport {1} '):
                     yield name, '%s%s saddr%s @%s drop' % (match.replace(':', '-'), ip, mask, name)
 
@@ -3407,7 +3416,7 @@ class NFTables:
             if name not in last or last[name][0] is not None and (until is None or until > last[name][0]):
                 last[name] = until, ip
         rows = ''.join('get element %s %s { %s }\n' % (self.TABLE, name, ip) for name, (_, ip) in last.items())
-        return [Command(['nft', '-t', 'list', 'ruleset', 'inet'], '')] + [
+        return [Command(['nft', '-t', 'list', 'ruleset', 'inet'])] + [
             Command(['nft', '-t', '-f', '-'], rows)] * bool(rows)
 
     def listing(self, shown):
@@ -3554,8 +3563,8 @@ def ruled(listed):
                for row in (listed or '').split('\n'))
 
 
-PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset'], ''), 'iptables': Command(['iptables', '-w', '5', '-S'], ''),
-          'ip6tables': Command(['ip6tables', '-w', '5', '-S'], '')}
+PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset']),
+          'iptables': list_rules('iptables'), 'ip6tables': list_rules('ip6tables')}
 
 
 def follow(shown):
@@ -4890,6 +4899,11 @@ MOST_CUT = 256                       # networks at a time: for each, conntrack g
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 
 
+def patience(attempts):
+    """Seconds until the next try after so many that have failed: few at first, then a minute."""
+    return min(MINUTE, 2 ** min(attempts, 9) / 2)
+
+
 def named(name, problem):
     """A problem with its firewall's name, which may be the program's that told it."""
     return problem if problem.startswith(name + ':') else '%s: %s' % (name, problem)
@@ -4923,7 +4937,7 @@ class Kernel:
             self.parties.setdefault(door, []).append(jail)
         if before:                                 # who waits for that one waits for us now
             self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
-            before.forget_changes()
+            before.take_changes()
             self.new, self.worked = before.new, before.worked
 
     def engaged(self):
@@ -4987,18 +5001,20 @@ class Kernel:
 
     def changes(self):
         """The Commands for what has changed."""
+        made = self.take_changes()
+        return self.firewall.change(made, self.machine.ticks()) if made else []
+
+    def take_changes(self):
+        """What has changed, as Changes, and no more from now on. Remembers the networks whose open connections
+        must end: new ones, banned from all ports."""
         made = []
         for (net, door), there in self.changed.items():
             wanted = entries(self.tickets_behind(net, door), self.firewall.doors)
             made.append(Change(net, door, there, not wanted, wanted.get((net, door))))
-        self.forget_changes()
-        return self.firewall.change(made, self.machine.ticks()) if made else []
-
-    def forget_changes(self):
-        """Empties `changed`, but for networks whose open connections must end: new ones, banned from all ports."""
-        self.new = (self.new + [net for (net, door), there in self.changed.items()
-                                if not (there or door.ports) and self.tickets_behind(net, door)])[-MOST_CUT:]
         self.changed = {}
+        self.new = (self.new + [each.network for each in made
+                                if not (each.there or each.gone or each.door.ports)])[-MOST_CUT:]
+        return made
 
     def compare(self, shown, wanted):
         """Mends what a check has shown to be amiss."""
@@ -5013,7 +5029,7 @@ class Kernel:
             return self.done()
         if amiss and amiss != self.amiss:
             self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
-        self.forget_changes()
+        self.take_changes()
         self.amiss = amiss
         self.run(self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()), self.rebuilt)
 
@@ -5054,11 +5070,11 @@ class Kernel:
         if news and (self.worked or not self.closing) and not self.quiet:
             self.log('%s; %s' % (named(self.firewall.name, problem), 'writing all anew' if first else 'trying again'))
         self.trouble = problem
-        self.forget_changes()
+        self.take_changes()
         if first:                                  # and here, since the end of nothing wakes nobody up
             self.settle()
         else:
-            self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
+            self.retry = self.machine.loop.after(patience(self.attempts), self.again)
             self.answer()
 
     def again(self):
@@ -5185,9 +5201,9 @@ class Courier:
         self.machine.run_all(commands, ended, self.seconds)
 
     def pause(self):
-        """Tries again later: soon at first, then once a minute. Who has to end does not wait."""
+        """Tries again later. Who has to end does not wait."""
         if not self.closing:
-            self.retry = self.machine.loop.after(min(MINUTE, 2 ** min(self.attempts, 9) / 2), self.again)
+            self.retry = self.machine.loop.after(patience(self.attempts), self.again)
 
     def again(self):
         self.retry = None
@@ -5230,10 +5246,8 @@ class Courier:
         self.unsure = True
 
     def close(self):
-        self.closing, self.queue, self.attempts = True, {}, 0
-        if self.retry:
-            self.machine.loop.cancel(self.retry)
-            self.retry = None
+        self.machine.loop.cancel(self.retry)
+        self.closing, self.queue, self.attempts, self.retry = True, {}, 0, None
 
     def lifting(self):
         """Yields the Commands that lift what has been told, and those after them. Who fails again and again, or
@@ -5346,12 +5360,15 @@ class Daemon:
         return 'plain %s holds %d' % (narrow[0], self.bans.limit) if narrow else 'maxbans is reached'
 
     # which firewall
+    def kind(self):
+        """What the configuration says; a dry run touches none."""
+        return 'none' if self.dry_run else self.config['firewall']
+
     def set_firewall(self):
         """Wires the firewall of the configuration; for `auto` looks first which that is."""
-        kind = 'none' if self.dry_run else self.config['firewall']
-        self.set_couriers(kind)
-        if kind != 'auto':
-            self.kinds, self.why, self.trying = [kind], '', False
+        self.set_couriers()
+        if self.kind() != 'auto':
+            self.kinds, self.why, self.trying = [self.kind()], '', False
             self.troubles.pop('firewall', None)
             self.wire()
         else:
@@ -5365,7 +5382,7 @@ class Daemon:
             shown[name] = None if problem else output
             if len(shown) == len(PROBES):
                 self.probing = False
-                if self.config['firewall'] == 'auto' and not self.ending:
+                if self.kind() == 'auto' and not self.ending:
                     self.choose(*follow(shown))
                 held, self.held = self.held, []
                 for ask_again in held:
@@ -5411,9 +5428,12 @@ class Daemon:
         return Kernel(firewall, self.machine, self.bans, self.refused, before)
 
     def refused(self, ticket):
-        """Why a ticket must not be in the kernel, or ''."""
+        """Why a ticket must be neither on record nor in the kernel, or ''."""
         jail = self.jails.by_name.get(ticket.jail)
-        return jail.refusal(ticket.network) if jail else 'its jail is off'
+        if jail is None:
+            return 'this jail is off'
+        refusal = jail.refusal(ticket.network)
+        return refusal and 'overlaps ' + refusal
 
     def built(self):
         """Does the firewall work, for IPv4 at least?"""
@@ -5441,11 +5461,11 @@ class Daemon:
         for kernel in self.kernels:
             kernel.speak()
 
-    def set_couriers(self, kind):
+    def set_couriers(self):
         """Puts those to work who run the commands of `action`; those whose commands are the same go on."""
         there = {courier.firewall.name: courier for courier in self.couriers}
         self.couriers = []
-        for custom in make_actions(self.config, self.jails.by_name) if kind != 'none' else ():
+        for custom in make_actions(self.config, self.jails.by_name) if self.kind() != 'none' else ():
             courier = there.get(custom.name)
             if courier and courier.firewall.settings() == custom.settings() and not courier.closing:
                 self.couriers.append(there.pop(custom.name))
@@ -5464,7 +5484,7 @@ class Daemon:
 
     def choose_again(self):
         self.look_after()
-        if self.config['firewall'] == 'auto' and not self.dry_run and not self.ending:
+        if self.kind() == 'auto' and not self.ending:
             self.probe()
 
     def look_after(self):
@@ -5574,10 +5594,9 @@ class Daemon:
             self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
         changed = self.jails.protect(self.frees)
         for ticket in list(self.bans.tickets.values()) if changed else ():
-            jail = self.jails.by_name.get(ticket.jail)
-            refusal = jail.refusal(ticket.network) if jail else ''
-            if not jail or refusal:
-                self.unban(ticket, 'overlaps ' + refusal if jail else 'this jail is off')
+            why = self.refused(ticket)
+            if why:
+                self.unban(ticket, why)
 
     # the loop
     def run(self):
@@ -5634,7 +5653,7 @@ class Daemon:
         self.bans.purge(now, self.config['dbpurgeage'])
         if self.ending:
             return
-        if not self.built() and self.config['firewall'] == 'auto' and not self.dry_run:
+        if self.kind() == 'auto' and not self.built():
             self.probe()
         for each in self.kernels + self.couriers:
             each.minute()
