@@ -8,21 +8,22 @@ address, and bans offenders in the kernel's firewall, for longer each time.
     fifo     ─┼─────────>│ Jails │────────>│ Bans │─────────┼─> state, JSON
     udp      ─┤  lines   └───────┘         └──────┘         └─> commands of your own
     program  ─┘      filter, count, limits    ^
-                                              └── banwatch ban / unban, over a Unix socket
+                 │                            └── banwatch ban / unban, over a Unix socket
+                 └─> Digest ─> Tally ─> summary, once a day by mail
 
 What it touches, as root
     runs      nft, ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
               logread or journalctl if they are the log source; the programs named in
-              `source = exec:...` and `[action ...]`. Never a shell.
+              `source = exec:...` and `[action ...]`; sendmail, for mails. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
               nothing else (each with .new while it is written, .bad if it could not be used); a
-              FIFO that `source` names is made if it is missing.
+              FIFO that `source` names is made if it is missing; the page that `report --html` names.
     reads     the log files, its conf, filters (filter.d beside the conf, /etc/banwatch/filter.d,
               /etc/fail2ban/filter.d), /proc, the resolv.conf files, addresses and routes (netlink).
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told otherwise.
 
 Map, from the ground up; a section names only itself and what stands above it:
-    Values  Options  Lines  Filters  Fails  Bans  Jail  Firewalls  State          decide, and are pure
+    Values  Options  Lines  Filters  Fails  Bans  Jail  Firewalls  Report  State  decide, and are pure
     ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
     Machine  Sources  Control  Daemon  Commands  Main                             act
 
@@ -66,6 +67,7 @@ VERSION = '0.1'
 # (FOREVER for a permanent ban); a moment is in seconds of one clock, always passed as an argument.
 
 FOREVER = -1
+MINUTE, HOUR, DAY = 60, 3600, 86400
 PLAIN_LINE = 8192                    # bytes of a line that are looked at; the rest is cut
 
 Command = collections.namedtuple('Command', 'argv stdin environment')
@@ -245,6 +247,11 @@ def printable(text):
 
 def quoted(text):
     return "'%s'" % printable(text)
+
+
+def shortened(text, most):
+    """A text of so many characters at most."""
+    return text if len(text) <= most else text[:most - 1] + '…'
 
 
 def plural(n, word, many=''):
@@ -455,10 +462,56 @@ def misused(words, n, tags):
     return ''
 
 
+MAILBOX = re.compile(r'''(?:[^<>,@\n]*[^<>,@\n\s] +)?(<)?[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)''')
+
+
+def mailboxes(text):
+    bad = [part for part in text.split(',') if not MAILBOX.fullmatch(part.strip()) or part.strip().startswith('-')]
+    if bad:
+        raise ValueError('%s: no mail address (try root, me@example.org, Me <me@example.org>; commas between)' % quoted(bad[0]))
+    return ', '.join(part.strip() for part in text.split(','))
+
+
+def mailbox(text):
+    if ',' in text:
+        raise ValueError('is more than one address')
+    return mailboxes(text) if text else ''
+
+
+def argv(text):
+    try:
+        words = shlex.split(text)
+    except ValueError as e:
+        raise ValueError('%s: %s' % (quoted(text), str(e).lower())) from None
+    if not words:
+        raise ValueError('names no program')
+    return words
+
+
+def permissions(text):
+    if not re.fullmatch('0?[4-7][0-7][0-7]', text):
+        raise ValueError('is no file mode (try 600, 644)')
+    return int(text, 8)
+
+
+def regex(text):
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
+    return text
+
+
+def word(text):
+    if not re.fullmatch(r'(?:[A-Za-z0-9][\w.-]{0,29})?', text):
+        raise ValueError('is not a name')
+    return text
+
+
 Option = collections.namedtuple('Option', 'section name read default help')
 
-# section 'banwatch': once for the program; 'DEFAULT': for every jail, where it may be set anew; 'action':
-# for each [action NAME]
+# section 'banwatch', 'report': once for the program; 'DEFAULT': for every jail, where it may be set anew;
+# 'action', 'rule': for each [action NAME] and [rule NAME]
 OPTIONS = [Option(*row) for row in (
     ('banwatch', 'source', sources, 'auto',
      'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM ARGS |\n'
@@ -528,6 +581,17 @@ OPTIONS = [Option(*row) for row in (
      'After a login, mistyping that same user\'s password from there is forgiven for this long.'),
     ('DEFAULT', 'ipv4prefix', prefix(8, 32), '32', 'Count and ban IPv4 addresses by networks of this size.'),
     ('DEFAULT', 'ipv6prefix', prefix(32, 128), '64', 'The same for IPv6, where an attacker owns a /64.'),
+    ('report', 'to', mailboxes, 'root', 'Who gets it; several with commas.'),
+    ('report', 'from', mailbox, '', 'Its sender. Empty: root at this host\'s name.'),
+    ('report', 'sendmail', argv, 'sendmail -t -i',
+     'Takes the mail on standard input. On OpenWrt it comes with msmtp-mta, and is told of your mail\n'
+     'provider in /etc/msmtprc.'),
+    ('report', 'empty', flag, 'true', 'false: no mail for a day on which nothing happened.'),
+    ('report', 'other', flag, 'true',
+     'Tell of log lines that no jail and no rule explains. false saves some 3 us a line, and the built-in\n'
+     'rules are not looked at either.'),
+    ('report', 'mailmax', count, '6', 'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
+    ('report', 'htmlmode', permissions, '600', 'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
     ('action', 'actionstart', commands(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
     ('action', 'actionstop', commands(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
     ('action', 'actionban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
@@ -536,6 +600,19 @@ OPTIONS = [Option(*row) for row in (
     ('action', 'actioncheck', commands(*JAIL_TAGS), '',
      'Each minute; if it fails: actionstop, actionstart, and actionban for all.'),
     ('action', 'timeout', length, '10s', 'A command that takes longer is killed. It is tried three times.'),
+    ('rule', 'program', regex, '', 'A regex for the program that writes the line (kernel, dnsmasq.*). Empty: any.'),
+    ('rule', 'regex', lines, '',
+     'Regexes, one a line, in fail2ban\'s language; they see the message, what stands behind `program[pid]: `.'),
+    ('rule', 'report', choice('warning', 'info', 'other', 'ignore'), 'info',
+     'warning: under WARNING. info: under NOTED. other: under OTHER LOG LINES. ignore: not at all.'),
+    ('rule', 'text', str, '', 'What the summary says: port scan by <HOST>, <F-USER> has left. Empty: the message.'),
+    ('rule', 'details', choice('all', 'none', 'first', 'last', 'firstlast'), 'none', 'Which of the lines it shows: all | none | first | last | firstlast.'),
+    ('rule', 'mail', flag, 'false', 'true: also one mail at once.'),
+    ('rule', 'key', str, '', 'Count each ip, user or F-NAME for itself, as a regex has captured it. Empty: all together.'),
+    ('rule', 'maxretry', count, '1', 'It takes this many lines ...'),
+    ('rule', 'findtime', length, '10m', '... within this time.'),
+    ('rule', 'resets', word, '', 'A line of this rule makes that other rule begin to count anew, for the same key ...'),
+    ('rule', 'grace', duration, '0', '... and not before this time is over.'),
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
@@ -559,6 +636,207 @@ NOTES = {
                    '; (OpenWrt: `option log 1` for the zone). Anybody can forge a packet\'s sender: think twice. So\n'
                    '; its bans never touch what is forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
+# the rules that need not be written down
+RULES = r'''
+# What any healthy day logs, so that what is left is worth a look. The first that fits holds; what is
+# alarming stands first. Refused logins are told in a number alone: a name may be a password.
+
+[rule banwatch]
+program = banwatch(?:\.py)?
+report = ignore
+
+[rule out-of-memory]
+program = kernel
+report = warning
+text = the kernel ran out of memory
+regex = ^(?:(?:Memory cgroup out|Out) of memory: |oom_reaper: |oom-kill:|.{1,15} invoked oom-killer:)
+
+[rule kernel-crash]
+program = kernel
+report = warning
+text = faults of the kernel
+regex = ^(?:Kernel panic|kernel BUG at|(?:watchdog: )?BUG: |Oops\b|Internal error: |general protection fault|WARNING: CPU:)
+    ^(?:CPU \d+ )?Unable to handle kernel
+    ^(?:rcu: )?INFO: (?:task .{1,40} blocked for more than|\w+ (?:self-)?detected stall)
+
+[rule program-crash]
+program = kernel|procd
+report = warning
+text = programs that crash
+regex = ^.{1,24}: (?:segfault at|unhandled (?:page fault|exception)|potentially unexpected fatal signal)
+    ^(?:traps: |do_page_fault\(\): sending SIGSEGV|Instance \S+ i?s in a crash loop)
+
+[rule disk-error]
+program = kernel
+report = warning
+text = errors of a disk or flash
+regex = ^(?:jffs2|UBIFS|UBI|ubi\d+|SQUASHFS|EXT\d-fs):? (?:error|warning)
+    ^(?:EXT\d|F2FS|FAT|BTRFS|XFS)(?:-fs)?\b.{0,60}(?: error\b|warning: |orrupt|Remounting|forced readonly|set read-only)
+    ^(?:\w+: )?(?:critical \w+|I/O|Buffer I/O) error(?:,| on) dev
+
+[rule flood]
+program = kernel
+report = warning
+text = signs of a flood of connections
+regex = ^(?:\w+: ){1,2}(?:table full|Possible SYN flooding|neighbor table overflow)
+
+[rule dns-rebind]
+program = dnsmasq
+report = warning
+text = possible DNS rebind attacks
+regex = ^possible DNS-rebind attack detected:
+
+[rule dropped]
+program = kernel
+report = ignore
+regex = ^(?:REJECT|DROP|reject|drop|banIP/|\[UFW (?:LIMIT )?BLOCK\]|\w+_(?:DROP|REJECT):)[^=]{0,60}\bIN=\S* OUT=
+
+[rule links]
+program = kernel|netifd|pppd
+text = links and uplinks going up or down
+regex = ^(?:[\w.:@/-]+ ){1,8}[Ll]ink (?:is )?(?:[Uu]p|[Dd]own)\b
+    ^(?:Interface|Wireless device) '[^']+' (?:is now (?:up|down)|has lost the connection)$
+    ^(?:LCP terminated by peer|Modem hangup|Connection terminated|No response to \d+ echo|Timeout waiting for PAD)
+
+[rule starts]
+program = procd|systemd
+text = starts of the system
+regex = ^(?:- init complete -$|Startup finished in [^(]+\((?:firmware|kernel)\))
+
+[rule boot]
+program = (?:kernel|procd|netifd|ucitrack|urandom_seed)?
+report = ignore
+regex = ^\S+: (?:port \d+\([^)]+\) entered \w+ state$|renamed from )
+    ^(?:\S+ ){1,5}(?:(?:entered|left) (?:promiscuous|allmulticast) mode|configuring for \S+ link mode)$
+    ^(?:IPv6: ADDRCONF\(NETDEV_|8021q: adding VLAN)
+    ^(?:Booting Linux|Linux version|Kernel command|Memory: |NET: Registered|random: |usbcore: registered|Freeing |VFS: Mounted|PPP )
+    ^[\w -]+(?: hash table entries|: Hash tables configured)
+    ^(?:EXT\d-fs|UBIFS|F2FS-fs) \([^)]+\): (?:re-|un-?)?[Mm]ount
+    ^(?:init|procd|kmodloader|block|mount_root|urandom-seed|urngd|jffs2|ubi\d+): (?!.*(?:fail|rror|crash))
+    ^(?:- [a-z]+ -$|/etc/rc\.d/\S+ setting up |Added device handler |Setting up /etc/config/|Saving \d+ bits of |Seed saved )
+
+[rule uplink]
+program = netifd|pppd|firewall
+report = ignore
+regex = ^Reloading firewall due to
+    ^[\w ]+ '[^']+' (?:is setting up now|is (?:en|dis)abled|has link connectivity|link is (?:up|down))
+    ^You have delegated IPv6-prefixes
+    ^\S+ \(\d+\): (?:WARNING: Variable|udhcpc: (?:started|sending|broadcasting|performing|lease of|received SIG|entering|unicasting))
+    ^(?:pppd \S+ started by|Plugin \S+ loaded|(?:RP-)?PPPoE plugin|PPP session is|Connected to|Using interface|Renamed interface|Connect: )
+    ^(?:(?:CHAP|PAP|EAP) authentication succeeded|peer from calling number|Connect time|Sent \d+ bytes|Exit\.|Terminating on signal)
+    ^(?:local|remote|primary|secondary) +(?:IP|LL|DNS) address
+
+[rule dhcp]
+program = dnsmasq-dhcp
+text = DHCP messages
+regex = ^(?:\d+ )?(?:DHCP[A-Z-]+|RTR-[A-Z]+|SLAAC-CONFIRM)\(
+
+[rule dhcp-notes]
+program = dnsmasq-dhcp|odhcpd|odhcp6c|udhcpc6?|dhclient
+report = ignore
+regex = ^(?:DHCP, |DHCPv\d\S* |(?:IPv6 )?router advertisement |read /|not giving name|DHCP packet received on \S+ which has no)
+    ^(?:Using a RA lifetime|No default route present|A default route is present|Raising SIGUSR1|Failed to send to \S+ \()
+    ^DHCPV6 [A-Z-]+ IA_\w+ from \w+ on \S+: ok
+    ^(?:[Rr]eceived|Got|[Ss]ending) DHCP
+    ^(?:\(re\)starting transaction|Starting [A-Z-]+ transaction|Got a valid|entering |Send(?:ing)? [A-Z-]+ message)
+    ^(?:started, v|sending|broadcasting|performing|lease of|received SIG|unicasting)
+    ^(?:DHCP(?!NAK)[A-Z]+ (?:for|on|of|from)|bound to|XMT:|RCV:|PRC:|Listening on|Sending on) +\S
+
+[rule dns]
+program = dnsmasq
+report = ignore
+regex = ^(?:\d+ \S+ )?(?:(?:dnssec-)?query\[|(?:forwarded|reply|cached\S*|config|/etc/hosts) \S)
+    ^(?:started, version|DNS (?:service limited|rebinding protection)|Allowing |compile time options|\w+ support enabled)
+    ^(?:exiting on receipt|cleared cache|using (?:nameserver|only|standard|\d+ more) |read(?:ing)? /|no servers found in)
+    ^ignoring nameserver \S+ - local interface
+
+[rule wifi-wrong-key]
+program = hostapd
+text = Wi-Fi logins with a wrong key
+regex = ^\S+: (?:AP-STA-POSSIBLE-PSK-MISMATCH|CTRL-EVENT-EAP-(?:TIMEOUT-)?FAILURE|STA \S+ IEEE \S+ authentication failed)
+
+[rule wifi-joined]
+program = hostapd
+text = Wi-Fi devices that joined
+regex = ^\S+: AP-STA-CONNECTED
+
+[rule wifi]
+program = hostapd|wpa_supplicant
+report = ignore
+regex = ^\S+: STA \S+ IEEE \S+ (?:(?:dis|de)?(?:associat|authenticat|connect)ed|did not ack|binding station|\w+ port)
+    ^\S+: STA \S+ (?:WPA|RADIUS): \w+ (?:key handshake completed|accounting session)
+    ^\S+: (?:AP-STA-(?:DISC|POLL)|(?:AP|INTERFACE)-(?:EN|DIS)ABLED|ACS-(?:STARTED|COMPLETED)|AP-CSA|DFS-|interface state )
+    ^\S+: CTRL-EVENT-(?:EAP-|TERMINATING|CHANNEL-SW|STARTED-CH|CONNECTED|REGDOM)
+    ^\S+: WPA: (?:Key negotiation|Group rekeying) completed
+    ^(?:Configuration file: |Set new config for phy )
+
+[rule clock]
+program = crond|ntpd|chronyd|systemd-timesyncd
+text = corrections of the clock
+regex = ^(?:time disparity of|setting time to|System clock (?:was stepped|wrong) by|Initial clock synchronization)
+
+[rule time]
+program = ntpd|chronyd|systemd-timesyncd
+report = ignore
+regex = ^(?:reply from|sending query|synchronized to|timed out waiting|bad address)
+    ^(?:Selected source|Source \S+ |chronyd |Frequency |Contacted time|Timed out|Network configuration changed)
+
+[rule cron]
+program = crond?|CRON
+report = ignore
+regex = ^(?:USER \S+ pid +\d+ cmd |wakeup dt=|crond .{1,40}started, log level)
+    ^\([\w.*-]+\) (?:CMD|LIST|RELOAD|INFO|STARTUP) \(
+
+[rule pam]
+report = ignore
+regex = ^pam_\w+\([\w-]+:session\): (?:session (?:opened|closed) for user|deprecated reading)
+    ^pam_unix\([\w-]+:auth\): check pass; user unknown
+
+[rule pam-old]
+program = \S+\(pam_\w+\)
+report = ignore
+regex = ^(?:session (?:opened|closed) for user|check pass; user unknown)
+
+[rule sudo]
+program = sudo|su|login
+text = uses of sudo and su, console logins
+regex = ^ *\S+ : (?:\(command continued\)|(?:\w+=[^;]*; )*COMMAND=)
+    ^(?:\(to \S+\) |Successful su |\+ \S+ \S+:\S+$|(?:ROOT LOGIN|root login|LOGIN) +(?:ON|on) )
+
+[rule systemd]
+program = systemd(?:-logind|-journald)?|rsyslogd|syslogd|dbus-daemon
+report = ignore
+regex = ^(?:Start(?:ed|ing)|Finished|Reached target|Stopping|Stopped (?!.*with error)|Listening on|Closed|(?:Creat|Remov)ed slice)
+    ^\S+: (?:Deactivated successfully|Succeeded|Consumed )
+    ^(?:(?:Unm|M)ount(?:ed|ing)|Reload(?:ed|ing)|Condition check resulted in|.{1,200} was skipped because) \S
+    ^(?:systemd \S+ running in|Detected |Hostname set|Queued start job|Startup finished in [\w. ]+\.$)
+    ^(?:New s(?:ession|eat) |Removed session|Session \S+ logged out|Journal st|(?:System|Runtime) Journal |Received (?:client request|SIGTERM))
+    ^(?:\[origin software=|imuxsock: Acquired|rsyslogd's \w+ changed|-- MARK --|syslogd started)
+    ^(?:\[[\w= ]+\] )?(?:Activating |Successfully activated|Reloaded configuration)
+
+[rule auth-chatter]
+program = sshd(?:-session|-auth)?|dropbear
+report = ignore
+regex = ^(?:error: |fatal: )?(?:Received disconnect|Disconnect(?:ed|ing)|Connection (?:closed|reset|from)|Timeout|maximum authentication)\b
+    ^(?:error: |fatal: )?(?:kex_\w+|ssh_dispatch_run_fatal|banner exchange|Unable to negotiate|no matching|Read from socket|Write failed)\b
+    ^(?:Did not receive|Bad protocol|reverse mapping|Address \S+ maps|drop connection|Postponed \S+ for|Failed (?:none|publickey|hostbased) for)
+    ^(?:PAM \d+ more|PAM service|input_userauth|userauth_pubkey: (?:signature|key type)|Server listening|Received (?:signal|SIG)|Starting session)
+    ^(?:Close session|User child|Transferred|subsystem request|Accepted key|(?:wtmp_write|lastlog_\w+|syslogin_\w+):)
+    ^(?:\[\d+\] .{15} )?(?:Child connection|[Ee]xit |Early exit|[Pp]remature exit|Running in background)
+
+[rule auth-failures]
+program = (?!su(?:do)?$).*
+text = refused logins that no jail counted
+regex = ^(?:pam_\w+\([\w-]+:auth\): )?(?:authentication failure; logname=|auth could not identify password)
+    ^(?:error: |fatal: )?(?:[Ii]nvalid user|[Ii]llegal user|Failed (?:password|keyboard|challenge)\S* for|PAM: [\w ]+ for|Access denied for user)\b
+    ^(?:User .+ not allowed because|ROOT LOGIN REFUSED|FAILED LOGIN|invalid password for)
+    ^(?:\[\d+\] .{15} )?(?:[\w -]+ password|[Ll]ogin) attempt (?:for|with)
+    ^auth[^:]*: .*\b(?:pam|passwd-file|sql)\(
+    ^(?:(?:\[\w+\] )?luci: failed login on|(?:\[pid \d+\] )?\[[^]]*\] FAIL LOGIN: Client ")
+'''
+RULE = ('Rules of your own for the summary, besides the built-in ones. One with the name of a built-in rule\n'
+        'takes its place, option by option. There are:\n'
+        '    <rules>')
 ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quotes hold words together, and\n'
           'each <tag> is filled in inside its word:\n'
           '    <%s>\n'
@@ -571,11 +849,13 @@ ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quot
           'seconds. That a running ban becomes longer is not told. At a stop, all together have some 4 s: with many\n'
           'bans, give an actionflush. Bans by hand without -j belong to the jail `manual`.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
+TEMPLATES = {'action': ACTION, 'rule': RULE}       # kinds of sections that have a name of their own
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
                 'A comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m, 2h30m, 7d, 4w.\n'
                 'After a change: banwatch.py check, then banwatch.py reload.',
-    'DEFAULT': 'For every jail; a jail may set each of these anew.'}
+    'DEFAULT': 'For every jail; a jail may set each of these anew.',
+    'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: banwatch.py report --send'}
 
 
 class Config:
@@ -594,9 +874,10 @@ class Config:
         row = ROWS[kind_of(section), option]
         if option in self.settings.get(section, ()):
             return self.settings[section][option][0]
-        if option in JAILS.get(section, ()) and not (option == 'enabled' and section in self.settings):
-            return row.read(JAILS[section][option])
-        if option in self.settings.get('DEFAULT', ()):
+        known = built_in_rules() if row.section == 'rule' else JAILS
+        if option in known.get(section, ()) and not (option == 'enabled' and section in self.settings):
+            return row.read(known[section][option])
+        if row.section == 'DEFAULT' and option in self.settings.get('DEFAULT', ()):
             return self.settings['DEFAULT'][option][0]
         return row.read(row.default)
 
@@ -612,13 +893,9 @@ class Config:
         at = said[2] if said else self.lines.get(section)
         return '%s:%d' % (self.name, at) if at else self.name
 
-    def jail(self, name):
-        """All options of a jail, name -> value."""
-        return {row.name: self.get(name, row.name) for row in OPTIONS if row.section == 'DEFAULT'}
-
-    def action(self, name):
-        """All options of [action NAME], name -> value."""
-        return {row.name: self.get('action ' + name, row.name) for row in OPTIONS if row.section == 'action'}
+    def options(self, section):
+        """All options of a section, name -> value."""
+        return {row.name: self.get(section, row.name) for row in OPTIONS if row.section == kind_of(section)}
 
     def jails(self):
         """Names of the jails that are on."""
@@ -628,8 +905,18 @@ class Config:
 
 
 def kind_of(section):
-    """Which rows of OPTIONS a section has: 'banwatch', 'action', or as a jail 'DEFAULT'."""
-    return 'banwatch' if section == 'banwatch' else 'action' if section.startswith('action ') else 'DEFAULT'
+    """Which rows of OPTIONS a section has: 'banwatch', 'report', 'action', 'rule', or as a jail 'DEFAULT'."""
+    kind = section.partition(' ')[0]
+    return kind if section in ('banwatch', 'report') or section != kind and kind in TEMPLATES else 'DEFAULT'
+
+
+@functools.lru_cache(maxsize=1)
+def built_in_rules():
+    """'rule NAME' -> {option: text} of RULES."""
+    found = {}
+    for _, section, key, value in read_ini(RULES):
+        found.setdefault(section, {}).update({key: value} if key else {})
+    return found
 
 
 def read_ini(text):
@@ -680,7 +967,7 @@ def lacking_actions(config):
         where = config.where(jail if 'action' in config.settings.get(jail, ()) else 'DEFAULT', 'action')
         found.update('%s: action: there is no [action %s]' % (where, printable(name))
                      for name in said if 'action ' + name not in config.settings)
-        if config['firewall'] == 'command' and not any(config.action(name)['actionban'] for name in said):
+        if config['firewall'] == 'command' and not any(config.options('action ' + name)['actionban'] for name in said):
             found.add('%s: firewall: command bans by `action` alone, but [%s] has none with an actionban' % (
                 config.where('banwatch', 'firewall'), jail))
     return sorted(found)
@@ -692,7 +979,7 @@ def take(config, n, section, key, value):
         if section in config.lines:
             return '[%s] stands here twice' % printable(section)
         config.lines[section] = n
-        if section in SECTIONS or re.match(r'(action )?[A-Za-z0-9][\w.-]{0,29}$', section):
+        if section in SECTIONS or re.match(r'(action |rule )?[A-Za-z0-9][\w.-]{0,29}$', section):
             config.settings[section] = {}
             return ''
         return '[%s]: a jail\'s name is up to 30 letters, digits, dots and dashes' % printable(section)
@@ -717,7 +1004,7 @@ def near(key, section):
     """A hint for a mistyped or misplaced option: ' (did you mean maxretry?)'."""
     there = [s for s, name in ROWS if name == key]
     if there:
-        return ' (it belongs into [%s])' % there[0].replace('action', 'action NAME')
+        return ' (it belongs into [%s])' % (there[0] + ' NAME' * (there[0] in TEMPLATES))
     import difflib
     known = [row.name for row in OPTIONS if row.section == kind_of(section)]
     found = difflib.get_close_matches(key, known, 1)
@@ -740,19 +1027,21 @@ def config_text(config):
                 out.append(setting_text(row.name, config.text(section, row.name)))
         out.append('')
     out.append('; A jail. Without a `filter` of its own it takes the one that is named like it.')
-    actions = [name for name in config.settings if kind_of(name) == 'action']
-    for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS and s not in actions]:
+    for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS and kind_of(s) == 'DEFAULT']:
         said = dict(JAILS.get(name, {}), enabled='true' if config.get(name, 'enabled') else 'false')
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
         out += [NOTES[name]] if name in NOTES else []
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
-    out += ['; ' + line for line in ACTION.split('\n')] + ['; [action NAME]']
-    for row in OPTIONS:
-        if row.section == 'action':
-            out += ['; ' + line for line in row.help.split('\n')] + ['; ' + setting_text(row.name, row.default)]
-    out.append('')
-    for name in actions:
-        out += ['[%s]' % name] + [setting_text(key, value[1]) for key, value in config.settings[name].items()] + ['']
+    import textwrap
+    rules = '\n    '.join(textwrap.wrap(' '.join(section[5:] for section in built_in_rules()), 96, break_on_hyphens=False))
+    for kind, about in TEMPLATES.items():
+        out += ['; ' + line for line in about.replace('<rules>', rules).split('\n')] + ['; [%s NAME]' % kind]
+        for row in OPTIONS:
+            if row.section == kind:
+                out += ['; ' + line for line in row.help.split('\n')] + ['; ' + setting_text(row.name, row.default)]
+        out.append('')
+        for name in [name for name in config.settings if kind_of(name) == kind]:
+            out += ['[%s]' % name] + [setting_text(key, value[1]) for key, value in config.settings[name].items()] + ['']
     return '\n'.join(out)
 
 
@@ -2044,6 +2333,12 @@ def with_lines(block, texts):
 
 
 @functools.lru_cache(maxsize=4096)
+def in_lines(block, numbers):
+    """Positions of lines of a tidy block, which are counted from 1; 0 is its first newline."""
+    ends = [m.start() for m in re.finditer(b'\n', block)]
+    return [ends[max(0, n - 1)] for n in numbers]
+
+
 def host(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
     try:
@@ -2154,13 +2449,19 @@ class Filter:
             self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
         return date, home
 
-    def scan(self, block, moment, bare=False, wall=0):
+    def scan(self, block, moment, bare=False, wall=0, explained=None):
         """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
-        no line before it has told of. `moment` turns a line's date into its time."""
+        no line before it has told of. `moment` turns a line's date into its time. `explained`, if it is a
+        list, gets a position in each line that a regex matches."""
         (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
         if not all(any(text in block for text in texts) for texts in demanded):
             return
-        block = without_rfc5424(block)
+        given, block = block, without_rfc5424(block)
+        if explained is not None and block != given:
+            found = []
+            yield from self.scan(block, moment, bare, wall, found)
+            explained += in_lines(given, [block.count(b'\n', 0, position + 1) for position in found])
+            return
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
         dates = DATE_GROUPS if bare else HEAD_DATES
         led, latest, repeats = self.led and not bare, None, b'message repeated ' in block
@@ -2170,6 +2471,8 @@ class Filter:
             row = rows[m.lastindex]
             if row is None:
                 continue
+            if explained is not None:
+                explained.append(m.start())
             kind, verdict, ip_at, user_at, child, special = row
             pid, times = m[pid_at], m[times_at] if repeats else None
             ip = host(m[ip_at]) if ip_at else None
@@ -2421,8 +2724,8 @@ class LineFilter:
         rows = set().union(*sets) if all(sets) else None
         return best_of([found for found in (self.prefregex and needed(self.prefregex), rows) if found])
 
-    def scan(self, block, moment, bare=False, wall=0):
-        """Yields a Sighting for each line of a tidy block that is a failure or a login."""
+    def scan(self, block, moment, bare=False, wall=0, explained=None):
+        """Yields a Sighting for each line of a tidy block that is a failure or a login; see Filter."""
         if self.needed and not any(text in block for text in self.needed):
             return
         for start, end in with_lines(block, self.needed):
@@ -2432,6 +2735,8 @@ class LineFilter:
             if not raw or self.rests and self.rests - REST_SECONDS <= wall < self.rests or self.needed and not self.may_match(raw):
                 continue
             found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
+            if found and explained is not None:
+                explained.append(start)
             when = None if found is None or found.verdict is None else moment(found.when)
             if when is None or found.verdict == NOFAIL:
                 continue
@@ -2658,7 +2963,7 @@ class History:
     def __init__(self, definition):
         self.origin = definition.origin
 
-    def scan(self, block, moment, bare=False, wall=0):
+    def scan(self, block, moment, bare=False, wall=0, explained=None):
         return ()
 
     def adopt(self, old):
@@ -2893,17 +3198,23 @@ class Jail:
         self.places[ip] = found = self.refusal(ip), cell, key
         return found
 
-    def weigh(self, seen, fails, bans, jails, chance):
+    def weigh(self, seen, fails, bans, jails, chance, tally=None):
         """The Offence that a Sighting completes, else None; counts it in `fails`. `chance()` is a
-        random number from 0 to 1."""
+        random number from 0 to 1. A Tally is told of all."""
         ip, user, guesses, login, when, told = seen
         refusal, cell, key = self.places.get(ip) or self.place(ip)
         if login:
+            if tally:
+                tally.login(self.name, cell[1], ip, user, when, refusal)
             return self.admit(seen, key, bans)
         if refusal or guesses == 1 and self.logins.get((ip, user), when) > when:           # after a login
             self.ignored += guesses
+            if tally:
+                tally.ignored(self.name, cell[1], user, guesses, when, refusal)
             return None
         self.failures += guesses
+        if tally:
+            tally.failure(self.name, cell[1], user, guesses, when)
         options = self.options
         if key in bans.tickets:
             return self.longer(bans.tickets[key], seen) if options['bantime.extend'] else None
@@ -2949,10 +3260,10 @@ class Jails:
         self.problems = []
         self.listening = {}          # source -> jails
         self.before = {}             # source -> its last line, which `last message repeated` may mean
-        self.by_name = {MANUAL: Jail(MANUAL, config.jail(MANUAL))}
+        self.by_name = {MANUAL: Jail(MANUAL, config.options(MANUAL))}
         folders = filter_folders(config.name)
         for name in config.jails():
-            options = config.jail(name)
+            options = config.options(name)
             try:
                 self.by_name[name] = Jail(name, options, jail_filter(name, options, folders, read, guard))
             except ValueError as e:
@@ -2985,17 +3296,23 @@ class Jails:
                                       if source is None or source in (j.options['source'] or self.everywhere)]
         return self.listening[source]
 
+    def tidied(self, source, block):
+        """A block of whole lines as `scan_tidy` wants it."""
+        last, block = self.before.get(source, b''), tidy(block, self.before.get(source, b''))
+        self.before[source] = block[block.rfind(b'\n', 0, -1) + 1:-1] or last
+        return block
+
     def scan(self, source, block, moment, wall=0):
         """Yields (jail, Sighting) for a block of whole lines; `moment` turns a line's date (bytes,
         seconds since 1970 or None) into its time, or into None for a line that is too old to matter."""
-        jails = self.listeners(source)
-        if not jails or not block:
-            return
-        last, block = self.before.get(source, b''), tidy(block, self.before.get(source, b''))
-        self.before[source] = block[block.rfind(b'\n', 0, -1) + 1:-1] or last
+        if self.listeners(source) and block:
+            yield from self.scan_tidy(source, self.tidied(source, block), moment, wall)
+
+    def scan_tidy(self, source, block, moment, wall=0, explained=None):
+        """The same for a tidy block; the list `explained` gets a position in each line that a filter knows."""
         forged = (source or '').startswith('udp:')
-        for jail in jails:
-            for seen in jail.filter.scan(block, moment, bool(jail.options['source']), wall):
+        for jail in self.listeners(source):
+            for seen in jail.filter.scan(block, moment, bool(jail.options['source']), wall, explained):
                 if not (forged and seen.login):
                     yield jail, seen
 
@@ -3076,6 +3393,9 @@ class Null:
     def amiss(self, shown, wanted):
         return ''
 
+    def counters(self, shown):
+        return {}
+
     def commands(self, *asked):
         return []
     check = rebuild = change = stop = commands
@@ -3147,11 +3467,25 @@ class IPTables:
 
     def check(self, wanted):
         """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
-        return [list_rules(self.tool), Command(['ipset', 'list', self.LIST]), Command(['nft', 'list', 'flowtables'])]
+        return [list_rules(self.tool, '-v'), Command(['ipset', 'list', self.LIST]), Command(['nft', 'list', 'flowtables'])]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has; here that does not matter."""
         return {name: 0 for name in (shown[1] or '').split() if self.mine.match(name)}
+
+    def counters(self, shown):
+        """(jails, rule) -> packets that a rule of ours has dropped since it was made."""
+        found, jails = {}, {ending: names for door, names in jails_behind(self.doors).items() for ending in self.endings(door)}
+        for row in (shown[0] or '').split('\n'):
+            m = COUNTER.search(row)
+            if m and row.startswith('-A ' + self.CHAIN) and row.endswith('-j DROP'):
+                rule = row[:m.start()]
+                found[next((names for ending, names in jails.items() if ending and rule.endswith(ending)), jails.get('', '')), rule] = int(m.group(1))
+        return found
+
+    @staticmethod
+    def endings(door):
+        return matches(door)
 
     def restore(self, rows):
         text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
@@ -3160,7 +3494,7 @@ class IPTables:
     def listing(self, shown):
         """(chains of ours -> their rules, hook -> its rules) in what `iptables -S` printed."""
         chains, hooks = {}, {hook: [] for hook in self.hooks}
-        for row in shown.split('\n'):
+        for row in COUNTER.sub('', shown).split('\n'):
             word, _, rest = row.partition(' ')
             name = rest.partition(' ')[0]
             if word == '-N' and self.ours.match(name):
@@ -3257,8 +3591,16 @@ def matches(door, form=' -p {0} -m {0} --dport {1}'):
     return [form.format(protocol, port) for protocol in door.protocols for port in door.ports.split(',')]
 
 
-def list_rules(tool):
-    return Command([tool, '-w', '5', '-S'])
+def list_rules(tool, *more):
+    return Command([tool, '-w', '5', '-S'] + list(more))
+
+
+COUNTER = re.compile(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
+
+
+def jails_behind(doors):
+    """Door -> names of its jails, as text."""
+    return {door: ', '.join(jail for jail, each in doors.items() if each == door) for door in doors.values() if door}
 
 
 def destroy(sets):
@@ -3289,6 +3631,9 @@ class IPSet(IPTables):
         for door in self.sets:
             chains[self.CHAIN if door.forward else self.INNER].add(door)
         return chains
+
+    def endings(self, door):
+        return self.drops(door)
 
     def drops(self, door):
         return ['%s -m set --match-set %s src' % (match, self.sets[door]) for match in matches(door)]
@@ -3406,7 +3751,7 @@ class NFTables:
                 net = ipaddress.ip_network('%s/%d' % (zero, length))
                 mask = '' if length == net.max_prefixlen else ' & %s' % net.netmask
                 for match in matches(door, '{0} dport {1} '):
-                    yield name, '%s%s saddr%s @%s drop' % (match.replace(':', '-'), ip, mask, name)
+                    yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
 
     def check(self, wanted):
         """Lists all but the elements, and asks for one element of each set: the one that stays longest."""
@@ -3448,10 +3793,19 @@ class NFTables:
             found.append('elements missing')
         return ', '.join(found)
 
+    def counters(self, shown):
+        found, jails = {}, jails_behind(self.doors)
+        for chain, rows in (self.listing(shown[0] or '') or ((), {}))[1].items():
+            for row in rows:
+                m, name = COUNTER.search(row), self.looks_up(row)
+                if m and name in self.sets:
+                    found[jails[self.sets[name][0]], chain + row[:m.start()]] = int(m.group(2))
+        return found
+
     @staticmethod
     def looks_up(row):
         """The set that a rule of ours looks into; what else stands in it, nft versions print differently."""
-        m = re.search(r' @(\w+) drop$', row)
+        m = re.search(r' @(\w+) (?:counter packets \d+ bytes \d+ )?drop$', row)
         return m and m.group(1)
 
     def rebuild(self, shown, wanted, now):
@@ -3594,7 +3948,7 @@ def make_firewalls(kind, hooks, jails):
 
 def make_actions(config, jails):
     """The Customs that jails name."""
-    return [Custom(action, name, config.action(action), {
+    return [Custom(action, name, config.options('action ' + action), {
         'port': jail.options['port'], 'protocol': ','.join(jail.options['protocol'])})
         for name, jail in jails.items() for action in jail.options['action']]
 
@@ -3611,12 +3965,1029 @@ def offloads(shown):
     return any(re.search(r'\bflowtable |\bFLOWOFFLOAD\b', text or '') for text in shown)
 
 
+# ---- Report --------------------------------------------------------------------------------
+# Owns: the counters since the last summary, what is known of other log lines, and how a summary
+# looks as text, as a page and as a mail. Always true: whatever a log holds, a Tally stays within the
+# limits of PARTS, and what it has let go of is counted; no text of the log comes out unescaped.
+
+# What is counted: how many of it at most, what its key and its cell are made of. In a key: t text, m a
+# moment. In a cell: n a number, to be added up; f, l the first and the last moment; e, t the first and the last
+# text; b true from then on; d some [moment, text]: the first and the latest
+Part = collections.namedtuple('Part', 'limit key cell')
+PARTS = {
+    'counts': Part(50, 't', 'n'),              # what has been let go of, and other sums
+    'lines': Part(50, 't', 'n'),               # source
+    'jails': Part(100, 't', 'nnnnnn'),         # jail: failures, ignored, bans, extended, ended, lifted by hand
+    'hours': Part(192, 'm', 'nn'),             # begin of an hour on the wall clock: failures, bans
+    'addresses': Part(300, 't', 'nlt'),        # network: failures, last, jail
+    'pairs': Part(600, 'tt', 'nl'),            # network, user: failures since the last login, last
+    'users': Part(300, 't', 'nntb'),           # user: failures, networks, one of them; were there others?
+    'logins': Part(200, 'ttt', 'nfl'),         # user, address, jail: times, first, last
+    'guessed': Part(50, 'ttt', 'nl'),          # user, address, jail of a login after failures: how many, when
+    'ignored': Part(100, 'tt', 'nl'),          # network, why it is never banned: failures, last
+    'incidents': Part(50, 'tt', 'nfl'),        # where, what went wrong there: times, first, last
+    'steps': Part(20, 'm', 'n'),               # when the clock was set: by how many seconds
+    'drops': Part(50, 't', 'n'),               # jails: packets of banned addresses that were dropped
+    'ports': Part(200, 't', 'n'),              # port/protocol: packets that the firewall has logged
+    'rules': Part(200, 'ttt', 'nfld'),         # level, rule, text: times, first, last, lines
+    'other': Part(200, 'ttt', 'nfle')}         # program, template, 'err' or '': lines, first, last, an example
+JAIL_COUNTS = 'failures', 'ignored', 'bans', 'extended', 'ended', 'lifted'
+OLDEST_GO = 'hours', 'steps'                   # of the others, the least frequent
+DETAILS, TEXT_LENGTH, NAME_LENGTH = 10, 200, 40
+KEPT_ROWS = 50                                 # of each part, in the copy on flash
+FOLDED = 1000                                  # failures by (jail, network, user), before they are put in their place
+
+
+class Tally:
+    """What has happened since `begun` (ticks)."""
+
+    def __init__(self, begun):
+        self.begun = begun
+        self.parts = {name: {} for name in PARTS}
+        self.floor = {}              # part -> how often that had been which was let go of last
+        self.fresh = {}              # (jail, network, user) -> [failures, last] that are in no part yet
+        self.news = False            # has anything but plain numbers been counted since somebody looked?
+        self.hour = [0, 0]           # the cell of this hour, from `hour_start` on
+        self.hour_start = self.hour_end = 0
+
+    def __getitem__(self, part):
+        return self.parts[part]
+
+    def note(self, part, key, *cell):
+        """Adds a cell to the one with this key (texts or one moment)."""
+        known = self.parts[part]
+        there = known.get(key)
+        self.news = self.news or part not in ('lines', 'counts')
+        if there is None:
+            known[key] = list(cell)
+            if len(known) > 1.1 * PARTS[part].limit:
+                self.shorten(part)
+        else:
+            known[key] = [combine(code, a, b) for code, a, b in zip(PARTS[part].cell, there, cell)]
+
+    def shorten(self, part):
+        """Lets go of what matters least, but for its number."""
+        known = self.parts[part]
+        order = sorted(known) if part in OLDEST_GO else sorted(known, key=lambda key: (
+            key[-1] == 'err' if part == 'other' else key[0] == 'warning' if part == 'rules' else False, known[key][0]))
+        for key in order[:len(known) - PARTS[part].limit]:
+            self.floor[part] = known.pop(key)[0]
+        if part not in OLDEST_GO and part != 'counts':
+            self.note('counts', (part,), len(order) - PARTS[part].limit)
+
+    def count(self, what, n=1):
+        self.note('counts', (what,), n)
+
+    def clock(self, now, wall):
+        """Tells which hour it is by the wall clock."""
+        if not self.hour_start <= now < self.hour_end:
+            self.hour_start = now - wall % 3600
+            self.hour_end = self.hour_start + 3600
+            self.hour = self.hour_of(self.hour_start)
+
+    def hour_of(self, start):
+        """The cell of the hour that began then, or a moment before or after."""
+        for (known,), cell in self.parts['hours'].items():
+            if abs(known - start) < 60:
+                return cell
+        self.note('hours', (start,), 0, 0)
+        return self.parts['hours'].get((start,), [0, 0])
+
+    def failure(self, jail, net, user, guesses, when):
+        self.news = True
+        key = jail, net, user
+        cell = self.fresh.get(key)
+        if cell is None:
+            if len(self.fresh) >= FOLDED:
+                self.fold()
+            self.fresh[key] = [guesses, when]
+        else:
+            cell[0] += guesses
+            cell[1] = when
+        if when >= self.hour_start:
+            self.hour[0] += guesses
+        else:                                      # of the time before a restart
+            self.hour_of(self.hour_start - 3600 * -(-(self.hour_start - when) // 3600))[0] += guesses
+
+    def fold(self):
+        """Puts fresh failures into their places. Where these are full, only who has failed more often than the last
+        of those that are there gets in."""
+        fresh, self.fresh = self.fresh, {}
+        addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
+        rare, jails = {part: self.floor.get(part, 0) for part in ('addresses', 'pairs', 'users')}, collections.Counter()
+        left = collections.Counter()
+        for (jail, net, user), (n, when) in fresh.items():
+            jails[jail] += n
+            cell = addresses.get((net,))
+            if cell:
+                cell[0] += n
+                cell[1] = max(cell[1], when)
+            elif n > rare['addresses']:
+                addresses[net,] = [n, when, jail]
+            else:
+                left['addresses'] += 1
+            user = shortened(user, NAME_LENGTH) if user else ''
+            cell = pairs.get((net, user))
+            if cell:
+                cell[0] += n
+                cell[1] = max(cell[1], when)
+            elif user and n > rare['pairs']:
+                pairs[net, user] = [n, when]
+            there = users.get((user,))
+            if there:
+                there[0] += n
+                there[1] += not cell
+                there[3] = there[3] or there[2] != net
+            elif user and n > rare['users']:
+                users[user,] = [n, 1, net, False]
+        for jail, n in jails.items():
+            self.note('jails', (jail,), n, 0, 0, 0, 0, 0)
+        for part, n in left.items():
+            self.count(part, n)
+        for part in rare:
+            if len(self.parts[part]) > PARTS[part].limit:
+                self.shorten(part)
+
+    def ignored(self, jail, net, user, guesses, when, why):
+        """Failures of an address that is never banned."""
+        self.note('jails', (jail,), 0, guesses, 0, 0, 0, 0)
+        if why:
+            self.note('ignored', (net, why), guesses, when)
+
+    def login(self, jail, net, ip, user, when, why):
+        """A login; a few failures before it were the same person's."""
+        self.fold()
+        user = shortened(user, NAME_LENGTH)
+        self.note('logins', (user, ip, jail), 1, when, when)
+        failed = self.parts['pairs'].get((net, user), [0])
+        if failed[0]:
+            self.note('guessed', (user, ip, jail), failed[0], when)
+            failed[0] = 0
+        known = self.parts['ignored'].get((net, why), [0])
+        known[0] = 0 if known[0] < FEW else known[0]
+
+    def merge(self, later):
+        """Adds what has been counted after this one, up to a mail that did not go out."""
+        later.fold(), self.fold()
+        for part, known in later.parts.items():
+            for key, cell in known.items():
+                self.note(part, key, *cell)
+        self.hour_start = self.hour_end = 0
+        return self
+
+    def dump(self, now, kept=False):
+        """As JSON: moments are written as ages. In what is kept on flash, names that were tried from one
+        address only are left out (they may be passwords), and of all there is less."""
+        self.fold()
+        state = {'begun': round(now - self.begun, 1)}
+        for part, known in self.parts.items():
+            rows = [key for key in known if not kept or part not in ('pairs',) and (part != 'users' or known[key][3])]
+            if kept and part not in OLDEST_GO:
+                rows = sorted(rows, key=lambda key: known[key][0])[-KEPT_ROWS:]
+            state[part] = [aged(PARTS[part].key, key, now) + aged(PARTS[part].cell, known[key], now, 2 if kept else DETAILS)
+                           for key in rows]
+        return {part: rows for part, rows in state.items() if rows}
+
+
+FEW = 3                              # failures before a login that may be mistyping
+
+
+def combine(code, a, b):
+    """What becomes of two fields of a cell."""
+    return (a + b if code == 'n' else min(a, b) if code == 'f' else max(a, b) if code == 'l' else
+            b or a if code == 't' else a or b if code in 'eb' else (a + b if len(a + b) <= DETAILS else a[:1] + (a + b)[1 - DETAILS:]))
+
+
+def aged(codes, fields, now, details=0):
+    return [round(now - field, 1) if code in 'fml' else [[round(now - t, 1), text] for t, text in field[:details - 1] + field[details - 1:][-1:]]
+            if code == 'd' else field for code, field in zip(codes, fields)]
+
+
+def load_tally(state, now, gone):
+    """(Tally, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
+    tally, lost = Tally(now), 0
+    try:
+        tally.begun = now - gone - number_of(state.get('begun', 0))
+        for part, row in [(part, row) for part in PARTS for row in state.get(part, ())]:
+            try:
+                keys, cell = PARTS[part].key, PARTS[part].cell
+                if len(row) != len(keys + cell):
+                    raise ValueError('too long or too short')
+                fields = [field_of(code, field, now - gone) for code, field in zip(keys + cell, row)]
+                tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
+            except (ValueError, TypeError):
+                lost += 1
+    except (AttributeError, TypeError, ValueError):
+        lost += 1
+    return tally, lost
+
+
+def number_of(value):
+    if type(value) not in (int, float) or not -1e10 <= value <= 1e15:
+        raise ValueError('no number')
+    return value
+
+
+def field_of(code, field, then):
+    """A field of a state file, checked; `then` is when the file was written, in our ticks."""
+    if code in 'fml':
+        return then - number_of(field)
+    if code == 'n':
+        return number_of(field)
+    if code == 'b':
+        return bool(field)
+    if code == 'd':
+        return [[then - number_of(t), str(text)[:TEXT_LENGTH]] for t, text in field[:DETAILS]]
+    if type(field) is not str:
+        raise ValueError('no text')
+    return field[:TEXT_LENGTH + NAME_LENGTH]
+
+
+class Report:
+    """The Tally of this period, that of a mail which is on its way, and what earlier summaries have told."""
+
+    def __init__(self, now):
+        self.tally = Tally(now)
+        self.sent = None             # what the mail tells that sendmail has in hand
+        self.known = {}              # (user, address) -> its last login, as far as summaries have told
+        self.owed = False            # has a mail been asked for that has not gone?
+        self.doubt = False           # has one perhaps gone before we ended, unknown to us?
+        self.last = None             # when the last one went
+
+    def whole(self):
+        """A Tally of all that no mail has told for sure."""
+        if not self.sent:
+            return self.tally
+        return Tally(self.sent.begun).merge(self.sent).merge(self.tally)
+
+    def send(self, now):
+        """Begins a new period; what was counted so far is on its way."""
+        self.sent, self.tally = self.tally, Tally(now)
+
+    def gone(self, now):
+        """The mail has gone."""
+        for (user, ip, _), (_, _, last) in self.sent['logins'].items():
+            self.known.pop((user, ip), None)
+            self.known[user, ip] = last
+        shorten(self.known, 500)
+        self.sent, self.owed, self.doubt, self.last = None, False, False, now
+
+    def came_back(self):
+        """The mail has not gone: its period goes on."""
+        self.tally, self.sent, self.owed = self.sent.merge(self.tally), None, True
+
+    def dump(self, now, kept=False):
+        return dict(self.whole().dump(now, kept), sending=bool(self.sent) or self.doubt, owed=self.owed,
+                    last=None if self.last is None else round(now - self.last, 1),
+                    known=[[user, ip, round(now - last, 1)] for (user, ip), last in self.known.items()])
+
+
+def load_report(state, now, gone):
+    """(Report, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
+    report = Report(now)
+    if type(state) is not dict:
+        return report, state is not None
+    report.tally, lost = load_tally(state, now, gone)
+    report.doubt, report.owed = state.get('sending') is True, (state.get('owed') or state.get('sending')) is True
+    try:
+        if state.get('last') is not None:
+            report.last = now - gone - number_of(state['last'])
+        for user, ip, age in state.get('known', ()):
+            report.known[str(user)[:NAME_LENGTH], str(ip)[:NAME_LENGTH]] = now - gone - number_of(age)
+        shorten(report.known, 500)
+    except (TypeError, ValueError):
+        lost += 1
+    return report, lost
+
+
+# rules, and the grouping of lines that nothing explains
+
+DIGITS = b'0123456789'
+VARIABLE = re.compile(r"""
+    (?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:[:/]\d+)?(?![\w.])                       # an IPv4 address, with port or prefix
+  | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])                   # of a network card
+  | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])             # IPv6
+  | (?:\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ +\d+(?:[ ]+[\d:]+)*
+  | \b0x[0-9a-fA-F]+\b | \b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b
+  | \d+(?:[.,:]\d+)*
+  | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
+# who is named in a message may be a password that was typed as a name
+NAMED = re.compile(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
+    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))[^\s=*,;]+''', re.X)
+SOFT = re.compile(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
+SEVERE = re.compile(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:emerg|alert|crit|err)(?:or|ical)? |^<(\d{1,3})>')
+PORTS_LOGGED = re.compile(rb'PROTO=(\w+)[^\n]*? DPT=(\d+)')
+KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
+
+
+def masked(message):
+    """A message with all that differs from time to time written as *."""
+    return unnamed(VARIABLE.sub('*', message), '*')
+
+
+def unnamed(message, instead='…'):
+    """A message without the names in it."""
+    return NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
+
+
+class Rule:
+    """One [rule NAME]: which lines it means, and what is to become of them."""
+
+    def __init__(self, name, options, guard=None):
+        self.name, self.options, self.guard = name, options, guard or unguarded
+        self.program = compiled(options['program'] or '.*', 0, options['program'])
+        self.regexes = None          # made when its program has spoken; at once if `guard` tells that it is not built in
+        if guard:
+            self.check()
+
+    def check(self):
+        """ValueError if an option does not mean anything."""
+        options = self.options
+        self.regexes = [compile_line(text) for text in options['regex']]
+        fields = set().union(*(regex.groupindex for regex in self.regexes)) if self.regexes else set()
+        self.fields = {'ip', 'program'} | fields - {'ip4', 'ip6', 'dns'}
+        key = options['key']
+        self.key = tag_field(key)
+        if self.key and self.key not in self.fields:
+            raise ValueError('key: no regex has a %s' % quoted(key))
+        for tag in re.findall('<([A-Za-z][^<>]*)>', options['text']):
+            if tag not in ('HOST', 'ADDR') and tag_field(tag) not in self.fields:
+                raise ValueError('text: <%s> means nothing here (no regex has it)' % printable(tag))
+        # texts (bytes) of which one stands in every line that is meant; None: there is nothing to look for
+        sets = [needed(regex) for regex in self.regexes]
+        self.needed = best_of([found for found in (needed(self.program), all(sets) and set().union(*sets)) if found])
+
+    def match(self, program, message):
+        """The fields that one of its regexes finds, None if none matches."""
+        if not self.guard(self.program.fullmatch, program):
+            return None
+        if self.regexes is None:
+            self.regexes = [compile_line(text) for text in self.options['regex']]
+        for regex in self.regexes:
+            m = self.guard(regex.search, message)
+            if m:
+                fields = groups(m)
+                fields['ip'] = fields.get('ip4') or fields.get('ip6') or fields.get('dns')
+                return dict(fields, program=program)
+        return None if self.regexes else {'program': program}
+
+    def text(self, fields, message):
+        """What the summary says of a line."""
+        tags = {tag: str(value or '?') for tag, value in fields.items()}
+        shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'), self.options['text'])
+        return shortened(printable(shown or masked(message)), TEXT_LENGTH)
+
+
+def tag_field(tag):
+    """The name of the field that a <tag> stands for."""
+    return 'ip' if tag in ('HOST', 'ADDR') else TAG_NAMES.get(tag[2:], tag[2:].lower()) if tag.startswith('F-') else tag
+
+
+class Digest:
+    """Reads what no jail explains: the rules of the conf line by line, the built-in ones and the grouping of all
+    other lines by shape. Of lines that differ in digits alone only the first is looked at."""
+
+    def __init__(self, rules, built_in, other):
+        self.rules = rules           # name -> Rule, of the conf
+        self.built_in = built_in     # name -> Rule
+        self.other = other           # are lines grouped that no rule explains?
+        self.fails = Fails(1000)     # how often rules have been met that want more than one line
+        self.graces = {}             # (rule, key) -> until when it is not counted
+        self.shapes = {}             # a line without its digits -> (part, key, example), None if it does not matter
+        self.vocabulary = {}         # (program, number of words, the first) -> templates, as lists of words
+        self.trouble = {}            # rule -> what is wrong with it
+
+    def adopt(self, old):
+        """Takes over what was known before a reload."""
+        self.fails, self.graces, self.vocabulary = old.fails, old.graces, old.vocabulary
+
+    def read(self, block, explained, tally, now):
+        """Counts the lines of a tidy block, but for those in which one of the positions `explained` lies. Yields
+        (Rule, text, line) for each that is to be mailed at once."""
+        for rule in self.rules.values():
+            if rule.needed is None or any(text in block for text in rule.needed):
+                yield from self.apply(rule, block, explained, tally, now)
+        if not self.other:
+            return
+        rest = without(block, explained)
+        if len(rest) < 2:
+            return
+        raw, keys = rest.split(b'\n'), rest.translate(None, DIGITS).split(b'\n')
+        scans = False
+        for shape, n in collections.Counter(keys).items():
+            known = shape[:MESSAGE_LENGTH]
+            if known not in self.shapes:
+                if len(self.shapes) >= KNOWN_SHAPES:
+                    self.shapes.clear()
+                learnt = self.learn(raw[keys.index(shape)], tally)             # which may clear them, too
+                self.shapes[known] = learnt
+            found = self.shapes[known]
+            if found:
+                tally.note(found[0], found[1], n, now, now, found[2])
+            else:
+                scans = scans or found is False
+        for protocol, port in PORTS_LOGGED.findall(rest) if scans else ():
+            tally.note('ports', ('%s/%s' % (port.decode()[:5], protocol.decode().lower()[:10]),), 1)
+
+    def apply(self, rule, block, explained, tally, now):
+        """One rule of the conf."""
+        for start, end in with_lines(block, rule.needed):
+            raw = block[start:end]
+            line = read_line(raw)
+            message = as_message(line.message)
+            try:
+                fields = rule.match((line.program or b'').decode('utf-8', 'replace'), message)
+            except Runaway:
+                self.trouble[rule.name] = 'its regex takes too long for some lines, which are skipped'
+                fields = None
+            if fields is None:
+                continue
+            explained.append(start)
+            if self.counts(rule, fields, now):
+                text = rule.text(fields, message)
+                shown = shortened(printable(raw.decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
+                level = rule.options['report']
+                if level == 'other':
+                    tally.note('other', ((line.program or b'').decode('utf-8', 'replace')[:NAME_LENGTH], text, ''), 1, now, now, shown)
+                elif level != 'ignore':
+                    tally.note('rules', (level, rule.name, text), 1, now, now, [[now, shown]])
+                if rule.options['mail']:
+                    yield rule, text, shown
+
+    def counts(self, rule, fields, now):
+        """Is this the n-th occurrence that the rule asks for? One that resets another rule does so."""
+        options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
+        if options['resets']:
+            self.fails.forget((options['resets'], what))
+            if options['grace']:
+                self.graces[options['resets'], what] = now + options['grace']
+                shorten(self.graces, 1000)
+        if self.graces.get((rule.name, what), now) > now:
+            return False
+        if self.fails.add((rule.name, what), now, 1, options['findtime'], options['maxretry']) < options['maxretry']:
+            return False
+        self.fails.forget((rule.name, what))
+        return True
+
+    def learn(self, raw, tally):
+        """(part, key, last field of its cell) of a line whose shape is new; None if it does not matter, False if it
+        is a packet that the firewall has logged."""
+        line = read_line(raw)
+        if not line.message.strip():
+            return None
+        program = printable((line.program or b'').decode('utf-8', 'replace'))[:NAME_LENGTH]
+        message = as_message(line.message)
+        for rule in self.built_in.values():
+            if rule.match(program, message):
+                if rule.options['report'] == 'ignore':
+                    return False if rule.name == 'dropped' else None
+                return 'rules', (rule.options['report'], rule.name, rule.text({}, message)), []
+        severe = SEVERE.search(raw[:len(raw) - len(line.message)])
+        level = 'err' if severe and (severe.group(1) is None or int(severe.group(1)) & 7 <= 3) else ''
+        words = printable(masked(message)).split()[:25]
+        template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
+        return 'other', (program, template, level), shortened(printable(unnamed(message)), TEXT_LENGTH)
+
+    def template(self, program, words, tally):
+        """The template, a list of words, that a message belongs to. One that differs from a known one in a few words
+        that look like names widens it; so do two known ones that differ from it in the same few words."""
+        known = self.vocabulary.setdefault((program, len(words), words[0]), [])
+        shorten(self.vocabulary, 150)
+        alike = {}                   # where they differ -> indexes of templates
+        for n, template in enumerate(known):
+            where = tuple(i for i, (a, b) in enumerate(zip(template, words)) if a != b and a != '*')
+            if not where:
+                return template
+            if 5 * len(where) <= 2 * len(words):
+                alike.setdefault(where, []).append(n)
+        for where, found in alike.items():
+            if len(found) > 1 and len(words) > 3 or all(
+                    SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found for i in where):
+                wider = ['*' if i in where else word for i, word in enumerate(known[found[0]])]
+                for n in reversed(found):
+                    self.widen(program, known.pop(n), wider, tally)
+                known.append(wider)
+                return wider
+        known.append(words)
+        del known[:-8]
+        return words
+
+    def widen(self, program, template, wider, tally):
+        """What was counted under a template now counts under a wider one."""
+        self.shapes.clear()
+        for level in ('err', ''):
+            cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level), None)
+            if cell:
+                tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level), *cell)
+
+    def purge(self, now):
+        self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
+
+
+def make_digest(config, guard=unguarded):
+    """(Digest, problems) of a configuration."""
+    made, problems = {}, []
+    names = [section for section in list(built_in_rules()) + list(config.settings) if kind_of(section) == 'rule']
+    for section in dict.fromkeys(names):
+        name, options = section[5:], config.options(section)
+        try:
+            made[name] = Rule(name, options, guard if section in config.settings else None)
+            if options['resets'] and 'rule ' + options['resets'] not in names:
+                raise ValueError('resets: there is no [rule %s]' % options['resets'])
+        except ValueError as e:
+            problems.append('%s: [%s]: %s' % (config.where(section), section, e))
+    own = {name: rule for name, rule in made.items() if 'rule ' + name in config.settings}
+    return Digest(own, {name: rule for name, rule in made.items() if name not in own}, config.get('report', 'other')), problems
+
+
+def without(block, explained):
+    """The block without the lines in which these positions lie."""
+    if not explained:
+        return block
+    parts, at = [], 0
+    for position in sorted(explained):
+        if position >= at:
+            parts.append(block[at:block.rfind(b'\n', 0, position + 1)])
+            at = block.find(b'\n', position + 1)
+            if at < 0:
+                at = len(block)
+    return b''.join(parts) + block[at:]
+
+
+def as_message(raw):
+    """A message as text, without the kernel's stamp."""
+    text = raw[:MESSAGE_LENGTH].decode('utf-8', 'backslashreplace').rstrip()
+    return re.sub(r'^\[ *\d+\.\d+\] ', '', text)
+
+
+# what a summary says
+MANY_NETWORKS = 10                   # that failed for one account without being banned: guessing that hides
+SILENT = 12 * 3600                   # a source without a line for so long has lost its voice
+CHART_BARS = 36
+
+
+def summarise(report, facts):
+    """What is to be told, as a dict for JSON; moments by the wall clock. `facts` is what only the daemon, or who
+    stands in for it, knows: see Daemon.facts."""
+    tally, now = report.whole(), facts['now']
+    tally.fold()
+    accounts = set(facts['accounts']) | {user for user, _, _ in tally['logins']}
+    shown = {user for (user,), cell in tally['users'].items() if cell[3] or user in accounts}
+
+    def wall(ticks):
+        return round(facts['wall'] - now + ticks)
+    seconds = max(0, now - tally.begun)
+    counts = {key[0]: cell[0] for key, cell in tally['counts'].items()}
+    logins = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
+               'new': (user, ip) not in report.known}
+              for (user, ip, jail), (n, first, last) in tally['logins'].items()]
+    jails = [dict(zip(JAIL_COUNTS, cell), jail=jail, active=facts['active'].get(jail, 0))
+             for (jail,), cell in tally['jails'].items()]
+    jails += [dict(dict.fromkeys(JAIL_COUNTS, 0), jail=jail, active=n)
+              for jail, n in facts['active'].items() if (jail,) not in tally['jails']]
+    tried = {}                       # network -> names that were tried, most often first
+    for (net, user), (n, _) in sorted(tally['pairs'].items(), key=lambda row: -row[1][0]):
+        tried.setdefault(net, []).append(user)
+    addresses = [{'ip': net, 'jail': jail, 'failures': n, 'last': wall(last), 'bans': facts['bans'].get(net, 0),
+                  'until': None if net not in facts['until'] or facts['until'][net] is None else wall(facts['until'][net]),
+                  'active': net in facts['until'], 'users': [user for user in tried.get(net, ()) if user in shown][:8],
+                  'hidden': sum(user not in shown for user in tried.get(net, ()))}
+                 for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0])]
+    return {
+        'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now), 'seconds': round(seconds),
+        'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.doubt,
+        'reboots': counts.get('reboots', 0), 'starts': counts.get('starts', 0),
+        'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
+        'warnings': report_warnings(report, tally, facts, accounts, seconds, wall),
+        'logins': sorted(logins, key=lambda row: (not row['new'], -row['last'])),
+        'bans': dict({what: sum(row[what] for row in jails) for what in JAIL_COUNTS}, active=sum(facts['active'].values())),
+        'jails': sorted(jails, key=lambda row: (-row['bans'], -row['failures'], row['jail'])),
+        'addresses': addresses, 'users': sorted(
+            [{'user': user, 'failures': tally['users'][user,][0], 'addresses': tally['users'][user,][1]} for user in shown],
+            key=lambda row: -row['failures']),
+        'hours': hour_bars(tally, facts, wall), 'networks': neighbours(addresses),
+        'dropped': sorted([{'jails': jails, 'packets': n} for (jails,), (n,) in tally['drops'].items() if n],
+                          key=lambda row: -row['packets']),
+        'ports': sorted([{'port': port, 'packets': n} for (port,), (n,) in tally['ports'].items()],
+                        key=lambda row: -row['packets']),
+        'noted': [row for row in noted_lines(tally, facts, wall) if row['level'] != 'warning'],
+        'other': other_lines(tally, wall),
+        'health': {'lines': sum(cell[0] for cell in tally['lines'].values()), 'memory': facts['memory'],
+                   'written': counts.get('written', 0), 'firewall': facts['firewall'], 'unmailed': counts.get('unmailed', 0),
+                   'sources': [{'source': source, 'lines': cell[0]} for (source,), cell in tally['lines'].items()],
+                   'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
+
+
+def report_warnings(report, tally, facts, accounts, seconds, wall):
+    """What an owner must know: (text, lines of the log)."""
+    found = [] if facts['running'] else ['the daemon is not running: nobody is being banned']
+    banned = set(facts['bans']) | set(facts['until'])
+    for (user, ip, jail), (n, when) in tally['guessed'].items():
+        if n >= FEW or (user, ip) not in report.known:
+            found.append('%s logged in from %s after %s (%s, %s)' % (
+                user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds)))
+    for (user,), (n, networks, _, _) in tally['users'].items():
+        quiet = sum(name == user and net not in banned for net, name in tally['pairs'])
+        if user in accounts and quiet >= MANY_NETWORKS:
+            found.append('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
+                         'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
+    for (net, why), (n, last) in tally['ignored'].items():
+        if n:
+            found.append('%s failed %s, last %s; it is never banned: %s' % (
+                net, plural(n, 'time'), hour_text(wall(last), seconds), why))
+    for row in noted_lines(tally, facts, wall):
+        if row['level'] == 'warning':
+            found.append(('%s (%s)' % (row['text'], often(row, seconds)), [line for _, line in row['details']]))
+    for (where, what), (n, first, last) in tally['incidents'].items():
+        found.append('%s: %s (%s)' % (where, what, often({'times': n, 'first': wall(first), 'last': wall(last)}, seconds)))
+    for source, lines, trouble in facts['sources']:
+        if trouble:
+            found.append('%s: %s' % (source, trouble))
+        elif seconds >= SILENT and not tally['lines'].get((source,), [0])[0]:
+            found.append('%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds)))
+    unmailed = tally['counts'].get(('unmailed',), [0])[0]
+    if unmailed:
+        found.append('%s not sent, for there were more than `mailmax` in an hour' % plural(unmailed, 'mail was', 'mails were'))
+    return [{'text': text, 'details': details} for text, details in (
+        each if type(each) is tuple else (each, []) for each in found)]
+
+
+def often(row, seconds):
+    """'14:02', '3 times, 14:02–15:10'."""
+    return ('' if row['times'] == 1 else plural(row['times'], 'time') + ', ') + span_text(row, seconds)
+
+
+def span_text(row, seconds):
+    """'14:02', '14:02–15:10'."""
+    first, last = hour_text(row['first'], seconds), hour_text(row['last'], seconds)
+    return last if first == last else '%s–%s' % (first, last)
+
+
+def noted_lines(tally, facts, wall):
+    """What rules have found."""
+    def chosen(name, lines):
+        which = facts['details'].get(name, 'none')
+        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': lines[:1] + lines[1:][-1:]}[which]
+    return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
+                    'details': [[wall(when), line] for when, line in chosen(name, lines)]}
+                   for (level, name, text), (n, first, last, lines) in tally['rules'].items()],
+                  key=lambda row: -row['times'])
+
+
+def other_lines(tally, wall):
+    """Groups of other log lines, what is severe first. The many that a program says once are one."""
+    found, once = [], {}
+    for (program, template, level), (n, first, last, example) in tally['other'].items():
+        row = {'program': program, 'text': template, 'level': level, 'times': n, 'kinds': 1, 'first': wall(first),
+               'last': wall(last), 'example': example}
+        (once.setdefault(program, []) if n < FEW and not level else found).append(row)
+    for program, rows in once.items():
+        if len(rows) <= FEW:
+            found += rows
+        else:
+            found.append(dict(rows[0], kinds=len(rows), times=sum(row['times'] for row in rows), text='%d different lines' % len(rows),
+                              first=min(row['first'] for row in rows), last=max(row['last'] for row in rows)))
+    return sorted(found, key=lambda row: (row['level'] == '', -row['times'], row['program']))
+
+
+def hour_bars(tally, facts, wall):
+    """Bars of a chart, without gaps, each of some full hours."""
+    known = {}
+    for (start,), (failures, bans) in tally['hours'].items():
+        hour = (wall(start) + 1800) // 3600
+        cell = known.setdefault(hour, [0, 0])
+        cell[0], cell[1] = cell[0] + failures, cell[1] + bans
+    if not any(failures or bans for failures, bans in known.values()):
+        return []
+    last = wall(facts['now']) // 3600
+    first = max(min(wall(tally.begun) // 3600, min(known)), last - PARTS['hours'].limit)
+    width = -(-(last - first + 1) // CHART_BARS)
+    return [{'start': start * 3600, 'hours': width, 'failures': sum(known.get(start + n, (0, 0))[0] for n in range(width)),
+             'bans': sum(known.get(start + n, (0, 0))[1] for n in range(width))}
+            for start in range(first, last + 1, width)]
+
+
+def neighbours(addresses):
+    """Networks (/24, /48) from which more than one address has failed."""
+    found = {}
+    for row in addresses:
+        net = network(row['ip'].partition('/')[0], 24, 48)
+        cell = found.setdefault(net, {'network': net, 'addresses': 0, 'failures': 0, 'bans': 0})
+        cell['addresses'] += 1
+        cell['failures'] += row['failures']
+        cell['bans'] += row['bans']
+    return sorted([cell for cell in found.values() if cell['addresses'] > 1], key=lambda cell: -cell['failures'])
+
+
+def hour_text(when, seconds=0):
+    """'14:02', or 'Fri 14:02' if the period has more than one day of that hour."""
+    return time.strftime('%H:%M' if seconds <= DAY else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', time.localtime(when))
+
+
+def verdict_text(summary):
+    """'2 warnings, 14 bans, 1 login'."""
+    said = [plural(n, word) for n, word in (
+        (len(summary['warnings']), 'warning'), (summary['bans']['bans'], 'ban'),
+        (sum(row['times'] for row in summary['logins']), 'login')) if n]
+    failures, bans = summary['bans']['failures'], summary['bans']['bans']
+    return ', '.join(said + [plural(failures, 'failure')] * bool(failures and not bans)) or 'nothing to report'
+
+
+def subject_text(summary):
+    """The subject of its mail."""
+    days = round(summary['seconds'] / DAY)
+    return '[%s] %s — %s%s%s' % (
+        printable(summary['host']), verdict_text(summary), time.strftime('%a %d %b', time.localtime(summary['to'])),
+        ', covers %d days' % days if days > 1 else '', ' (may be a repeat)' if summary['repeat'] else '')
+
+
+def is_empty(summary):
+    """Is there nothing in it that anybody would want to read?"""
+    return not (any(summary[part] for part in ('warnings', 'logins', 'addresses', 'noted', 'other', 'ports', 'steps'))
+                or any(summary['bans'][what] for what in JAIL_COUNTS) or summary['repeat'])
+
+
+# how a summary looks: (title, note, blocks); a block is (kind, what it shows): lines, quiet lines, warnings,
+# a table (head, rows, how many more there are) or a chart
+def report_sections(summary, most=1.0):
+    """Yields what there is to show; `most` is the part of the usual number of rows."""
+    seconds = summary['seconds']
+
+    def some(rows, usual):
+        room = max(3, int(usual * most))
+        return rows[:room], max(0, len(rows) - room)
+
+    def grid(head, rows, usual, row):
+        shown, more = some(rows, usual)
+        return 'table', (head, [[printable(str(cell)) for cell in row(each)] for each in shown], more)
+    period = '%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds))
+    about = [period, 'up ' + duration_text(summary['uptime'])]
+    about += [plural(summary['reboots'], 'reboot')] * bool(summary['reboots'])
+    about += [plural(summary['starts'], 'restart')] * bool(summary['starts'])
+    about += ['the clock was put %s by %s at %s' % ('forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])), hour_text(
+        step['when'], seconds)) for step in summary['steps'][:3]]
+    yield '%s: %s' % (summary['host'], verdict_text(summary)), '', [('lines', [' · '.join(about)])] + [
+        ('lines', ['An earlier mail may have told this already: banwatch ended before it knew whether that had gone.'])] * summary['repeat']
+    if summary['warnings']:
+        shown, more = some(summary['warnings'], 16)
+        yield 'WARNING', '', [block for row in shown for block in (
+            ('warnings', [row['text']]), ('quiet', row['details']))] + [('lines', ['+ %d more' % more] * bool(more))]
+    if summary['logins']:
+        yield 'LOGINS', '', [grid(('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
+            'NEW' if row['new'] else '', row['user'], row['ip'], row['by'], row['times'], hour_text(row['last'], seconds)))]
+    bans = summary['bans']
+    if any(bans.values()):
+        said = [('failures', 'failures'), ('bans', 'new'), ('extended', 'extended'), ('ended', 'ended'),
+                ('lifted', 'lifted by hand'), ('active', 'active now')]
+        jails = [row for row in summary['jails'] if any(row[what] for what in JAIL_COUNTS + ('active',))]
+        yield 'BANS', ', '.join('%s %s' % (format(bans[key], ','), text) for key, text in said if bans[key]), [
+            grid(('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
+                row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))] + [
+            grid(('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12, lambda row: (
+                row['ip'], row['jail'], row['failures'], row['bans'],
+                '' if not row['active'] else 'for ever' if row['until'] is None else until_text(row['until'], summary['to']),
+                names_text(row)))] * bool(summary['addresses'])
+    if summary['hours'] and seconds >= 3600:
+        yield 'HOURS', 'failures per %s, %s at most' % (
+            'hour' if summary['hours'][0]['hours'] == 1 else '%d hours' % summary['hours'][0]['hours'],
+            format(max(bar['failures'] for bar in summary['hours']), ',')), [('chart', summary['hours'])]
+    if summary['networks']:
+        yield 'NETWORKS', '', [grid(('NETWORK', 'ADDRESSES', 'FAILURES', 'BANS'), summary['networks'], 6, lambda row: (
+            row['network'], row['addresses'], row['failures'], row['bans']))]
+    if summary['dropped'] or summary['ports']:
+        ports, more = some(summary['ports'], 12)
+        yield 'FIREWALL', '', [grid(('PACKETS DROPPED', 'OF WHOM BANNED BY'), summary['dropped'], 6, lambda row: (
+            format(row['packets'], ','), row['jails']))] * bool(summary['dropped']) + [
+            ('lines', ['packets that the firewall has logged, by port: ' + ', '.join(
+                '%s %s' % (row['port'], format(row['packets'], ',')) for row in ports) + ' + %d more' % more * bool(more)])] * bool(ports)
+    if summary['noted']:
+        shown, more = some(summary['noted'], 12)
+        yield 'NOTED', '', [block for row in shown for block in (
+            ('lines', ['%s (%s)' % (row['text'], often(row, seconds))]), ('quiet', [line for _, line in row['details']]))] + [
+            ('lines', ['+ %d more' % more] * bool(more))]
+    if summary['other']:
+        shown, more = some(summary['other'], 14)
+        kinds = sum(row['kinds'] for row in summary['other'])
+        yield 'OTHER LOG LINES', '%s of %s that no jail and no rule explains' % (
+            plural(sum(row['times'] for row in summary['other']), 'line'), plural(kinds, 'kind')), [
+            block for row in shown for block in (
+                ('warnings' if row['level'] else 'lines', ['%s × %s: %s' % (format(row['times'], ','), row['program'] or '(no program)', row['text'])]),
+                ('quiet', ['%s  %s' % (span_text(row, seconds), row['example'])]))] + [('lines', ['+ %d more' % more] * bool(more))]
+    health = summary['health']
+    rate = health['lines'] / max(1, seconds)
+    said = ['%s read, %s a second' % (plural(health['lines'], 'line'), format(rate, ',.2f' if rate < 10 else ',.0f'))]
+    said += ['%s kB of memory' % format(health['memory'], ',')] * bool(health['memory'])
+    said += ['%s kB of state written' % format(-(-health['written'] // 1000), ',')] * bool(health['written'])
+    said += ['firewall ' + ' and '.join(health['firewall'])] * bool(health['firewall'])
+    let_go = sum(health['let_go'].values())
+    said += ['%s too many to be told one by one' % format(let_go, ',')] * bool(let_go)
+    yield 'HEALTH', '', [('lines', [' · '.join(said)])]
+
+
+def moment_text(when):
+    return time.strftime('%a %d %b %H:%M', time.localtime(when))
+
+
+def until_text(until, now):
+    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', time.localtime(until))
+
+
+def names_text(row):
+    """Names that were tried by an address; those that may be passwords are a number."""
+    hidden = '%d not shown' % row['hidden'] if row['hidden'] else ''
+    return ', '.join(row['users'][:5] + [hidden] * bool(hidden))
+
+
+# as text
+EIGHTHS = ' ▁▂▃▄▅▆▇█'
+PLAIN = {ord(a): b for a, b in zip('▁▂▃▄▅▆▇█·–—…×', '...::###---.x')}
+TEXT_WIDTH, TEXT_LINES, MAIL_BYTES = 80, 120, 32 * 1024
+
+
+def text_lines(summary, most=1.0):
+    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is TEXT_WIDTH columns at most."""
+    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
+        if n:
+            yield '', ''
+        yield 'title', shortened(printable(title + ('  ' + note if note else '')), TEXT_WIDTH)
+        for kind, shown in blocks:
+            if kind == 'table':
+                yield from table_lines(*shown)
+            elif kind == 'chart':
+                yield from chart_lines(shown)
+            else:
+                for text in shown:
+                    for line in wrapped(text) if kind != 'quiet' else [shortened(' ' * 8 + printable(text), TEXT_WIDTH)]:
+                        yield {'warnings': 'warning', 'quiet': 'quiet'}.get(kind, ''), line
+
+
+def wrapped(text):
+    """Lines of a paragraph, three at most."""
+    import textwrap
+    found = textwrap.wrap(printable(text), TEXT_WIDTH, initial_indent='  ', subsequent_indent='    ')
+    return found if len(found) < 4 else found[:2] + [shortened('    ' + ' '.join(line.strip() for line in found[2:]), TEXT_WIDTH)]
+
+
+def table_lines(head, rows, more):
+    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]
+    for n, line in enumerate(table(head, rows)):
+        yield 'head' if n == 0 else '', shortened('  ' + line, TEXT_WIDTH)
+    if more:
+        yield '', '  + %d more' % more
+
+
+def chart_lines(bars, height=4):
+    highest = max(1, max(bar['failures'] for bar in bars))
+    wide = 2 if len(bars) > 25 else 3
+    for level in reversed(range(height)):
+        eighths = [max(0, min(8, round(bar['failures'] * 8 * height / highest) - 8 * level)) for bar in bars]
+        yield 'bar', ('  ' + ''.join(EIGHTHS[max(n, level == 0 and bar['failures'] > 0)] * (wide - 1) + ' '
+                                     for n, bar in zip(eighths, bars))).rstrip()
+    labels = [bar_label(bar) if n % (1 if wide > 2 and bars[0]['hours'] == 1 else 3) == 0 else '' for n, bar in enumerate(bars)]
+    yield 'head', shortened('  ' + ''.join(label.ljust(wide) if n % 3 or wide > 2 else label.ljust(wide) for n, label in enumerate(labels)), TEXT_WIDTH).rstrip()
+
+
+def bar_label(bar):
+    return time.strftime('%H', time.localtime(bar['start']))
+
+
+def report_text(summary, most=1.0):
+    """The summary as plain text, TEXT_LINES lines at most."""
+    if is_empty(summary):
+        return '%s: nothing to report.\n%s\n' % (printable(summary['host']), list(text_lines(summary))[1][1].strip())
+    found = [line for _, line in text_lines(summary, most)]
+    if len(found) > TEXT_LINES:
+        found = found[:TEXT_LINES - 1] + ['+ %d more lines' % (len(found) - TEXT_LINES + 1)]
+    return '\n'.join(found) + '\n'
+
+
+# as a page
+ESCAPES = {ord(c): '&#%d;' % ord(c) for c in '&<>"\''}
+STYLE = (
+    ':root{color-scheme:light dark}body{margin:0;background:#eef1f5;color:#1b2430;font:15px/1.5 system-ui,-apple-system,'
+    'Segoe UI,Roboto,sans-serif}main{max-width:760px;margin:0 auto;padding:16px 12px 40px}h1{font-size:21px;margin:8px 0 2px}'
+    'h2{font-size:12px;letter-spacing:.08em;margin:0 0 6px;color:#5b6b80}h2 i{font-style:normal;letter-spacing:0;font-weight:400}'
+    'section{background:#fff;border:1px solid #dde3ea;border-radius:10px;padding:12px 14px;margin:12px 0}.w{border-left:5px solid #d9480f}'
+    'p{margin:3px 0;overflow-wrap:anywhere}.q{color:#66758a;font:12px/1.45 ui-monospace,Menlo,Consolas,monospace;margin-left:14px}'
+    '.x{color:#c2410c}.t{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}th{font-size:11px;text-align:left;'
+    'color:#66758a;font-weight:600;padding:2px 10px 2px 0}td{padding:3px 10px 3px 0;border-top:1px solid #edf0f4;white-space:nowrap}'
+    'td:last-child{white-space:normal;min-width:4em}td.l{min-width:13em}.t+.t{margin-top:12px}.n{text-align:right;font-variant-numeric:tabular-nums}.c{table-layout:fixed}.c td{border:0;padding:0 1px;height:90px;'
+    'vertical-align:bottom}.c b{display:block;background:#3b7dd8;border-radius:3px 3px 0 0}.c th{font-weight:400;text-align:center;'
+    'padding:2px 0;overflow:visible}.k{display:flex;flex-wrap:wrap;gap:8px;margin:10px 0}.k p{background:#fff;border:1px solid #dde3ea;border-radius:10px;'
+    'padding:6px 14px;margin:0;flex:1;min-width:74px}.k b{display:block;font-size:22px}@media(prefers-color-scheme:dark){body{background:#12171e;'
+    'color:#dbe3ec}section,.k p{background:#1a212b;border-color:#2b3542}td{border-color:#28313d}h2,th,.q{color:#93a1b3}.x{color:#ff9d66}}'
+    '@media(max-width:480px){table{font-size:13px}th,td{padding-right:7px}td.l{min-width:16em}}')
+
+
+def report_page(summary, most=1.0):
+    """The summary as one HTML page that needs nothing else."""
+    out = ['<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+           '<title>%s</title><style>%s</style></head>\n<body><main>' % (escaped(subject_text(summary)), STYLE)]
+    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
+        if n == 0:
+            out.append('<h1>%s</h1>' % escaped(title))
+        else:
+            out.append('<section%s><h2>%s%s</h2>' % (' class="w"' if title == 'WARNING' else '', escaped(title), (
+                ' <i>%s</i>' % escaped(note)) if note else ''))
+        for kind, shown in blocks:
+            out += [table_html(*shown)] if kind == 'table' else [chart_html(shown)] if kind == 'chart' else [
+                '<p%s>%s</p>' % ({'warnings': ' class="x"', 'quiet': ' class="q"'}.get(kind, ''), escaped(text)) for text in shown]
+        out.append(tiles(summary) if n == 0 else '</section>')
+    return '\n'.join(out + ['</main></body></html>', ''])
+
+
+def escaped(text):
+    return printable(text).translate(ESCAPES)
+
+
+def tiles(summary):
+    """The numbers that are looked at first."""
+    bans = summary['bans']
+    return '<div class="k">%s</div>' % ''.join('<p><b>%s</b>%s</p>' % (format(n, ','), word) for n, word in (
+        (len(summary['warnings']), 'warnings'), (sum(row['times'] for row in summary['logins']), 'logins'), (bans['failures'], 'failures'),
+        (bans['bans'], 'bans'), (bans['active'], 'active now')))
+
+
+def table_html(head, rows, more):
+    right = [all(row[i].replace(',', '').isdigit() for row in rows) for i in range(len(head))]
+
+    def row(tag, cells):
+        return '<tr>%s</tr>' % ''.join('<%s%s>%s</%s>' % (
+            tag, ' class="n"' if r else ' class="x"' if cell == 'NEW' else ' class="l"' if len(cell) > 24 else '', escaped(cell), tag)
+            for r, cell in zip(right, cells))
+    return '<div class="t"><table>%s</table></div>%s' % (
+        row('th', head) + ''.join(row('td', cells) for cells in rows), '<p>+ %d more</p>' % more if more else '')
+
+
+def chart_html(bars):
+    highest = max(1, max(bar['failures'] for bar in bars))
+    every = 1 if len(bars) < 13 else 3
+    return '<table class="c"><tr>%s</tr><tr>%s</tr></table>' % (
+        ''.join('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
+            moment_text(bar['start']), bar['failures'], bar['bans'], -(-88 * bar['failures'] // highest)) for bar in bars),
+        ''.join('<th>%s</th>' % (bar_label(bar) if n % every == 0 else '') for n, bar in enumerate(bars)))
+
+
+# as a mail (RFC 5322, 2045 to 2047)
+def mime_message(headers, plain, html=''):
+    """The text of a mail; the headers are (name, text) pairs. All of it is ASCII."""
+    parts = [('plain', plain)] + [('html', html)] * bool(html)
+    boundary = '=_banwatch'                        # no quoted-printable text has =_ in it
+    out = [mail_header(name, value) for name, value in headers] + ['MIME-Version: 1.0', 'Auto-Submitted: auto-generated']
+    if html:
+        out += ['Content-Type: multipart/alternative; boundary="%s"' % boundary, '']
+    for kind, body in parts:
+        out += ['--' + boundary] * bool(html) + [
+            'Content-Type: text/%s; charset=utf-8' % kind, 'Content-Transfer-Encoding: quoted-printable', '',
+            binascii.b2a_qp(body.encode('utf-8', 'backslashreplace')).decode()]
+    return '\n'.join(out + ['--%s--' % boundary, ''] * bool(html))
+
+
+def mail_header(name, value):
+    """One line of a header, folded; whatever is not ASCII stands in encoded words (RFC 2047)."""
+    found, line = [], name + ':'
+    for n, piece in enumerate(re.split(r'((?:\S*[^ -~]\S*|\S*=\?\S*)(?: (?:\S*[^ -~]\S*|\S*=\?\S*))*)', printable(value)[:500])):
+        for word in encoded_words(piece) if n % 2 else piece.split():
+            if len(line) + 1 + len(word) > 76 and line != name + ':':
+                found.append(line)
+                line = ''
+            line += ' ' + word
+    return '\n'.join(found + [line])
+
+
+def encoded_words(text):
+    raw, start = [c.encode() for c in text], 0
+    for end in range(1, len(raw) + 1):
+        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 42:
+            yield '=?utf-8?b?%s?=' % binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
+            start = end
+
+
+def report_mail(summary, settings, now, chance):
+    """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of [report]."""
+    for most in (1.0, 0.5, 0.25, 0):
+        made = mime_message(headers_of(settings, summary['host'], subject_text(summary), now, chance),
+                       report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
+        if len(made) <= MAIL_BYTES:
+            break
+    return made
+
+
+def headers_of(settings, host, title, now, chance):
+    """The headers of a mail about `title`, sent `now` (by the wall clock)."""
+    name = re.sub('[^A-Za-z0-9.-]', '-', host).strip('.-') or 'localhost'
+    return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']), ('Subject', title),
+            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', time.localtime(now))),
+            ('Message-ID', '<%d.%d.banwatch@%s>' % (now, chance * 1e9, name))]
+
+
 # ---- State ---------------------------------------------------------------------------------
 # Owns: the format. Two files hold it, the live one in `runtime` and the kept one on flash:
 #     {"banwatch": 1,                     format
 #      "boot": "…", "ticks": s, "wall": s   boot id, boot clock and wall clock when it was written
 #      "bans":    [[jail, network, seconds left (-1: for ever), seconds since its start, count, failures]]
 #      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
+#      "report":  {...}}                    what the next summary tells; see Tally.dump, Report.dump
 #   and in the live one
 #      "fails":   [[jail, network, [seconds since each failure]]]
 #      "logins":  [[jail, ip, user, seconds left]]
@@ -3629,13 +5000,13 @@ FORMAT = 1
 SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has not been set yet
 KEPT_BYTES = 256 * 1024
 
-Restored = collections.namedtuple('Restored', 'tickets history fails logins sources lost age')
+Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted')
 
 
-def dump(bans, fails, logins, sources, clocks):
+def dump(bans, fails, logins, sources, report, clocks):
     """The live state as text. `clocks` is (boot id, ticks, wall)."""
     now = clocks[1]
-    state = dump_bans(bans, clocks)
+    state = dict(dump_bans(bans, clocks), report=report.dump(now))
     state['fails'] = [[jail, net, [round(now - t, 2) for t in seen]]
                       for (jail, net), seen in fails.recent.items()]
     state['logins'] = [[jail, ip, user, round(until - now, 2)]
@@ -3654,10 +5025,10 @@ def dump_bans(bans, clocks):
                         for (jail, net), (n, last) in reversed(list(bans.history.items()))]}
 
 
-def dump_kept(bans, clocks):
-    """The kept state as text, at most KEPT_BYTES: the longest bans and the latest history first."""
-    state = dump_bans(bans, clocks)
-    room = KEPT_BYTES - 200
+def dump_kept(bans, report, clocks):
+    """The kept state as text, at most KEPT_BYTES: the report, the longest bans and the latest history first."""
+    state = dict(dump_bans(bans, clocks), report=report.dump(clocks[1], kept=True))
+    room = KEPT_BYTES - 200 - len(json.dumps(state['report'], separators=(',', ':')))
     for part in ('bans', 'history'):
         rows = []
         for row in state[part]:
@@ -3703,9 +5074,10 @@ def load(text, clocks):
                 restored[part].append(take_row(row, now, gone))
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 lost += 1
-    sources = state.get('sources')
+    sources, (report, more) = state.get('sources'), load_report(state.get('report'), now, gone)
     return Restored(restored['bans'], dict(restored['history']), dict(restored['fails']),
-                    dict(restored['logins']), sources if type(sources) is dict else {}, lost, gone)
+                    dict(restored['logins']), sources if type(sources) is dict else {}, report, lost + more, gone,
+                    state.get('boot') != clocks[0])
 
 
 def name_and_network(jail, net):
@@ -3955,6 +5327,13 @@ class Machine:
     def exists(self, path):
         return os.path.exists(path)
 
+    def host(self):
+        return self.read('/proc/sys/kernel/hostname').strip() or 'localhost'
+
+    def accounts(self):
+        """Names of the accounts of this machine."""
+        return [line.partition(':')[0] for line in self.read('/etc/passwd').split('\n') if ':' in line]
+
     def age(self, path):
         """Seconds since a file was changed, None if it is not there."""
         try:
@@ -4092,14 +5471,15 @@ class Machine:
         os.write(self.lock_fd, b'%d\n' % os.getpid())
         return True
 
-    def replace(self, path, text):
+    def replace(self, path, text, mode=0o600):
         """Writes a file of ours as a whole: after a crash there is the old one or the new one."""
         new = path + '.new'
         self.remove(new)
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, 'wb') as f:
-                f.write(text.encode())
+                os.fchmod(fd, mode)
+                f.write(text.encode('utf-8', 'backslashreplace'))
                 f.flush()
                 os.fsync(f.fileno())
             os.rename(new, path)
@@ -4293,10 +5673,11 @@ class Cutter:
 class Source:
     """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or OLD."""
 
-    def __init__(self, spec, argument, machine, deliver, poll=1):
+    def __init__(self, spec, argument, machine, deliver, poll=1, complain=lambda source, reason: None):
         self.spec = spec             # as the conf names it
         self.argument = argument     # what to open: a path, an address, a command
         self.machine, self.loop, self.deliver, self.poll = machine, machine.loop, deliver, poll
+        self.complain = complain     # told each time that it fails
         self.meant = self.what = spec              # what `auto` has found; the same for people
         self.trouble = ''            # why nothing comes, for `status`
         self.reason = ''             # why it was closed last
@@ -4318,6 +5699,7 @@ class Source:
         self.close()
         if reason != self.reason:
             self.machine.log('%s: %s; trying again' % (self.what, reason))
+        self.complain(self, reason)
         self.trouble = self.reason = reason
         self.timer = self.loop.after(min(PATIENCE, 2 ** min(self.tries, 9)), self.start)
         self.tries += 1
@@ -4732,21 +6114,19 @@ def find_source(machine):
     return logs[0] if logs else '/var/log/messages'
 
 
-def make_source(spec, machine, deliver, poll):
-    """The Source that a line of `source =` names."""
+def make_source(spec, machine, *more):
+    """The Source that a line of `source =` names; see Source for the rest."""
     meant = find_source(machine) if spec == 'auto' else spec
     word, _, rest = meant.partition(':')
-    if meant == 'logread':
-        made = Child(spec, ['logread', '-f'], machine, deliver)
-    elif word == 'exec':
-        made = Child(spec, shlex.split(rest), machine, deliver)
+    kind, argument = Tail, meant
+    if meant == 'logread' or word == 'exec':
+        kind, argument = Child, ['logread', '-f'] if meant == 'logread' else shlex.split(rest)
     elif word == 'fifo' or meant == '-':
-        made = Pipe(spec, rest or '-', machine, deliver)
+        kind, argument = Pipe, rest or '-'
     elif word == 'udp':
         host, _, port = rest.rpartition(':')
-        made = Datagrams(spec, (host.strip('[]') or '127.0.0.1', int(port)), machine, deliver)
-    else:
-        made = Tail(spec, meant, machine, deliver, poll)
+        kind, argument = Datagrams, (host.strip('[]') or '127.0.0.1', int(port))
+    made = kind(spec, argument, machine, *more)
     made.meant, made.what = meant, meant if meant == spec else '%s: %s' % (spec, meant)
     return made
 
@@ -4758,6 +6138,7 @@ def make_source(spec, machine, deliver, poll):
 REQUEST_BYTES = 1 << 16
 CLIENTS = 16
 CLIENT_SECONDS = 15
+MAIL_SECONDS = 60                    # for sendmail
 
 
 class Control:
@@ -4836,7 +6217,11 @@ class Client:
             self.reply = b''
             try:
                 request = json.loads(self.request.decode())
-                self.control.answer(request if type(request) is dict else {}, self.send)
+                request = request if type(request) is dict else {}
+                if request.get('patience') == MAIL_SECONDS:            # sendmail may take its time
+                    self.loop.cancel(self.timer)
+                    self.timer = self.loop.after(MAIL_SECONDS + 5, self.close)
+                self.control.answer(request, self.send)
             except (ValueError, RecursionError):
                 self.send({'error': 'this was no request', 'code': 64})
 
@@ -4870,7 +6255,7 @@ def ask(config, request):
     """The running daemon's answer; Problem if there is no daemon, or its answer is an error."""
     path = os.path.join(config['runtime'], 'control')
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(CLIENT_SECONDS + 5)
+    sock.settimeout(5 + request.get('patience', CLIENT_SECONDS))
     try:
         sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b'\n')
@@ -4893,8 +6278,9 @@ def ask(config, request):
 # kernel and to the state files; decides nothing itself. Always true: `ban` and `unban` are the
 # only two ways in and out of the tickets; one batch per firewall is under way at a time.
 
-MINUTE, DAY = 60, 86400
 STOP_SECONDS = 4                     # procd kills after 5
+BY_HAND = 'by hand'
+STEP = 2                             # seconds that a clock may go wrong in a minute, without having been set
 MOST_CUT = 256                       # networks at a time: for each, conntrack goes through all connections
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 
@@ -4932,6 +6318,8 @@ class Kernel:
         self.new = []                # networks whose connections have to be ended once their ban is in the kernel
         self.uncut = ''              # why such ones could not be ended
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
+        self.tell = self.tell_drops = None         # of what went wrong here; of (jails, packets that were dropped)
+        self.counted = {}            # rule -> packets, when the kernel was looked at last
         self.parties = {}            # Door -> the jails that shut it
         for jail, door in firewall.doors.items():
             self.parties.setdefault(door, []).append(jail)
@@ -5019,6 +6407,7 @@ class Kernel:
     def compare(self, shown, wanted):
         """Mends what a check has shown to be amiss."""
         self.offload = offloads(shown)
+        self.count(self.firewall.counters(shown))
         if self.closing:
             commands = self.firewall.stop(shown)
             self.removed = bool(commands)
@@ -5028,12 +6417,27 @@ class Kernel:
             self.amiss = ''
             return self.done()
         if amiss and amiss != self.amiss:
-            self.log('%s: repaired (%s)' % (self.firewall.name, amiss))
+            self.complain('repaired (%s)' % amiss)
         self.take_changes()
         self.amiss = amiss
         self.run(self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()), self.rebuilt)
 
+    def count(self, counters):
+        """Tells how many packets rules have dropped since they were looked at last. What is changed in between
+        may begin to count anew, and what it had counted since then is lost."""
+        before, self.counted = self.counted, counters
+        for rule, packets in counters.items() if self.tell_drops else ():
+            new = packets - before.get(rule, 0) if packets >= before.get(rule, 0) else packets
+            if new:
+                self.tell_drops(rule[0], new)
+
+    def complain(self, problem, what_now=''):
+        self.log('%s%s' % (named(self.firewall.name, problem), what_now))
+        if self.tell:
+            self.tell(self.firewall.name, problem)
+
     def rebuilt(self, shown):
+        self.counted = {}
         self.anew, self.built = False, True
         self.written = self.machine.ticks()
         self.done()
@@ -5068,7 +6472,7 @@ class Kernel:
         self.anew, self.unsure, self.attempts = not self.closing, True, self.attempts + 1
         news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)              # nft counts lines
         if news and (self.worked or not self.closing) and not self.quiet:
-            self.log('%s; %s' % (named(self.firewall.name, problem), 'writing all anew' if first else 'trying again'))
+            self.complain(problem, '; writing all anew' if first else '; trying again')
         self.trouble = problem
         self.take_changes()
         if first:                                  # and here, since the end of nothing wakes nobody up
@@ -5275,6 +6679,142 @@ class Courier:
         return self.over
 
 
+class Reporter:
+    """Sends what there is to report: the summary when it is asked for, and mails of rules at once. What did not go
+    is tried again."""
+
+    def __init__(self, machine, facts, keep):
+        self.machine, self.loop = machine, machine.loop
+        self.facts, self.keep = facts, keep        # () -> facts for `summarise`; () -> writes the state
+        self.report = Report(machine.ticks())
+        self.settings = {}           # of [report]
+        self.busy = False            # is a summary on its way?
+        self.waiting = []            # to be called with what has become of it
+        self.attempts, self.retry, self.trouble = 0, None, ''
+        self.alerts = []             # [wall, text, line] for the next mail at once
+        self.alerted = []            # when such mails went, in the last hour
+        self.posting = False
+
+    @property
+    def tally(self):
+        return self.report.tally
+
+    def incident(self, where, what):
+        self.tally.note('incidents', (shortened(printable(where), TEXT_LENGTH), shortened(printable(what), TEXT_LENGTH)), 1,
+                        *[self.machine.ticks()] * 2)
+
+    def summary(self):
+        return summarise(self.report, self.facts())
+
+    def command(self, text):
+        """The Command that mails a message."""
+        argv = list(self.settings['sendmail'])
+        if '/' not in argv[0] and not self.machine.which(argv[0]) and self.machine.exists('/usr/lib/' + argv[0]):
+            argv[0] = '/usr/lib/' + argv[0]
+        return Command(argv, text)
+
+    def send(self, reply=lambda answer: None):
+        """Mails the summary and begins a new period; `reply` is called when that is done, or has failed."""
+        self.waiting.append(reply)
+        if self.busy:
+            return
+        self.loop.cancel(self.retry)
+        now, report = self.machine.ticks(), self.report
+        summary = self.summary()
+        if self.machine.wall() < SANE:
+            return self.ended('the clock is not set yet', summary)
+        if is_empty(summary) and (not self.settings['empty'] or report.last is not None and now - report.last < DAY / 2):
+            return self.skip(summary)
+        self.busy = True
+        report.send(now)
+        self.keep()                                # says that it is on its way
+        text = report_mail(summary, self.settings, self.machine.wall(), self.machine.chance())
+        self.machine.run(self.command(text), lambda problem, output: self.ended(problem, summary), MAIL_SECONDS)
+
+    def skip(self, summary):
+        """There is nothing to tell. A period ends nevertheless, unless it has hardly begun."""
+        if not self.settings['empty']:
+            self.report.send(self.machine.ticks())
+            self.report.gone(self.machine.ticks())
+            self.keep()
+        self.report.owed = False
+        self.answer({'sent': '', 'why': 'nothing to report since %s' % moment_text(summary['from']), 'summary': summary})
+
+    def ended(self, problem, summary):
+        """The mail has gone, or not."""
+        self.busy = False
+        if not problem:
+            self.report.gone(self.machine.ticks())
+            self.attempts, self.trouble = 0, ''
+            self.keep()
+            self.machine.log('report: sent to %s: %s' % (self.settings['to'], subject_text(summary)))
+            return self.answer({'sent': subject_text(summary), 'to': self.settings['to'], 'summary': summary})
+        if self.report.sent:
+            self.report.came_back()
+            self.incident('mail', problem)
+            self.keep()
+        if problem != self.trouble:
+            self.machine.log('report: not sent: %s; it is kept, and tried again' % problem)
+        self.trouble, self.report.owed = problem, True
+        self.try_later(min(HOUR, MINUTE * 2 ** min(self.attempts, 9)))
+        self.attempts += 1
+        self.answer({'sent': '', 'problem': problem, 'summary': summary})
+
+    def try_later(self, seconds):
+        self.retry = self.loop.after(seconds, self.send)
+
+    def answer(self, answer):
+        waiting, self.waiting = self.waiting, []
+        for reply in waiting:
+            reply(answer)
+
+    def alert(self, text, line):
+        """Mails what a rule has found, together with what comes while the last such mail is on its way."""
+        self.alerts.append((self.machine.wall(), text, line))
+        if not self.posting:
+            self.post()
+
+    def post(self, tries=0):
+        now = self.machine.ticks()
+        self.alerted = [when for when in self.alerted if when > now - HOUR]
+        if not self.alerts or not tries and len(self.alerted) >= self.settings['mailmax']:
+            self.tally.count('unmailed', len(self.alerts))
+            self.alerts, self.posting = [], False
+            return
+        self.posting, alerts = True, self.alerts[:50]
+        if not tries:
+            self.alerted.append(now)
+
+        def ended(problem, output):
+            if problem:
+                self.incident('mail', problem)
+                if tries < 3:
+                    return self.loop.after(MINUTE, lambda: self.post(tries + 1))
+                self.tally.count('unmailed', len(alerts))
+            self.alerts = self.alerts[len(alerts):]
+            self.posting = False
+            self.post()
+        host = self.machine.host()
+        title = '[%s] %s' % (host, alerts[0][1] + (' + %d more' % (len(alerts) - 1) if alerts[1:] else ''))
+        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line) for wall, text, line in alerts)
+        headers = headers_of(self.settings, host, shortened(title, 120), self.machine.wall(), self.machine.chance())
+        self.machine.run(self.command(mime_message(headers, text)), ended, MAIL_SECONDS)
+
+
+def facts_of(machine, bans, **more):
+    """What only the machine and the tickets know, for `summarise`."""
+    now, until = machine.ticks(), {}
+    for ticket in bans.tickets.values():
+        until[ticket.network] = later(until.get(ticket.network, ticket.until), ticket.until)
+    times = collections.Counter()
+    for (_, net), (n, _) in bans.history.items():
+        times[net] += n
+    return dict({
+        'host': machine.host(), 'now': now, 'wall': machine.wall(), 'uptime': now, 'accounts': machine.accounts(),
+        'active': dict(collections.Counter(ticket.jail for ticket in bans.tickets.values())), 'until': until, 'bans': times,
+        'running': False, 'sources': [], 'firewall': [], 'memory': 0, 'details': {}}, **more)
+
+
 class Daemon:
     """The wiring: `start`, then `run` until something calls `stop`."""
 
@@ -5285,8 +6825,9 @@ class Daemon:
         self.ending = self.stopping = False
         self.left_behind = []        # firewalls that still had rules of ours at the end
         self.jails = Jails(config, machine.filter_text, machine.guard)
-        if self.jails.problems:
-            raise Problem('\n'.join(self.jails.problems), os.EX_CONFIG)
+        self.digest, problems = make_digest(config, machine.guard)
+        if self.jails.problems + problems:
+            raise Problem('\n'.join(self.jails.problems + problems), os.EX_CONFIG)
         self.fails = Fails(config['maxtracked'])
         self.ram = machine.memory()[1]
         self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
@@ -5304,13 +6845,17 @@ class Daemon:
         self.frees = []              # what of this machine must never be banned
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
+        self.came_from = ''          # what the summary counts this start as, if there was one before
         self.control = None
         self.began = machine.ticks()
         self.saved, self.kept = float('-inf'), None            # ticks of the last save of either file
         self.cost = 0                # seconds that the last save of the live file took
-        self.changed = self.ban_changed = False    # since the last save
+        self.changed = self.unkept = False    # since the last save
         self.troubles = {}           # what is wrong, by where
         self.next_timer = self.save_timer = self.keep_timer = None
+        self.reporter = Reporter(machine, self.facts, self.save_all)
+        self.reporter.settings = config.options('report')
+        self.offset = machine.wall() - machine.ticks()         # how the clocks stood to each other when we looked last
 
     # the start
     def start(self):
@@ -5320,11 +6865,15 @@ class Daemon:
         if not self.dry_run:
             self.open_runtime()
             self.restore()
+            if self.came_from:
+                self.reporter.tally.count(self.came_from)
             if not self.machine.writable(self.config['state']):
                 self.note(self.config['state'], 'cannot be written')
         self.protect()
         self.set_firewall()
         self.set_sources()
+        if self.reporter.report.owed:
+            self.reporter.try_later(MINUTE)
         self.loop.after(MINUTE, self.minute)
 
     def open_runtime(self):
@@ -5343,6 +6892,7 @@ class Daemon:
         """Says once that something is wrong; `status` goes on saying so."""
         if self.troubles.get(where) != trouble:
             self.machine.log('%s: %s' % (where, trouble))
+            self.reporter.incident(where, trouble)
         self.troubles[where] = trouble
 
     def runtime(self, name):
@@ -5425,7 +6975,9 @@ class Daemon:
                 kernel.close()
 
     def kernel(self, firewall, before=None):
-        return Kernel(firewall, self.machine, self.bans, self.refused, before)
+        made = Kernel(firewall, self.machine, self.bans, self.refused, before)
+        made.tell, made.tell_drops = self.reporter.incident, lambda jails, n: self.reporter.tally.note('drops', (jails,), n)
+        return made
 
     def refused(self, ticket):
         """Why a ticket must be neither on record nor in the kernel, or ''."""
@@ -5507,11 +7059,14 @@ class Daemon:
             self.part(self.sources.pop(spec))
         for spec in wanted:
             if spec not in self.sources:
-                source = make_source(spec, self.machine, self.consume, self.config['poll'])
+                source = make_source(spec, self.machine, self.consume, self.config['poll'], self.source_failed)
                 self.sources[spec] = source
                 self.machine.log('source: %s' % source.what)
                 source.start(self.positions.get(source.meant))
             self.sources[spec].poll = self.config['poll']
+
+    def source_failed(self, source, reason):
+        self.reporter.incident(source.what, 'failed, lines may be missing (%s)' % reason)
 
     # from a line to a ban
     def consume(self, source, block, age):
@@ -5526,15 +7081,34 @@ class Daemon:
                 return now if age == RECENT else None
             return min(now, now - wall + when)
 
-        for jail, seen in self.jails.scan(source.spec, block, own_time if age else lambda date: now, wall):
+        self.look_at_clock(now, wall)
+        if age != OLD:
+            self.reporter.tally.note('lines', (source.what,), block.count(b'\n'))
+        block, explained = self.jails.tidied(source.spec, block), [] if self.digest.other and age != OLD else None
+        for jail, seen in self.jails.scan_tidy(source.spec, block, own_time if age else lambda date: now, wall, explained):
             if seen.when > now - jail.options['findtime']:
-                self.weigh(jail, seen)
+                self.weigh(jail, seen, self.reporter.tally)
+        if age != OLD and (explained is not None or self.digest.rules):
+            for rule, text, line in self.digest.read(block, [] if explained is None else explained, self.reporter.tally, now):
+                self.reporter.alert(text, line)
+        if self.reporter.tally.news:
+            self.changed = self.unkept = True
+            self.reporter.tally.news = False
         self.tell_troubles()
 
-    def weigh(self, jail, seen):
+    def look_at_clock(self, now, wall):
+        """Notes that the wall clock has been set."""
+        step = wall - now - self.offset
+        if abs(step) > STEP:
+            self.offset += step
+            self.reporter.tally.note('steps', (now,), round(step))
+            self.machine.log('the clock was put %s by %s' % ('forward' if step > 0 else 'back', duration_text(abs(step))))
+        self.reporter.tally.clock(now, wall)
+
+    def weigh(self, jail, seen, tally=None):
         """Bans if a Sighting completes an Offence."""
         self.changed = True
-        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance)
+        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance, tally)
         if offence:
             self.ban(jail, offence.network, offence.seconds, offence.failures, offence.evidence)
 
@@ -5543,6 +7117,8 @@ class Daemon:
         for jail in self.jails.watching():
             if jail.filter.trouble:
                 self.note(jail.name, jail.filter.trouble)
+        for name, trouble in self.digest.trouble.items():
+            self.note('rule ' + name, trouble)
 
     def ban(self, jail, network, seconds, failures=0, evidence=None):
         """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
@@ -5561,11 +7137,12 @@ class Daemon:
             self.evident.append(ticket)
             if len(self.evident) > WITNESSES:
                 self.evident.popleft().evidence = None
-        self.changed = self.ban_changed = True
+        self.changed = self.unkept = True
         for each in self.tellable(network):
             each.ban(ticket, known)
         verb = ('would ban' if self.dry_run else 'ban') if not known else (
             'extend' if later(end, ticket.until) == ticket.until else 'shorten')
+        self.count_ban(jail.name, now, [0, 0] + [int(not known), int(known and verb == 'extend')] + [0, 0])
         why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
         if not known and failures:
@@ -5573,10 +7150,18 @@ class Daemon:
                 self.weigh(other, seen)
         return ''
 
+    def count_ban(self, jail, now, cell):
+        """Adds to the counts of a jail, see JAIL_COUNTS."""
+        self.reporter.tally.note('jails', (jail,), *cell)
+        self.reporter.tally.clock(now, self.machine.wall())
+        self.reporter.tally.hour[1] += cell[2]
+
     def unban(self, ticket, why):
         """The door out."""
         if self.bans.remove(ticket.key):
-            self.changed = self.ban_changed = True
+            by_hand = why == BY_HAND
+            self.count_ban(ticket.jail, self.machine.ticks(), [0, 0, 0, 0, int(not by_hand), int(by_hand)])
+            self.changed = self.unkept = True
             for each in self.tellable(ticket.network):
                 each.unban(ticket)
             self.machine.log('[%s] unban %s (%s)' % (ticket.jail, ticket.network, why))
@@ -5641,7 +7226,7 @@ class Daemon:
             self.next_timer = self.loop.at(ticket.until, lambda: None)
         if self.changed and not self.save_timer and not self.dry_run:
             self.save_timer = self.loop.at(max(now, self.saved + max(1, 20 * self.cost)), self.save)
-        if self.ban_changed and not self.keep_timer and not self.dry_run:
+        if self.unkept and not self.keep_timer and not self.dry_run:
             self.keep_timer = self.loop.after(self.config['save'], self.keep)
 
     def minute(self):
@@ -5651,6 +7236,8 @@ class Daemon:
         self.protect()
         self.fails.purge(now, {j.name: j.options['findtime'] for j in self.jails.watching()})
         self.bans.purge(now, self.config['dbpurgeage'])
+        self.digest.purge(now)
+        self.look_at_clock(now, self.machine.wall())
         if self.ending:
             return
         if self.kind() == 'auto' and not self.built():
@@ -5685,8 +7272,9 @@ class Daemon:
             return
         config = self.reread()
         jails = Jails(config, self.machine.filter_text, self.machine.guard)
-        if jails.problems:
-            raise Problem('\n'.join(jails.problems), os.EX_CONFIG)
+        digest, problems = make_digest(config, self.machine.guard)
+        if jails.problems + problems:
+            raise Problem('\n'.join(jails.problems + problems), os.EX_CONFIG)
         for name in ('runtime', 'state'):
             if config[name] != self.config[name]:
                 where = config.where('banwatch', name)
@@ -5694,7 +7282,9 @@ class Daemon:
         jails.adopt(self.jails)
         for name in self.jails.by_name:
             self.troubles.pop(name, None)
-        self.jails, self.config = jails, config
+        digest.adopt(self.digest)
+        self.jails, self.config, self.digest = jails, config, digest
+        self.reporter.settings = config.options('report')
         self.fails.limit = config['maxtracked']
         self.protect()
         self.set_firewall()
@@ -5747,7 +7337,7 @@ class Daemon:
                   for (ip, user), until in jail.logins.items()}
         before = self.machine.ticks()
         known = {source: position for source, position in self.positions.items() if position}
-        text = dump(self.bans, self.fails, logins, known, self.machine.clocks())
+        text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks())
         self.changed = not self.write(self.runtime('state.json'), text)
         self.saved = self.machine.ticks()
         self.cost = self.saved - before
@@ -5756,25 +7346,32 @@ class Daemon:
         """Writes the state that outlives a reboot, if it differs."""
         self.loop.cancel(self.keep_timer)
         self.keep_timer = None
-        if self.ban_changed:
-            text = dump_kept(self.bans, self.machine.clocks())
-            self.ban_changed = not self.write(self.config['state'], text)
-            self.kept = self.kept if self.ban_changed else self.machine.ticks()
+        if self.unkept:
+            text = dump_kept(self.bans, self.reporter.report, self.machine.clocks())
+            self.unkept = not self.write(self.config['state'], text)
+            self.kept = self.kept if self.unkept else self.machine.ticks()
 
     def write(self, path, text):
         """True if the file could be written; if not, that is said once, and in `status`."""
         try:
             self.machine.replace(path, text)
             self.troubles.pop(path, None)
+            self.reporter.tally.count('written', len(text))
             return True
         except OSError as e:
             self.note(path, 'not saved: %s' % e.strerror)
             return False
 
+    def save_all(self):
+        """Writes both files at once."""
+        self.unkept = True
+        self.save()
+        self.keep()
+
     def restore(self):
         """Takes in the live state, or the kept one if there is none."""
         state = self.recall(self.runtime('state.json'))
-        self.ban_changed = state is not None       # the kept one may lag behind the live one
+        self.unkept = state is not None       # the kept one may lag behind the live one
         state = state or self.recall(self.config['state'])
         if state is None:
             return
@@ -5791,6 +7388,8 @@ class Daemon:
             if jail in self.jails.by_name:
                 self.jails.by_name[jail].logins[ip, user] = until
         self.positions = state.sources
+        self.reporter.report = state.report
+        self.came_from = 'reboots' if state.booted else 'starts'
         if self.bans.tickets:
             self.machine.log('restored %s' % plural(len(self.bans.tickets), 'ban'))
 
@@ -5811,7 +7410,8 @@ class Daemon:
     def answer(self, request, reply):
         """Answers a client; `reply` is called with a dict, now or when the kernel has said yes."""
         verbs = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand,
-                 'unban': self.unban_by_hand, 'reload': self.reload_by_hand, 'stop': self.stop_by_hand}
+                 'unban': self.unban_by_hand, 'reload': self.reload_by_hand, 'stop': self.stop_by_hand,
+                 'report': self.report_by_hand}
         try:
             if self.ending and request['do'] != 'stop':
                 raise Problem('it is stopping', os.EX_UNAVAILABLE)
@@ -5827,11 +7427,29 @@ class Daemon:
             self.save()
         reply(answer)
 
+    def report_by_hand(self, request, reply):
+        """Answers with the summary, once the kernel's counters have been looked at; mails it if that is asked for."""
+        def counted(trouble):
+            if request.get('send'):
+                self.reporter.send(lambda answer: self.shown(reply, answer))
+            else:
+                self.shown(reply, {'summary': self.reporter.summary()})
+        for kernel in self.kernels:
+            kernel.unsure = True
+        self.when_settled(None, counted)
+
+    def facts(self):
+        self.look_at_clock(self.machine.ticks(), self.machine.wall())
+        return facts_of(
+            self.machine, self.bans, running=self.control is not None or self.dry_run, memory=self.machine.memory()[0],
+            sources=[(s.what, s.lines, s.trouble) for s in self.sources.values()], firewall=[k.firewall.name for k in self.kernels],
+            details={name: rule.options['details'] for name, rule in self.digest.rules.items()})
+
     def when_settled(self, tickets, reply):
-        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets."""
+        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets; None: of all."""
         if self.probing or not self.kernels:       # it is being found out which firewall this machine has
             return self.held.append(functools.partial(self.when_settled, tickets, reply))
-        kernels = [k for k in self.kernels if any(k.handles(t.network) for t in tickets)]
+        kernels = [k for k in self.kernels if tickets is None or any(k.handles(t.network) for t in tickets)]
         troubles, left = [], list(kernels)
 
         def one(kernel, trouble):
@@ -5892,7 +7510,7 @@ class Daemon:
             self.fails.forget(key)
             self.changed = True
         for ticket in tickets:
-            self.unban(ticket, 'by hand')
+            self.unban(ticket, BY_HAND)
         self.when_settled(tickets, lambda trouble: self.shown(reply, {
             'unbanned': sorted({t.network for t in tickets}), 'missing': missing, 'trouble': trouble}))
 
@@ -5958,6 +7576,8 @@ class Daemon:
             if jail.filter.names:
                 found.append('%s: %s named a host instead of an address; names are not looked up' % (
                     jail.name, plural(jail.filter.names, 'failure')))
+        if self.reporter.trouble:
+            found.append('report: not sent: %s' % self.reporter.trouble)
         if self.bans.dropped:
             dropped = plural(self.bans.dropped, 'ban')
             found.append('%s: %s lifted before their time' % (self.full(), dropped))
@@ -6010,7 +7630,7 @@ def read_conf(name, strict=True):
         raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
     config, problems = read_config(text, name)
     if strict:                                     # who only talks to the daemon needs no filters
-        problems += Jails(config, Machine().filter_text).problems
+        problems += Jails(config, Machine().filter_text).problems + make_digest(config)[1]
     if problems and strict:
         raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
     if problems:
@@ -6102,6 +7722,92 @@ def banned(conf, options, words):
     return show(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
         (row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
          '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
+
+
+def report(conf, options, words):
+    config, answer = read_conf(conf, strict=False), None
+    try:
+        answer = ask(config, {'do': 'report', 'send': 'send' in options, 'patience': MAIL_SECONDS})
+    except Problem as e:
+        if e.code != os.EX_UNAVAILABLE:
+            raise
+        answer = without_daemon(Quiet(), config, e, 'send' in options)
+    summary = answer['summary']
+    if options.get('html') == '-':
+        print(report_page(summary), end='')
+    elif 'html' in options:
+        Machine().replace(os.path.abspath(options['html']), report_page(summary), config.get('report', 'htmlmode'))
+    if answer.get('problem'):
+        raise Problem('not sent: %s (%s)' % (printable(answer['problem']), remedy(answer['problem'])))
+    if 'json' in options:
+        return show([json.dumps(summary)])
+    if 'send' in options:
+        return show(['sent to %s: %s' % (answer['to'], answer['sent']) if answer['sent'] else 'not sent: ' + answer['why']])
+    return 0 if 'html' in options else show(for_terminal(text_lines(summary), sys.stdout))
+
+
+def remedy(problem):
+    """What to do about a mail that did not go."""
+    if 'not installed' in problem or 'No such file' in problem:
+        return 'install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` in [report]; nothing is lost'
+    return 'it is kept, the daemon tries again' if problem.startswith('the clock') else (
+        'see the set-up of your sendmail, /etc/msmtprc for msmtp-mta; it is kept, the daemon tries again')
+
+
+class Quiet(Machine):
+    """A machine whose doings only their results tell of."""
+
+    def log(self, text):
+        pass
+
+
+def for_terminal(styled, terminal):
+    """Lines for a terminal, of (style, line): in plain letters if it has no others, with colours if it is one."""
+    try:
+        EIGHTHS.encode(terminal.encoding or 'ascii')
+        plain = {}
+    except UnicodeError:
+        plain = PLAIN
+    colours = {'title': '1', 'head': '2', 'quiet': '2', 'warning': '33', 'bar': '36'}
+    if not terminal.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
+        colours = {}
+    for style, line in styled:
+        line = line.translate(plain)
+        yield '\033[%sm%s\033[0m' % (colours[style], line) if line and style in colours else line
+
+
+def without_daemon(machine, config, absent, send):
+    """The answer to `report` while no daemon runs, from the state files; `absent` is the Problem if there are none."""
+    if not send:
+        state = None
+        for path in (os.path.join(config['runtime'], 'state.json'), config['state']):
+            try:
+                text = None if state else machine.recall(path)
+                state = load(text, machine.clocks()) if text else state
+            except (ValueError, RecursionError):
+                pass
+        if state is None:
+            raise absent
+        bans = Bans(len(state.tickets) + len(state.history) + 1)
+        for key, (n, last) in state.history.items():
+            bans.remember(key, n, last)
+        for ticket in state.tickets:
+            if ticket.left(machine.ticks()):
+                bans.put(ticket, machine.ticks())
+        return {'summary': summarise(state.report, facts_of(machine, bans))}
+    if not any(machine.age(path) is not None for path in (os.path.join(config['runtime'], 'state.json'), config['state'])):
+        raise absent
+    machine.folder(config['runtime'])
+    if not machine.lock(os.path.join(config['runtime'], 'lock')):
+        raise Problem('a daemon is running, but does not answer')
+    daemon, answers = Daemon(machine, config), []
+    daemon.restore()
+    pair = listen_to_signals(machine.loop, daemon.signalled)
+    daemon.reporter.send(answers.append)
+    while not answers:
+        machine.loop.wait(machine.loop.due())
+    deafen(machine.loop, pair)
+    return answers[0]
 
 
 def typed_networks(words):
@@ -6444,6 +8150,9 @@ COMMANDS = {
                   'banned)', unban),
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
     'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop),
+    'report': Verb('[--send] [--html FILE] [--json]', ['send', 'html=', 'json'], 0, 0,
+                   'the summary since the last one; --send mails it and begins a new one (for cron: 0 6 * * *);\n'
+                   '      --html writes it as a page (- is standard output)', report),
     'test': Verb('FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
                  'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
                  '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test),

@@ -1387,7 +1387,7 @@ def commands(kind, ips):
         return [(['iptables-restore', '--noflush'], '*filter\n:flat - [0:0]\n-I INPUT -j flat\n%sCOMMIT\n' % ''.join(
             '-A flat -s %s/32 -j DROP\n' % ip for ip in ips))]
     banwatch = engine()
-    jails = {'sshd': banwatch.Jail('sshd', banwatch.Config().jail('sshd'))}
+    jails = {'sshd': banwatch.Jail('sshd', banwatch.Config().options('sshd'))}
     firewall = banwatch.make_firewalls(kind, ['INPUT', 'FORWARD'], jails)[0]
     wanted = {(ip, firewall.doors['sshd']): 86400 for ip in ips}
     return [(command.argv, command.stdin) for command in firewall.rebuild(['', ''], wanted, 0)]

@@ -14,6 +14,7 @@ class FakeMachine(banwatch.Machine):
         self.logged, self.ran = [], []
         self.answer = lambda command: ('', '')     # Command -> (problem, output)
         self.nets = []
+        self.name = 'router'
         self.luck = 0.0
         super().__init__()
 
@@ -31,6 +32,12 @@ class FakeMachine(banwatch.Machine):
 
     def networks(self):
         return list(self.nets)
+
+    def host(self):
+        return self.name
+
+    def accounts(self):
+        return ['root', 'alice']
 
     def log(self, text):
         self.logged.append(text)
@@ -67,7 +74,7 @@ def config(text='', **options):
 
 def jail(name='sshd', **options):
     """A Jail with the built-in filter of that name."""
-    settings = config(**options).jail(name)
+    settings = config(**options).options(name)
     made = banwatch.Jail(name, settings, banwatch.load_filter(name) if name in banwatch.FILTERS else None)
     made.protect([])
     return made

@@ -333,7 +333,7 @@ def test_what_is_printed_reads_back_as_the_same():
     again, found = banwatch.read_config(printed, 'again')
     assert not found and banwatch.config_text(again) == printed
     for name in 'note', 'other':
-        assert again.action(name) == made.action(name)
+        assert again.options('action ' + name) == made.options('action ' + name)
     assert again.get('sshd', 'action') == ['note', 'other'] and again.get('dropbear', 'action') == []
 
 

@@ -169,7 +169,7 @@ def test_a_conf_turns_jails_on_and_off(tmp_path):
         with open(path) as f:
             config, problems = banwatch.read_config(f.read(), path)
         assert not problems
-        on = {name: config.jail(name) for name in config.jails() if config.jail(name)['enabled']}
+        on = {name: config.options(name) for name in config.jails() if config.options(name)['enabled']}
         assert set(on) == wanted and all(options['maxretry'] == 7 for options in on.values())
 
 

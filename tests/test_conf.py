@@ -156,12 +156,12 @@ def test_all_mistakes_are_told_in_one_go_in_the_order_of_their_lines():
 def test_every_default_is_readable_and_every_row_has_help():
     for row in banwatch.OPTIONS:
         row.read(row.default)
-        assert row.help and row.section in ('banwatch', 'DEFAULT', 'action')
+        assert row.help and row.section in ('banwatch', 'report', 'DEFAULT', 'action', 'rule')
 
 
-def test_option_names_are_unique_but_for_source():
+def test_option_names_are_unique_but_for_source_and_the_limits_of_rules():
     names = [row.name for row in banwatch.OPTIONS]
-    assert {name for name in names if names.count(name) > 1} == {'source'}
+    assert {name for name in names if names.count(name) > 1} == {'source', 'maxretry', 'findtime'}
 
 
 def test_every_option_is_used_by_the_program():
@@ -170,7 +170,7 @@ def test_every_option_is_used_by_the_program():
         if row.section == 'action' and row.name.startswith('action'):      # actionban is asked for as 'ban'
             assert "'%s'" % row.name[6:] in text.partition('class Courier')[2], row.name
         elif row.name not in ('enabled', 'filter'):
-            assert "['%s']" % row.name in text or "'%s'" % row.name in text.partition('def jail_filter')[2][:400], row.name
+            assert "['%s']" % row.name in text or "'report', '%s')" % row.name in text or "'%s'" % row.name in text.partition('def jail_filter')[2][:400], row.name
 
 
 def test_ports_have_names_and_ranges():
@@ -180,12 +180,14 @@ def test_ports_have_names_and_ranges():
 
 def test_the_printed_configuration_reads_back_the_same():
     text = ('[banwatch]\nsource = /a\n    fifo:/b\nsave = 2h\n[DEFAULT]\nmaxretry = 4\n[luci]\nenabled = false\n'
-            '[office]\nfilter = sshd\nfailregex = ^a <HOST>\n    ^b <HOST>\n[action tell]\nactionban = a <ip>\n    b "c d"\n')
+            '[office]\nfilter = sshd\nfailregex = ^a <HOST>\n    ^b <HOST>\n[action tell]\nactionban = a <ip>\n    b "c d"\n'
+            '[report]\nto = me@example.org\n[rule mine]\nregex = ^a\n    ^b\n[rule dns]\nreport = ignore\n')
     made = config(text)
     printed = banwatch.config_text(made)
     again = config(printed)
     for row in banwatch.OPTIONS:
-        for section in {'banwatch': ['banwatch'], 'action': ['action tell']}.get(row.section, ['DEFAULT', 'luci', 'office', 'sshd']):
+        for section in {'banwatch': ['banwatch'], 'report': ['report'], 'action': ['action tell'], 'rule': ['rule mine', 'rule dns']}.get(
+                row.section, ['DEFAULT', 'luci', 'office', 'sshd']):
             assert again.get(section, row.name) == made.get(section, row.name), (section, row.name)
     assert banwatch.config_text(again) == printed
 
@@ -199,5 +201,5 @@ def test_every_option_stands_in_the_shipped_conf_with_its_default_and_a_reason()
     with open(os.path.join(ROOT, 'banwatch.conf'), encoding='utf-8') as f:
         text = f.read()
     for row in banwatch.OPTIONS:
-        last, comment = row.help.split('\n')[-1], '; ' * (row.section == 'action')       # there is none by default
+        last, comment = row.help.split('\n')[-1], '; ' * (row.section in ('action', 'rule'))       # there is none by default
         assert '; %s\n%s%s\n' % (last, comment, ('%s = %s' % (row.name, row.default)).rstrip()) in text, row.name

@@ -466,7 +466,7 @@ def test_every_minute_the_kernel_is_compared_and_mended_and_that_is_said(walled)
     walled.fail('192.0.2.7', 3)
     ran = len(walled.machine.ran)
     walled.pass_time(60)
-    assert walled.machine.ran[ran].argv == ['iptables', '-w', '5', '-S']
+    assert walled.machine.ran[ran].argv == ['iptables', '-w', '5', '-S', '-v']
     assert walled.machine.said('iptables: repaired (INPUT rule missing, FORWARD rule missing, chain banwatch missing)')
 
 

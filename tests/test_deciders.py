@@ -119,7 +119,7 @@ def test_out_of_order_failures_of_a_backlog_are_sorted_in():
 # --- the length of a ban
 
 def lengths(n=6, luck=0.0, **options):
-    settings = config(**options).jail('sshd')
+    settings = config(**options).options('sshd')
     return [banwatch.ban_length(settings, bans, luck) for bans in range(n)]
 
 
@@ -154,7 +154,7 @@ def test_a_bantime_over_the_cap_is_capped():
 
 
 def test_the_hundredth_ban_does_not_overflow():
-    settings = config(bantime='10m').jail('sshd')
+    settings = config(bantime='10m').options('sshd')
     assert banwatch.ban_length(settings, 10 ** 6, 0) == 4 * 604800
 
 

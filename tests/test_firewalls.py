@@ -22,11 +22,11 @@ JAILS = [ALL, 'manual', WEB, SSH, SCAN]
 
 
 def door(hooks=HOOKS, **options):
-    return banwatch.make_door(config(**options).jail('sshd'), hooks)
+    return banwatch.make_door(config(**options).options('sshd'), hooks)
 
 
 def doors(jails=JAILS, hooks=HOOKS):
-    return {name: banwatch.make_door(CONF.jail(name), hooks) for name in jails}
+    return {name: banwatch.make_door(CONF.options(name), hooks) for name in jails}
 
 
 PLAIN = door()
@@ -81,7 +81,7 @@ def test_the_options_of_the_jails_say_what_their_bans_shut(kind):
     made = config('[sshd]\nforward = false\n[kernel-scan]\nforward = true\nport = 23\n')
     for conf, wanted in ((config(), [PLAIN, PLAIN._replace(forward=False)]),
                          (made, [PLAIN._replace(forward=False), banwatch.Door(('tcp',), '23', True)])):
-        jails = {name: banwatch.Jail(name, conf.jail(name)) for name in ('sshd', 'kernel-scan')}
+        jails = {name: banwatch.Jail(name, conf.options(name)) for name in ('sshd', 'kernel-scan')}
         for firewall in banwatch.make_firewalls(kind, HOOKS, jails):
             assert list(firewall.doors.values()) == wanted
 
@@ -349,7 +349,7 @@ class Wall:
                 for name, body in re.findall(r'\tset (\w+) \{\n.*?(elements = \{.*?|)\n\t\}', found, re.S)}
         for hook, body in re.findall(r'type filter hook (\w+) [^\n]*\n(.*?)\t\}', found, re.S):
             for row in body.splitlines():
-                m = re.match(r'\t\t(?:(tcp|udp) dport ([\d-]+) )?ip6? saddr (?:& (\S+) (?:== )?)?@(\w+) drop$', row)
+                m = re.match(r'\t\t(?:(tcp|udp) dport ([\d-]+) )?ip6? saddr (?:& (\S+) (?:== )?)?@(\w+) counter packets \d+ bytes \d+ drop$', row)
                 if not m:
                     yield hook.upper(), row, '', '', math.inf              # nobody means that
                     continue

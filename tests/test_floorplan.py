@@ -54,7 +54,7 @@ def defined():
 def test_sections_stand_in_the_order_of_the_plan():
     names = [name for _, name in BANNERS]
     assert names == [name for name in PLAN if name in names]
-    assert {'Values', 'Options', 'Lines', 'Filters', 'Fails', 'Bans', 'Jail', 'Firewalls', 'State',
+    assert {'Values', 'Options', 'Lines', 'Filters', 'Fails', 'Bans', 'Jail', 'Firewalls', 'Report', 'State',
             'Machine', 'Sources', 'Control', 'Daemon', 'Commands', 'Main'} <= set(names)
 
 
@@ -153,7 +153,7 @@ def test_nothing_runs_a_shell():
 def test_the_program_imports_only_what_python3_light_has():
     light = {'binascii', 'bisect', 'calendar', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
              'gzip', 'heapq', 'ipaddress', 'itertools', 'json', 'os', 'random', 're', 'sched', 'selectors', 'shlex',
-             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'time', 'traceback', 'warnings'}
+             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'textwrap', 'time', 'traceback', 'warnings'}
     for node in ast.walk(TREE):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= light
