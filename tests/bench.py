@@ -1256,12 +1256,12 @@ def restore_rows(bench):
 
 
 @contextlib.contextmanager
-def inside(bench, kind):
+def inside(bench, kind, *more):
     """A Daemon of banwatch that runs in this process, and a function that lets it work until it is idle."""
     banwatch, folder = engine(), tempfile.mkdtemp(dir=bench.folder)
     config, problems = banwatch.read_config('\n'.join(
         ['[banwatch]', 'source = fifo:%s/log' % folder, 'firewall = ' + kind, 'runtime = %s/run' % folder,
-         'state = %s/state' % folder]), 'bench')
+         'state = %s/state' % folder, *more]), 'bench')
     daemon = banwatch.Daemon(banwatch.Machine(), config)
     daemon.machine.log = lambda text: None
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)}
@@ -1334,6 +1334,35 @@ def crowded_rows(bench):
         for name, pick, goal in (('median', statistics.median, Goal(20, 5, 'value')), ('worst', max, None)):
             yield result('line -> dropped, %s, %s banned, %s' % (kind, format(few, ','), name), 'ms',
                          full and pick(full), 'none banned', none and pick(none), goal)
+
+
+def microseconds_a_line(bench, blocks, other):
+    """What one line of these blocks costs the daemon, at best; does its summary tell of all other lines?"""
+    with inside(bench, 'none', '[report]', 'other = ' + other) as (daemon, _):
+        (source,) = daemon.sources.values()
+
+        def once():
+            before = time.process_time()
+            for block in blocks:
+                daemon.consume(source, block, 0)
+            return (time.process_time() - before) / sum(block.count(b'\n') for block in blocks) * 1e6
+        return min(once() for _ in range(bench.options.times))
+
+
+def report_rows(bench):
+    bench.note('summary: processor time of the daemon for a line, with the lines that nothing explains and without them '
+               '(`other = no`); run inside the bench, best of %d' % bench.options.times)
+    for kind in ('attack', 'plain'):
+        with open(bench.cut(kind, min(bench.options.lines, 20000)), 'rb') as f:
+            lines = f.readlines()
+        for each, how in ((1000, '1,000 at a time'), (1, 'one at a time')):
+            blocks = [b''.join(lines[at:at + each]) for at in range(0, len(lines), each)]
+            took = {other: bench.tried('summary', microseconds_a_line, bench, blocks, other) for other in ('yes', 'no')}
+            yield result('summary, %s log, %s' % (kind, how), 'us', None not in took.values() and took['yes'] - took['no'] or None,
+                         'all the rest', took['no'], Goal(5, 3, 'value'))
+    with Banwatch(bench.folder) as daemon:
+        walls = bench.tried('report', median_wall, {'report': daemon.argv('report'), 'pass': [sys.executable, '-c', 'pass']}) or {}
+    yield result('report, wall', 'ms', walls.get('report'), 'python3 -c pass', walls.get('pass'))
 
 
 class Link:
@@ -1448,6 +1477,7 @@ ROWS = {
     'restore': Row(restore_rows, 'the same bans after a restart, also of a daemon that was killed'),
     'unban': Row(unban_rows, 'the same bans lifted by `unban --all`, until the kernel has none'),
     'check': Row(check_rows, 'what the daemon does once a minute with so many bans'),
+    'report': Row(report_rows, 'what the daily summary costs the daemon a line, and how long `report` takes'),
     'crowded': Row(crowded_rows, 'as `latency`, for each firewall, with 1,000 banned already and with none'),
     'packets': Row(packet_rows, 'what bans cost the packets of a client who is not banned'),
 }
