@@ -462,7 +462,7 @@ def misused(words, n, tags):
     return ''
 
 
-MAILBOX = re.compile(r'''(?:[^<>,@\n]*[^<>,@\n\s] +)?(<)?[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)''')
+MAILBOX = re.compile(r'''(?:[^<>,@:;\n]*[^<>,@:;\n\s] +(?=<))?(<)?[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)''')
 
 
 def mailboxes(text):
@@ -485,6 +485,8 @@ def argv(text):
         raise ValueError('%s: %s' % (quoted(text), str(e).lower())) from None
     if not words:
         raise ValueError('names no program')
+    if OPERATOR.search(text):
+        raise ValueError('%s is for a shell, which does not read this (try a script of your own)' % OPERATOR.search(text).group())
     return words
 
 
@@ -3981,6 +3983,7 @@ PARTS = {
     'hours': Part(192, 'm', 'nn'),             # begin of an hour on the wall clock: failures, bans
     'addresses': Part(300, 't', 'nlt'),        # network: failures, last, jail
     'pairs': Part(600, 'tt', 'nl'),            # network, user: failures since the last login, last
+    'earlier': Part(600, 'tt', 'nl'),          # the same of the period before, as far as no login has followed
     'users': Part(300, 't', 'nntb'),           # user: failures, networks, one of them; were there others?
     'logins': Part(200, 'ttt', 'nfl'),         # user, address, jail: times, first, last
     'guessed': Part(50, 'ttt', 'nl'),          # user, address, jail of a login after failures: how many, when
@@ -4119,10 +4122,11 @@ class Tally:
         self.fold()
         user = shortened(user, NAME_LENGTH)
         self.note('logins', (user, ip, jail), 1, when, when)
-        failed = self.parts['pairs'].get((net, user), [0])
-        if failed[0]:
-            self.note('guessed', (user, ip, jail), failed[0], when)
-            failed[0] = 0
+        failed = [cell for cell in (self.parts[part].get((net, user)) for part in ('pairs', 'earlier')) if cell and cell[0]]
+        if failed:
+            self.note('guessed', (user, ip, jail), sum(cell[0] for cell in failed), when)
+        for cell in failed:
+            cell[0] = 0
         known = self.parts['ignored'].get((net, why), [0])
         known[0] = 0 if known[0] < FEW else known[0]
 
@@ -4130,7 +4134,7 @@ class Tally:
         """Adds what has been counted after this one, up to a mail that did not go out."""
         later.fold(), self.fold()
         for part, known in later.parts.items():
-            for key, cell in known.items():
+            for key, cell in known.items() if part != 'earlier' else ():       # these are our pairs
                 self.note(part, key, *cell)
         self.hour_start = self.hour_end = 0
         return self
@@ -4141,7 +4145,7 @@ class Tally:
         self.fold()
         state = {'begun': round(now - self.begun, 1)}
         for part, known in self.parts.items():
-            rows = [key for key in known if not kept or part not in ('pairs',) and (part != 'users' or known[key][3])]
+            rows = [key for key in known if not kept or part not in ('pairs', 'earlier') and (part != 'users' or known[key][3])]
             if kept and part not in OLDEST_GO:
                 rows = sorted(rows, key=lambda key: known[key][0])[-KEPT_ROWS:]
             state[part] = [aged(PARTS[part].key, key, now) + aged(PARTS[part].cell, known[key], now, 2 if kept else DETAILS)
@@ -4170,6 +4174,8 @@ def load_tally(state, now, gone):
         tally.begun = now - gone - number_of(state.get('begun', 0))
         for part, row in [(part, row) for part in PARTS for row in state.get(part, ())]:
             try:
+                if part == 'addresses':
+                    network(row[0])
                 keys, cell = PARTS[part].key, PARTS[part].cell
                 if len(row) != len(keys + cell):
                     raise ValueError('too long or too short')
@@ -4222,7 +4228,12 @@ class Report:
 
     def send(self, now):
         """Begins a new period; what was counted so far is on its way."""
+        self.tally.fold()
         self.sent, self.tally = self.tally, Tally(now)
+        for key, (n, last) in self.sent['pairs'].items():
+            if n and now - last < DAY:
+                self.tally.note('earlier', key, n, last)
+        self.tally.news = False
 
     def gone(self, now):
         """The mail has gone."""
@@ -4495,7 +4506,8 @@ def make_digest(config, guard=unguarded):
             if options['resets'] and 'rule ' + options['resets'] not in names:
                 raise ValueError('resets: there is no [rule %s]' % options['resets'])
         except ValueError as e:
-            problems.append('%s: [%s]: %s' % (config.where(section), section, e))
+            option = str(e).partition(':')[0]
+            problems.append('%s: [%s]: %s' % (config.where(section, option if option in options else 'regex'), section, e))
     own = {name: rule for name, rule in made.items() if 'rule ' + name in config.settings}
     return Digest(own, {name: rule for name, rule in made.items() if name not in own}, config.get('report', 'other')), problems
 
@@ -4703,7 +4715,7 @@ def subject_text(summary):
 
 def is_empty(summary):
     """Is there nothing in it that anybody would want to read?"""
-    return not (any(summary[part] for part in ('warnings', 'logins', 'addresses', 'noted', 'other', 'ports', 'steps'))
+    return not (any(summary[part] for part in ('warnings', 'logins', 'addresses', 'noted', 'other', 'ports'))
                 or any(summary['bans'][what] for what in JAIL_COUNTS) or summary['repeat'])
 
 
@@ -4871,12 +4883,12 @@ STYLE = (
     'p{margin:3px 0;overflow-wrap:anywhere}.q{color:#66758a;font:12px/1.45 ui-monospace,Menlo,Consolas,monospace;margin-left:14px}'
     '.x{color:#c2410c}.t{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}th{font-size:11px;text-align:left;'
     'color:#66758a;font-weight:600;padding:2px 10px 2px 0}td{padding:3px 10px 3px 0;border-top:1px solid #edf0f4;white-space:nowrap}'
-    'td:last-child{white-space:normal;min-width:4em}td.l{min-width:13em}.t+.t{margin-top:12px}.n{text-align:right;font-variant-numeric:tabular-nums}.c{table-layout:fixed}.c td{border:0;padding:0 1px;height:90px;'
+    'td:last-child{white-space:normal;min-width:3em}td.l{min-width:13em}.t+.t{margin-top:12px}.n{text-align:right;font-variant-numeric:tabular-nums}.c{table-layout:fixed}.c td{border:0;padding:0 1px;height:90px;'
     'vertical-align:bottom}.c b{display:block;background:#3b7dd8;border-radius:3px 3px 0 0}.c th{font-weight:400;text-align:center;'
     'padding:2px 0;overflow:visible}.k{display:flex;flex-wrap:wrap;gap:8px;margin:10px 0}.k p{background:#fff;border:1px solid #dde3ea;border-radius:10px;'
-    'padding:6px 14px;margin:0;flex:1;min-width:74px}.k b{display:block;font-size:22px}@media(prefers-color-scheme:dark){body{background:#12171e;'
+    'padding:6px 14px;margin:0;flex:1 0 auto;min-width:74px;overflow-wrap:normal}.k b{display:block;font-size:22px}.n+:not(.n){padding-left:8px}@media(prefers-color-scheme:dark){body{background:#12171e;'
     'color:#dbe3ec}section,.k p{background:#1a212b;border-color:#2b3542}td{border-color:#28313d}h2,th,.q{color:#93a1b3}.x{color:#ff9d66}}'
-    '@media(max-width:480px){table{font-size:13px}th,td{padding-right:7px}td.l{min-width:16em}}')
+    '@media(max-width:480px){table{font-size:13px}th,td{padding-right:7px}td.l{min-width:22em}.n+:not(.n){padding-left:2px}}')
 
 
 def report_page(summary, most=1.0):
@@ -4946,7 +4958,7 @@ def mime_message(headers, plain, html=''):
 def mail_header(name, value):
     """One line of a header, folded; whatever is not ASCII stands in encoded words (RFC 2047)."""
     found, line = [], name + ':'
-    for n, piece in enumerate(re.split(r'((?:\S*[^ -~]\S*|\S*=\?\S*)(?: (?:\S*[^ -~]\S*|\S*=\?\S*))*)', printable(value)[:500])):
+    for n, piece in enumerate(re.split(r'((?:\S*[^ -~]\S*|\S*=\?\S*)(?: (?:\S*[^ -~]\S*|\S*=\?\S*))*)', ' '.join(printable(value).split()))):
         for word in encoded_words(piece) if n % 2 else piece.split():
             if len(line) + 1 + len(word) > 76 and line != name + ':':
                 found.append(line)
@@ -4958,7 +4970,7 @@ def mail_header(name, value):
 def encoded_words(text):
     raw, start = [c.encode() for c in text], 0
     for end in range(1, len(raw) + 1):
-        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 42:
+        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:         # 76 with `Subject: `, at most
             yield '=?utf-8?b?%s?=' % binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
             start = end
 
@@ -4968,6 +4980,12 @@ def report_mail(summary, settings, now, chance):
     for most in (1.0, 0.5, 0.25, 0):
         made = mime_message(headers_of(settings, summary['host'], subject_text(summary), now, chance),
                        report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
+        if len(made) <= MAIL_BYTES:
+            return made
+    lines = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
+    for kept in range(len(lines), 0, -5):
+        made = mime_message(headers_of(settings, summary['host'], subject_text(summary), now, chance),
+                            '\n'.join(lines[:kept] + ['+ more, see: banwatch.py report', ''] * (kept < len(lines))))
         if len(made) <= MAIL_BYTES:
             break
     return made
@@ -6679,6 +6697,9 @@ class Courier:
         return self.over
 
 
+MOST_ALERTS = 500                    # that wait for a mail at once
+
+
 class Reporter:
     """Sends what there is to report: the summary when it is asked for, and mails of rules at once. What did not go
     is tried again."""
@@ -6733,6 +6754,7 @@ class Reporter:
 
     def skip(self, summary):
         """There is nothing to tell. A period ends nevertheless, unless it has hardly begun."""
+        self.attempts, self.trouble, self.report.owed = 0, '', False
         if not self.settings['empty']:
             self.report.send(self.machine.ticks())
             self.report.gone(self.machine.ticks())
@@ -6770,6 +6792,8 @@ class Reporter:
 
     def alert(self, text, line):
         """Mails what a rule has found, together with what comes while the last such mail is on its way."""
+        if len(self.alerts) >= MOST_ALERTS:
+            return self.tally.count('unmailed')
         self.alerts.append((self.machine.wall(), text, line))
         if not self.posting:
             self.post()
@@ -6788,6 +6812,8 @@ class Reporter:
         def ended(problem, output):
             if problem:
                 self.incident('mail', problem)
+                if not tries:
+                    self.machine.log('report: a mail at once was not sent: %s; it is tried again' % problem)
                 if tries < 3:
                     return self.loop.after(MINUTE, lambda: self.post(tries + 1))
                 self.tally.count('unmailed', len(alerts))
@@ -7090,7 +7116,8 @@ class Daemon:
                 self.weigh(jail, seen, self.reporter.tally)
         if age != OLD and (explained is not None or self.digest.rules):
             for rule, text, line in self.digest.read(block, [] if explained is None else explained, self.reporter.tally, now):
-                self.reporter.alert(text, line)
+                if not self.dry_run:
+                    self.reporter.alert(text, line)
         if self.reporter.tally.news:
             self.changed = self.unkept = True
             self.reporter.tally.news = False
@@ -7729,8 +7756,8 @@ def report(conf, options, words):
     try:
         answer = ask(config, {'do': 'report', 'send': 'send' in options, 'patience': MAIL_SECONDS})
     except Problem as e:
-        if e.code != os.EX_UNAVAILABLE:
-            raise
+        if e.code != os.EX_UNAVAILABLE or 'send' in options and 'no daemon is running' not in str(e):
+            raise                                  # one that dies meanwhile comes back, and finds its place taken
         answer = without_daemon(Quiet(), config, e, 'send' in options)
     summary = answer['summary']
     if options.get('html') == '-':
@@ -7804,9 +7831,12 @@ def without_daemon(machine, config, absent, send):
     daemon.restore()
     pair = listen_to_signals(machine.loop, daemon.signalled)
     daemon.reporter.send(answers.append)
-    while not answers:
+    while not answers and not daemon.ending:
         machine.loop.wait(machine.loop.due())
+    machine.kill_all()
     deafen(machine.loop, pair)
+    if not answers:
+        raise Problem('given up; whether the mail has gone is not known: the next one says so')
     return answers[0]
 
 
