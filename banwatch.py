@@ -2334,13 +2334,13 @@ def with_lines(block, texts):
     return sorted(found.items())
 
 
-@functools.lru_cache(maxsize=4096)
 def in_lines(block, numbers):
     """Positions of lines of a tidy block, which are counted from 1; 0 is its first newline."""
     ends = [m.start() for m in re.finditer(b'\n', block)]
-    return [ends[max(0, n - 1)] for n in numbers]
+    return [ends[max(0, n - 1)] + 1 for n in numbers]
 
 
+@functools.lru_cache(maxsize=4096)
 def host(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
     try:
@@ -2473,8 +2473,6 @@ class Filter:
             row = rows[m.lastindex]
             if row is None:
                 continue
-            if explained is not None:
-                explained.append(m.start())
             kind, verdict, ip_at, user_at, child, special = row
             pid, times = m[pid_at], m[times_at] if repeats else None
             ip = host(m[ip_at]) if ip_at else None
@@ -2492,6 +2490,8 @@ class Filter:
                     date, home = head
                     end, size, shape, known_home = self.known_head
                     width = len(shape)
+            if explained is not None:              # not what only says so in its message
+                explained.append(m.start())
             identity = home, pid
             session = sessions.get(identity) if pid else None
             if session and latest and ip == session.ip and verdict == FAIL and not (special or times or self.ignore):
@@ -4030,13 +4030,18 @@ class Tally:
 
     def shorten(self, part):
         """Lets go of what matters least, but for its number."""
-        known = self.parts[part]
-        order = sorted(known) if part in OLDEST_GO else sorted(known, key=lambda key: (
-            key[-1] == 'err' if part == 'other' else key[0] == 'warning' if part == 'rules' else False, known[key][0]))
+        known, order = self.parts[part], self.order(part)
         for key in order[:len(known) - PARTS[part].limit]:
             self.floor[part] = known.pop(key)[0]
         if part not in OLDEST_GO and part != 'counts':
             self.note('counts', (part,), len(order) - PARTS[part].limit)
+
+    def order(self, part):
+        """Its keys, what matters least first. Of pairs the latest matter: a login may follow."""
+        known = self.parts[part]
+        return sorted(known) if part in OLDEST_GO else sorted(known, key=lambda key: (
+            key[-1] == 'err' if part == 'other' else key[0] == 'warning' if part == 'rules' else False,
+            known[key][part == 'pairs']))
 
     def count(self, what, n=1):
         self.note('counts', (what,), n)
@@ -4077,7 +4082,7 @@ class Tally:
         of those that are there gets in."""
         fresh, self.fresh = self.fresh, {}
         addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
-        rare, jails = {part: self.floor.get(part, 0) for part in ('addresses', 'pairs', 'users')}, collections.Counter()
+        rare, jails = {part: self.floor.get(part, 0) for part in ('addresses', 'users')}, collections.Counter()
         left = collections.Counter()
         for (jail, net, user), (n, when) in fresh.items():
             jails[jail] += n
@@ -4094,7 +4099,7 @@ class Tally:
             if cell:
                 cell[0] += n
                 cell[1] = max(cell[1], when)
-            elif user and n > rare['pairs']:
+            elif user:
                 pairs[net, user] = [n, when]
             there = users.get((user,))
             if there:
@@ -4107,7 +4112,7 @@ class Tally:
             self.note('jails', (jail,), n, 0, 0, 0, 0, 0)
         for part, n in left.items():
             self.count(part, n)
-        for part in rare:
+        for part in 'addresses', 'pairs', 'users':
             if len(self.parts[part]) > PARTS[part].limit:
                 self.shorten(part)
 
@@ -4133,8 +4138,15 @@ class Tally:
     def merge(self, later):
         """Adds what has been counted after this one, up to a mail that did not go out."""
         later.fold(), self.fold()
+        for key, (n, _) in later.parts['earlier'].items():     # these are our pairs, and a login may have followed
+            if not n and key in self.parts['pairs']:
+                self.parts['pairs'][key][0] = 0
+        both = collections.Counter(user for net, user in later.parts['pairs'] if (net, user) in self.parts['pairs'])
         for part, known in later.parts.items():
-            for key, cell in known.items() if part != 'earlier' else ():       # these are our pairs
+            for key, cell in known.items() if part != 'earlier' else ():
+                there = self.parts[part].get(key)
+                if part == 'users' and there:      # a network that both have met is one
+                    cell = [cell[0], max(0, cell[1] - both[key[0]]), cell[2], cell[3] or cell[2] != there[2]]
                 self.note(part, key, *cell)
         self.hour_start = self.hour_end = 0
         return self
@@ -4145,9 +4157,9 @@ class Tally:
         self.fold()
         state = {'begun': round(now - self.begun, 1)}
         for part, known in self.parts.items():
-            rows = [key for key in known if not kept or part not in ('pairs', 'earlier') and (part != 'users' or known[key][3])]
+            rows = [key for key in (self.order(part) if kept else known) if not kept or part not in ('pairs', 'earlier') and (part != 'users' or known[key][3])]
             if kept and part not in OLDEST_GO:
-                rows = sorted(rows, key=lambda key: known[key][0])[-KEPT_ROWS:]
+                rows = rows[-KEPT_ROWS:]
             state[part] = [aged(PARTS[part].key, key, now) + aged(PARTS[part].cell, known[key], now, 2 if kept else DETAILS)
                            for key in rows]
         return {part: rows for part, rows in state.items() if rows}
@@ -4171,39 +4183,44 @@ def load_tally(state, now, gone):
     """(Tally, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
     tally, lost = Tally(now), 0
     try:
-        tally.begun = now - gone - number_of(state.get('begun', 0))
-        for part, row in [(part, row) for part in PARTS for row in state.get(part, ())]:
+        tally.begun = now - gone - age_of(state.get('begun', 0))
+    except ValueError:
+        lost += 1
+    for part, (_, keys, cell) in PARTS.items():
+        rows = state.get(part, [])
+        for row in rows if type(rows) is list else [None]:
             try:
-                if part == 'addresses':
-                    network(row[0])
-                keys, cell = PARTS[part].key, PARTS[part].cell
                 if len(row) != len(keys + cell):
                     raise ValueError('too long or too short')
                 fields = [field_of(code, field, now - gone) for code, field in zip(keys + cell, row)]
+                if part == 'addresses':
+                    network(fields[0])
                 tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, LookupError):
                 lost += 1
-    except (AttributeError, TypeError, ValueError):
-        lost += 1
     return tally, lost
 
 
-def number_of(value):
-    if type(value) not in (int, float) or not -1e10 <= value <= 1e15:
+def number_of(value, least=-1e10, most=1e15):
+    if type(value) not in (int, float) or not least <= value <= most:
         raise ValueError('no number')
     return value
+
+
+def age_of(value):
+    return number_of(value, -3e8, 1e9)             # a wall clock of 32 bits can show what was then
 
 
 def field_of(code, field, then):
     """A field of a state file, checked; `then` is when the file was written, in our ticks."""
     if code in 'fml':
-        return then - number_of(field)
+        return then - age_of(field)
     if code == 'n':
         return number_of(field)
     if code == 'b':
         return bool(field)
     if code == 'd':
-        return [[then - number_of(t), str(text)[:TEXT_LENGTH]] for t, text in field[:DETAILS]]
+        return [[then - age_of(t), str(text)[:TEXT_LENGTH]] for t, text in field[:DETAILS]]
     if type(field) is not str:
         raise ValueError('no text')
     return field[:TEXT_LENGTH + NAME_LENGTH]
@@ -4261,13 +4278,17 @@ def load_report(state, now, gone):
     report.tally, lost = load_tally(state, now, gone)
     report.doubt, report.owed = state.get('sending') is True, (state.get('owed') or state.get('sending')) is True
     try:
-        if state.get('last') is not None:
-            report.last = now - gone - number_of(state['last'])
-        for user, ip, age in state.get('known', ()):
-            report.known[str(user)[:NAME_LENGTH], str(ip)[:NAME_LENGTH]] = now - gone - number_of(age)
-        shorten(report.known, 500)
-    except (TypeError, ValueError):
+        report.last = None if state.get('last') is None else now - gone - age_of(state['last'])
+    except ValueError:
         lost += 1
+    rows = state.get('known', [])
+    for row in rows if type(rows) is list else [None]:
+        try:
+            user, ip, age = row
+            report.known[str(user)[:NAME_LENGTH], str(ip)[:NAME_LENGTH]] = now - gone - age_of(age)
+        except (TypeError, ValueError):
+            lost += 1
+    shorten(report.known, 500)
     return report, lost
 
 
@@ -4284,7 +4305,7 @@ VARIABLE = re.compile(r"""
   | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
 # who is named in a message may be a password that was typed as a name
 NAMED = re.compile(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
-    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))[^\s=*,;]+''', re.X)
+    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
 SOFT = re.compile(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
 SEVERE = re.compile(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:emerg|alert|crit|err)(?:or|ical)? |^<(\d{1,3})>')
 PORTS_LOGGED = re.compile(rb'PROTO=(\w+)[^\n]*? DPT=(\d+)')
@@ -4308,6 +4329,8 @@ class Rule:
         self.name, self.options, self.guard = name, options, guard or unguarded
         self.program = compiled(options['program'] or '.*', 0, options['program'])
         self.regexes = None          # made when its program has spoken; at once if `guard` tells that it is not built in
+        self.runaways = []           # when a regex was aborted, lately
+        self.rests = 0               # until when the rule is not asked
         if guard:
             self.check()
 
@@ -4342,6 +4365,14 @@ class Rule:
                 return dict(fields, program=program)
         return None if self.regexes else {'program': program}
 
+    def ran_away(self, now):
+        """What is wrong, after a regex was aborted; a rule whose regexes do it again and again rests for a minute."""
+        self.runaways = [when for when in self.runaways if when > now - REST_SECONDS] + [now]
+        again = len(self.runaways) >= MOST_RUNAWAYS
+        if again:
+            self.runaways, self.rests = [], now + REST_SECONDS
+        return 'its regex takes too long for some lines, which are skipped%s' % ('; it rests for a minute' * again)
+
     def text(self, fields, message):
         """What the summary says of a line."""
         tags = {tag: str(value or '?') for tag, value in fields.items()}
@@ -4375,14 +4406,14 @@ class Digest:
     def read(self, block, explained, tally, now):
         """Counts the lines of a tidy block, but for those in which one of the positions `explained` lies. Yields
         (Rule, text, line) for each that is to be mailed at once."""
-        for rule in self.rules.values():
-            if rule.needed is None or any(text in block for text in rule.needed):
-                yield from self.apply(rule, block, explained, tally, now)
+        # line by line, not rule by rule: what comes first may reset what comes later
+        for start, _, end, rule in sorted(
+                (start, n, end, rule) for n, rule in enumerate(self.rules.values())
+                if rule.needed is None or any(text in block for text in rule.needed) for start, end in with_lines(block, rule.needed)):
+            yield from self.apply(rule, block[start:end], start, explained, tally, now)
         if not self.other:
             return
         rest = without(block, explained)
-        if len(rest) < 2:
-            return
         raw, keys = rest.split(b'\n'), rest.translate(None, DIGITS).split(b'\n')
         scans = False
         for shape, n in collections.Counter(keys).items():
@@ -4397,33 +4428,35 @@ class Digest:
                 tally.note(found[0], found[1], n, now, now, found[2])
             else:
                 scans = scans or found is False
-        for protocol, port in PORTS_LOGGED.findall(rest) if scans else ():
+        # a jail may have explained them, too
+        for protocol, port in PORTS_LOGGED.findall(block) if scans or explained and b' DPT=' in block else ():
             tally.note('ports', ('%s/%s' % (port.decode()[:5], protocol.decode().lower()[:10]),), 1)
 
-    def apply(self, rule, block, explained, tally, now):
-        """One rule of the conf."""
-        for start, end in with_lines(block, rule.needed):
-            raw = block[start:end]
-            line = read_line(raw)
-            message = as_message(line.message)
-            try:
-                fields = rule.match((line.program or b'').decode('utf-8', 'replace'), message)
-            except Runaway:
-                self.trouble[rule.name] = 'its regex takes too long for some lines, which are skipped'
-                fields = None
-            if fields is None:
-                continue
-            explained.append(start)
-            if self.counts(rule, fields, now):
-                text = rule.text(fields, message)
-                shown = shortened(printable(raw.decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
-                level = rule.options['report']
-                if level == 'other':
-                    tally.note('other', ((line.program or b'').decode('utf-8', 'replace')[:NAME_LENGTH], text, ''), 1, now, now, shown)
-                elif level != 'ignore':
-                    tally.note('rules', (level, rule.name, text), 1, now, now, [[now, shown]])
-                if rule.options['mail']:
-                    yield rule, text, shown
+    def apply(self, rule, raw, start, explained, tally, now):
+        """One rule of the conf, and a line that begins at `start`."""
+        if rule.rests > now:
+            return
+        line = read_line(raw)
+        message = as_message(line.message)
+        try:
+            fields = rule.match((line.program or b'').decode('utf-8', 'replace'), message)
+        except Runaway:
+            self.trouble[rule.name] = rule.ran_away(now)
+            return
+        if fields is None:
+            return
+        explained.append(start)
+        if self.counts(rule, fields, now):
+            text = rule.text(fields, message)
+            shown = shortened(printable(raw.decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
+            level = rule.options['report']
+            if level == 'other':
+                program = (line.program or b'').decode('utf-8', 'replace')[:NAME_LENGTH]
+                tally.note('other', (program, text, ''), 1, now, now, shortened(printable(unnamed(message)), TEXT_LENGTH))
+            elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
+                tally.note('rules', (level, rule.name, text), 1, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
+            if rule.options['mail']:
+                yield rule, text, shown
 
     def counts(self, rule, fields, now):
         """Is this the n-th occurrence that the rule asks for? One that resets another rule does so."""
@@ -4444,10 +4477,10 @@ class Digest:
         """(part, key, last field of its cell) of a line whose shape is new; None if it does not matter, False if it
         is a packet that the firewall has logged."""
         line = read_line(raw)
-        if not line.message.strip():
+        message = as_message(line.message)
+        if not message:
             return None
         program = printable((line.program or b'').decode('utf-8', 'replace'))[:NAME_LENGTH]
-        message = as_message(line.message)
         for rule in self.built_in.values():
             if rule.match(program, message):
                 if rule.options['report'] == 'ignore':
@@ -4664,14 +4697,13 @@ def other_lines(tally, wall):
 
 def hour_bars(tally, facts, wall):
     """Bars of a chart, without gaps, each of some full hours."""
-    known = {}
+    known, last = {}, wall(facts['now']) // 3600
     for (start,), (failures, bans) in tally['hours'].items():
-        hour = (wall(start) + 1800) // 3600
+        hour = min(last, (wall(start) + 1800) // 3600)         # the clock may have been set since
         cell = known.setdefault(hour, [0, 0])
         cell[0], cell[1] = cell[0] + failures, cell[1] + bans
     if not any(failures or bans for failures, bans in known.values()):
         return []
-    last = wall(facts['now']) // 3600
     first = max(min(wall(tally.begun) // 3600, min(known)), last - PARTS['hours'].limit)
     width = -(-(last - first + 1) // CHART_BARS)
     return [{'start': start * 3600, 'hours': width, 'failures': sum(known.get(start + n, (0, 0))[0] for n in range(width)),
@@ -4768,8 +4800,8 @@ def report_sections(summary, most=1.0):
             row['network'], row['addresses'], row['failures'], row['bans']))]
     if summary['dropped'] or summary['ports']:
         ports, more = some(summary['ports'], 12)
-        yield 'FIREWALL', '', [grid(('PACKETS DROPPED', 'OF WHOM BANNED BY'), summary['dropped'], 6, lambda row: (
-            format(row['packets'], ','), row['jails']))] * bool(summary['dropped']) + [
+        yield 'FIREWALL', '', [grid(('BANNED BY', 'PACKETS DROPPED'), summary['dropped'], 6, lambda row: (
+            row['jails'], format(row['packets'], ',')))] * bool(summary['dropped']) + [
             ('lines', ['packets that the firewall has logged, by port: ' + ', '.join(
                 '%s %s' % (row['port'], format(row['packets'], ',')) for row in ports) + ' + %d more' % more * bool(more)])] * bool(ports)
     if summary['noted']:
@@ -4866,7 +4898,8 @@ def bar_label(bar):
 def report_text(summary, most=1.0):
     """The summary as plain text, TEXT_LINES lines at most."""
     if is_empty(summary):
-        return '%s: nothing to report.\n%s\n' % (printable(summary['host']), list(text_lines(summary))[1][1].strip())
+        about = list(itertools.takewhile(bool, (line.strip() for _, line in text_lines(summary))))[1:]
+        return '\n'.join([shortened('%s: nothing to report.' % printable(summary['host']), TEXT_WIDTH)] + about + [''])
     found = [line for _, line in text_lines(summary, most)]
     if len(found) > TEXT_LINES:
         found = found[:TEXT_LINES - 1] + ['+ %d more lines' % (len(found) - TEXT_LINES + 1)]
@@ -7238,7 +7271,7 @@ class Daemon:
         for kernel in [kernel for kernel in self.parting if kernel.closed(3)]:
             self.parting.remove(kernel)
         self.leaving = [courier for courier in self.leaving if not courier.closed()]
-        if self.ending and all(each.closed() for each in self.all_hands()):
+        if self.ending and not self.reporter.busy and all(each.closed() for each in self.all_hands()):
             self.finish()
         self.set_timers(now)
 
