@@ -2337,7 +2337,7 @@ def with_lines(block, texts):
 def in_lines(block, numbers):
     """Positions of lines of a tidy block, which are counted from 1; 0 is its first newline."""
     ends = [m.start() for m in re.finditer(b'\n', block)]
-    return [ends[max(0, n - 1)] + 1 for n in numbers]
+    return [ends[max(0, n - 1)] for n in numbers]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -4155,13 +4155,15 @@ class Tally:
         """As JSON: moments are written as ages. In what is kept on flash, names that were tried from one
         address only are left out (they may be passwords), and of all there is less."""
         self.fold()
-        state = {'begun': round(now - self.begun, 1)}
+        state, left = {'begun': round(now - self.begun, 1)}, {}
         for part, known in self.parts.items():
             rows = [key for key in (self.order(part) if kept else known) if not kept or part not in ('pairs', 'earlier') and (part != 'users' or known[key][3])]
             if kept and part not in OLDEST_GO:
+                left[part] = len(rows) - KEPT_ROWS
                 rows = rows[-KEPT_ROWS:]
             state[part] = [aged(PARTS[part].key, key, now) + aged(PARTS[part].cell, known[key], now, 2 if kept else DETAILS)
                            for key in rows]
+        state['counts'] += [[part, n] for part, n in left.items() if n > 0 and part != 'counts']
         return {part: rows for part, rows in state.items() if rows}
 
 
@@ -4424,6 +4426,8 @@ class Digest:
                 learnt = self.learn(raw[keys.index(shape)], tally)             # which may clear them, too
                 self.shapes[known] = learnt
             found = self.shapes[known]
+            if found and b'message repeated ' in shape:
+                n = sum(read_line(line).times for line, key in zip(raw, keys) if key == shape)
             if found:
                 tally.note(found[0], found[1], n, now, now, found[2])
             else:
@@ -4446,19 +4450,20 @@ class Digest:
         if fields is None:
             return
         explained.append(start)
-        if self.counts(rule, fields, now):
+        if self.counts(rule, fields, now, line.times):
+            n = line.times if rule.options['maxretry'] == 1 else 1
             text = rule.text(fields, message)
             shown = shortened(printable(raw.decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
             level = rule.options['report']
             if level == 'other':
                 program = (line.program or b'').decode('utf-8', 'replace')[:NAME_LENGTH]
-                tally.note('other', (program, text, ''), 1, now, now, shortened(printable(unnamed(message)), TEXT_LENGTH))
+                tally.note('other', (program, text, ''), n, now, now, shortened(printable(unnamed(message)), TEXT_LENGTH))
             elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
-                tally.note('rules', (level, rule.name, text), 1, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
+                tally.note('rules', (level, rule.name, text), n, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
             if rule.options['mail']:
                 yield rule, text, shown
 
-    def counts(self, rule, fields, now):
+    def counts(self, rule, fields, now, times=1):
         """Is this the n-th occurrence that the rule asks for? One that resets another rule does so."""
         options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
         if options['resets']:
@@ -4468,7 +4473,7 @@ class Digest:
                 shorten(self.graces, 1000)
         if self.graces.get((rule.name, what), now) > now:
             return False
-        if self.fails.add((rule.name, what), now, 1, options['findtime'], options['maxretry']) < options['maxretry']:
+        if self.fails.add((rule.name, what), now, times, options['findtime'], options['maxretry']) < options['maxretry']:
             return False
         self.fails.forget((rule.name, what))
         return True
@@ -4724,8 +4729,8 @@ def neighbours(addresses):
 
 
 def hour_text(when, seconds=0):
-    """'14:02', or 'Fri 14:02' if the period has more than one day of that hour."""
-    return time.strftime('%H:%M' if seconds <= DAY else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', time.localtime(when))
+    """'14:02', or 'Fri 14:02' if the period is longer than from one cron run to the next."""
+    return time.strftime('%H:%M' if seconds < DAY + HOUR else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', time.localtime(when))
 
 
 def verdict_text(summary):

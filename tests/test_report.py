@@ -356,9 +356,15 @@ def test_what_is_kept_on_flash_is_small():
     report = begun()
     for part in banwatch.PARTS:
         for n in range(banwatch.PARTS[part].limit):
-            report.tally.note(part, tuple(NOW - n if code == 'm' else 'x' * 30 + str(n) for code in banwatch.PARTS[part].key),
-                              *cell_of(part, n, NOW))
-    assert len(json.dumps(report.dump(NOW, kept=True))) < 100000
+            key = tuple(NOW - n if code == 'm' else 'x' * 30 + str(n) for code in banwatch.PARTS[part].key)
+            report.tally.note(part, key if part != 'addresses' else ('10.1.%d.%d' % divmod(n, 256),), *cell_of(part, n, NOW))
+    kept = report.dump(NOW, kept=True)
+    assert len(json.dumps(kept)) < 100000
+    again, lost = banwatch.load_report(kept, NOW, 0)
+    assert lost == 0
+    for part in set(banwatch.PARTS) - set(banwatch.OLDEST_GO) - {'counts', 'pairs', 'earlier', 'users'}:
+        left = again.tally['counts'].get((part,), [0])[0]
+        assert left + len(again.tally[part]) == banwatch.PARTS[part].limit, part           # what it leaves out is counted
 
 
 # --- nothing lost, nothing twice
@@ -726,6 +732,14 @@ def test_lines_that_a_person_would_call_the_same_are_one_group(messages):
     for message in messages:
         read(made, message, tally=tally)
     assert [cell[0] for cell in tally['other'].values()] == [len(messages)]
+
+
+def test_a_line_that_is_said_to_be_repeated_counts_so_often():
+    lines = ['p: purr', 'p: message repeated 5 times: [ purr ]', 'p: message repeated 17 times: [ purr ]']
+    assert others(*lines) == {'purr': 23}
+    assert noted(digest('[rule r]\nprogram = p\n'), *lines) == [('info', 'purr', 23)]
+    assert noted(digest('[rule r]\nprogram = p\nmaxretry = 7\n'), *lines[:2]) == []
+    assert noted(digest('[rule r]\nprogram = p\nmaxretry = 6\n'), *lines[:2]) == [('info', 'purr', 1)]
 
 
 @pytest.mark.parametrize('messages', [
@@ -1113,6 +1127,13 @@ def test_whatever_has_happened_fits_120_lines_of_80_columns_that_are_printable(s
     for most in (1.0, 0.25, 0):
         assert_readable(banwatch.report_text(told, most))
     assert banwatch.subject_text(told).isprintable()
+
+
+@pytest.mark.parametrize('hours, said', [(23.99, '07:59'), (24.01, '07:59'), (26, 'Fri 07:59'), (100, 'Fri 07:59'), (200, '15 Jan 07:59')])
+def test_a_moment_is_told_with_its_day_where_that_is_not_clear(hours, said):
+    report = begun(3600 * hours)
+    report.tally.note('incidents', ('nft', 'repaired'), 1, NOW - 60, NOW - 60)
+    assert warnings(report) == ['nft: repaired (%s)' % said]
 
 
 def test_a_long_warning_takes_three_lines_at_most():
