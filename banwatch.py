@@ -242,7 +242,7 @@ def shorten(known, most):
 
 def printable(text):
     """`text` with all that could move a cursor, forge a line or break a terminal written as escapes."""
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    return text if text.isprintable() else ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def quoted(text):
@@ -527,7 +527,7 @@ OPTIONS = [Option(*row) for row in (
     ('banwatch', 'runtime', path, '/var/run/banwatch',
      'Folder for the socket, the lock and the live state. Best on a RAM disk.'),
     ('banwatch', 'state', path, '/etc/banwatch.state',
-     'The copy of bans and history that outlives a reboot. On flash: see `save`.'),
+     'The copy of bans, history and summary that outlives a reboot. On flash: see `save`.'),
     ('banwatch', 'save', length, '1h',
      'Write that copy at most this often. A power failure forgets at most this much.'),
     ('banwatch', 'poll', length, '1s',
@@ -586,12 +586,12 @@ OPTIONS = [Option(*row) for row in (
     ('report', 'to', mailboxes, 'root', 'Who gets it; several with commas.'),
     ('report', 'from', mailbox, '', 'Its sender. Empty: root at this host\'s name.'),
     ('report', 'sendmail', argv, 'sendmail -t -i',
-     'Takes the mail on standard input. On OpenWrt it comes with msmtp-mta, and is told of your mail\n'
-     'provider in /etc/msmtprc.'),
-    ('report', 'empty', flag, 'true', 'false: no mail for a day on which nothing happened.'),
+     'Gets the mail on standard input. On OpenWrt install msmtp-mta for it, and name your mail provider\n'
+     'in /etc/msmtprc.'),
+    ('report', 'empty', flag, 'true', 'false: no mail for a day on which nothing happened; true: a short one, but at most each 12 hours.'),
     ('report', 'other', flag, 'true',
-     'Tell of log lines that no jail and no rule explains. false saves some 3 us a line, and the built-in\n'
-     'rules are not looked at either.'),
+     'Tell of log lines that no jail and no rule explains. false saves some 3 us a line; the built-in\n'
+     'rules are then not used either.'),
     ('report', 'mailmax', count, '6', 'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
     ('report', 'htmlmode', permissions, '600', 'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
     ('action', 'actionstart', commands(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
@@ -602,19 +602,19 @@ OPTIONS = [Option(*row) for row in (
     ('action', 'actioncheck', commands(*JAIL_TAGS), '',
      'Each minute; if it fails: actionstop, actionstart, and actionban for all.'),
     ('action', 'timeout', length, '10s', 'A command that takes longer is killed. It is tried three times.'),
-    ('rule', 'program', regex, '', 'A regex for the program that writes the line (kernel, dnsmasq.*). Empty: any.'),
+    ('rule', 'program', regex, '', 'A regex that fits the whole name of the program that writes the line (kernel, dnsmasq.*). Empty: any.'),
     ('rule', 'regex', lines, '',
      'Regexes, one a line, in fail2ban\'s language; they see the message, what stands behind `program[pid]: `.'),
     ('rule', 'report', choice('warning', 'info', 'other', 'ignore'), 'info',
      'warning: under WARNING. info: under NOTED. other: under OTHER LOG LINES. ignore: not at all.'),
-    ('rule', 'text', str, '', 'What the summary says: port scan by <HOST>, <F-USER> has left. Empty: the message.'),
+    ('rule', 'text', str, '', 'What the summary says (port scan by <HOST>). Empty: the message, its numbers and addresses as *.'),
     ('rule', 'details', choice('all', 'none', 'first', 'last', 'firstlast'), 'none', 'Which of the lines it shows: all | none | first | last | firstlast.'),
     ('rule', 'mail', flag, 'false', 'true: also one mail at once.'),
-    ('rule', 'key', str, '', 'Count each ip, user or F-NAME for itself, as a regex has captured it. Empty: all together.'),
+    ('rule', 'key', str, '', 'Count each program, ip, user or F-NAME by itself, as a regex has captured it. Empty: all together.'),
     ('rule', 'maxretry', count, '1', 'It takes this many lines ...'),
     ('rule', 'findtime', length, '10m', '... within this time.'),
-    ('rule', 'resets', word, '', 'A line of this rule makes that other rule begin to count anew, for the same key ...'),
-    ('rule', 'grace', duration, '0', '... and not before this time is over.'),
+    ('rule', 'resets', word, '', 'Name of another rule, which begins to count anew, for the same key, when this one fits ...'),
+    ('rule', 'grace', duration, '0', '... and whose lines are not counted for this long from then on.'),
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
@@ -650,12 +650,14 @@ report = ignore
 [rule out-of-memory]
 program = kernel
 report = warning
+details = firstlast
 text = the kernel ran out of memory
 regex = ^(?:(?:Memory cgroup out|Out) of memory: |oom_reaper: |oom-kill:|.{1,15} invoked oom-killer:)
 
 [rule kernel-crash]
 program = kernel
 report = warning
+details = firstlast
 text = faults of the kernel
 regex = ^(?:Kernel panic|kernel BUG at|(?:watchdog: )?BUG: |Oops\b|Internal error: |general protection fault|WARNING: CPU:)
     ^(?:CPU \d+ )?Unable to handle kernel
@@ -664,6 +666,7 @@ regex = ^(?:Kernel panic|kernel BUG at|(?:watchdog: )?BUG: |Oops\b|Internal erro
 [rule program-crash]
 program = kernel|procd
 report = warning
+details = firstlast
 text = programs that crash
 regex = ^.{1,24}: (?:segfault at|unhandled (?:page fault|exception)|potentially unexpected fatal signal)
     ^(?:traps: |do_page_fault\(\): sending SIGSEGV|Instance \S+ i?s in a crash loop)
@@ -671,6 +674,7 @@ regex = ^.{1,24}: (?:segfault at|unhandled (?:page fault|exception)|potentially 
 [rule disk-error]
 program = kernel
 report = warning
+details = firstlast
 text = errors of a disk or flash
 regex = ^(?:jffs2|UBIFS|UBI|ubi\d+|SQUASHFS|EXT\d-fs):? (?:error|warning)
     ^(?:EXT\d|F2FS|FAT|BTRFS|XFS)(?:-fs)?\b.{0,60}(?: error\b|warning: |orrupt|Remounting|forced readonly|set read-only)
@@ -679,14 +683,30 @@ regex = ^(?:jffs2|UBIFS|UBI|ubi\d+|SQUASHFS|EXT\d-fs):? (?:error|warning)
 [rule flood]
 program = kernel
 report = warning
+details = firstlast
 text = signs of a flood of connections
 regex = ^(?:\w+: ){1,2}(?:table full|Possible SYN flooding|neighbor table overflow)
 
 [rule dns-rebind]
 program = dnsmasq
 report = warning
+details = firstlast
 text = possible DNS rebind attacks
 regex = ^possible DNS-rebind attack detected:
+
+[rule accounts]
+program = passwd|chpasswd|chage|user(?:add|mod|del)|group(?:add|mod|del)
+report = warning
+details = firstlast
+text = accounts or passwords that were changed
+regex = ^(?:(?:new|delete|change) (?:user|group)\b|add '|(?:pam_\w+\(\w+:chauthtok\): )?password (?:for|changed))
+
+[rule disk-failing]
+program = smartd
+report = warning
+details = firstlast
+text = disks that are failing
+regex = ^Device: .{1,80}(?:unreadable|ncorrectable|FAILED|FAILING|failure)
 
 [rule dropped]
 program = kernel
@@ -1115,6 +1135,8 @@ def tidy(block, before=b''):
     it never ends like a whole one; `last message repeated 3 times` is said of the line itself, which
     may be the one `before`."""
     block = b'\n' + block
+    if b'\r\n' in block:
+        block = block.replace(b'\r\n', b'\n')
     if has_long(block):
         block = LONG.sub(br'\1 [cut]', block)
     if b'last message repeated ' in block:
@@ -2334,10 +2356,10 @@ def with_lines(block, texts):
     return sorted(found.items())
 
 
-def in_lines(block, numbers):
-    """Positions of lines of a tidy block, which are counted from 1; 0 is its first newline."""
-    ends = [m.start() for m in re.finditer(b'\n', block)]
-    return [ends[max(0, n - 1)] for n in numbers]
+def in_lines(block, other, positions):
+    """Positions in the lines of a tidy block in which these lie in another block of as many lines."""
+    ends, there = ([m.start() for m in re.finditer(b'\n', text)] for text in (block, other))
+    return [ends[max(0, bisect.bisect_right(there, position) - 1)] for position in positions]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -2462,7 +2484,7 @@ class Filter:
         if explained is not None and block != given:
             found = []
             yield from self.scan(block, moment, bare, wall, found)
-            explained += in_lines(given, [block.count(b'\n', 0, position + 1) for position in found])
+            explained += in_lines(given, block, found)
             return
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
         dates = DATE_GROUPS if bare else HEAD_DATES
@@ -3993,7 +4015,7 @@ PARTS = {
     'drops': Part(50, 't', 'n'),               # jails: packets of banned addresses that were dropped
     'ports': Part(200, 't', 'n'),              # port/protocol: packets that the firewall has logged
     'rules': Part(200, 'ttt', 'nfld'),         # level, rule, text: times, first, last, lines
-    'other': Part(200, 'ttt', 'nfle')}         # program, template, 'err' or '': lines, first, last, an example
+    'other': Part(200, 'ttt', 'nfle')}         # program, template, one of LEVELS: lines, first, last, an example
 JAIL_COUNTS = 'failures', 'ignored', 'bans', 'extended', 'ended', 'lifted'
 OLDEST_GO = 'hours', 'steps'                   # of the others, the least frequent
 DETAILS, TEXT_LENGTH, NAME_LENGTH = 10, 200, 40
@@ -4007,7 +4029,8 @@ class Tally:
     def __init__(self, begun):
         self.begun = begun
         self.parts = {name: {} for name in PARTS}
-        self.floor = {}              # part -> how often that had been which was let go of last
+        self.floor = {}              # part -> how often the last one that was let go of had been counted
+        self.rare = {'addresses': {}, 'users': {}}             # key -> failures of those that did not get in, lately
         self.fresh = {}              # (jail, network, user) -> [failures, last] that are in no part yet
         self.news = False            # has anything but plain numbers been counted since somebody looked?
         self.hour = [0, 0]           # the cell of this hour, from `hour_start` on
@@ -4020,13 +4043,13 @@ class Tally:
         """Adds a cell to the one with this key (texts or one moment)."""
         known = self.parts[part]
         there = known.get(key)
-        self.news = self.news or part not in ('lines', 'counts')
+        self.news = self.news or part not in ('lines', 'counts', 'hours')
         if there is None:
             known[key] = list(cell)
             if len(known) > 1.1 * PARTS[part].limit:
                 self.shorten(part)
         else:
-            known[key] = [combine(code, a, b) for code, a, b in zip(PARTS[part].cell, there, cell)]
+            known[key] = [COMBINE[code](a, b) for code, a, b in zip(PARTS[part].cell, there, cell)]
 
     def shorten(self, part):
         """Lets go of what matters least, but for its number."""
@@ -4040,11 +4063,15 @@ class Tally:
         """Its keys, what matters least first. Of pairs the latest matter: a login may follow."""
         known = self.parts[part]
         return sorted(known) if part in OLDEST_GO else sorted(known, key=lambda key: (
-            key[-1] == 'err' if part == 'other' else key[0] == 'warning' if part == 'rules' else False,
+            LEVELS.get(key[-1], 0) if part == 'other' else key[0] == 'warning' if part == 'rules' else False,
             known[key][part == 'pairs']))
 
     def count(self, what, n=1):
         self.note('counts', (what,), n)
+
+    def count_jail(self, jail, what, n=1):
+        """Adds to one of the JAIL_COUNTS of a jail."""
+        self.note('jails', (jail,), *[n * (what == name) for name in JAIL_COUNTS])
 
     def clock(self, now, wall):
         """Tells which hour it is by the wall clock."""
@@ -4079,22 +4106,30 @@ class Tally:
 
     def fold(self):
         """Puts fresh failures into their places. Where these are full, only who has failed more often than the last
-        of those that are there gets in."""
-        fresh, self.fresh = self.fresh, {}
-        addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
-        rare, jails = {part: self.floor.get(part, 0) for part in ('addresses', 'users')}, collections.Counter()
-        left = collections.Counter()
-        for (jail, net, user), (n, when) in fresh.items():
+        that had to go gets in."""
+        fresh, self.fresh, news = self.fresh, {}, self.news
+        jails, nets, names = collections.Counter(), collections.Counter(), collections.Counter()
+        for (jail, net, user), (n, _) in fresh.items():
             jails[jail] += n
+            nets[net,] += n
+            names[shortened(user or '', NAME_LENGTH),] += n
+        addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
+        early, left = {}, {}         # failures that did not count before; who does not get in this time either
+        for part, new in (('addresses', nets), ('users', names)):
+            early[part] = {key: self.rare[part].pop(key) for key in new if key in self.rare[part]}
+            new.update(early[part])
+            left[part] = {key: n for key, n in new.items()
+                          if n <= self.floor.get(part, 0) and key != ('',) and key not in self.parts[part]}
+            self.rare[part].update(left[part])
+            shorten(self.rare[part], FOLDED)
+        for (jail, net, user), (n, when) in fresh.items():
             cell = addresses.get((net,))
             if cell:
                 cell[0] += n
                 cell[1] = max(cell[1], when)
-            elif n > rare['addresses']:
-                addresses[net,] = [n, when, jail]
-            else:
-                left['addresses'] += 1
-            user = shortened(user, NAME_LENGTH) if user else ''
+            elif (net,) not in left['addresses']:
+                addresses[net,] = [n + early['addresses'].get((net,), 0), when, jail]
+            user = shortened(user or '', NAME_LENGTH)
             cell = pairs.get((net, user))
             if cell:
                 cell[0] += n
@@ -4106,19 +4141,21 @@ class Tally:
                 there[0] += n
                 there[1] += not cell
                 there[3] = there[3] or there[2] != net
-            elif user and n > rare['users']:
-                users[user,] = [n, 1, net, False]
+            elif user and (user,) not in left['users']:
+                users[user,] = [n + early['users'].get((user,), 0), 1, net, False]
         for jail, n in jails.items():
-            self.note('jails', (jail,), n, 0, 0, 0, 0, 0)
-        for part, n in left.items():
-            self.count(part, n)
+            self.count_jail(jail, 'failures', n)
+        for part in left:
+            if left[part].keys() - early[part].keys():
+                self.count(part, len(left[part].keys() - early[part].keys()))
         for part in 'addresses', 'pairs', 'users':
             if len(self.parts[part]) > PARTS[part].limit:
                 self.shorten(part)
+        self.news = news                           # all of this is known
 
     def ignored(self, jail, net, user, guesses, when, why):
         """Failures of an address that is never banned."""
-        self.note('jails', (jail,), 0, guesses, 0, 0, 0, 0)
+        self.count_jail(jail, 'ignored', guesses)
         if why:
             self.note('ignored', (net, why), guesses, when)
 
@@ -4151,7 +4188,7 @@ class Tally:
         self.hour_start = self.hour_end = 0
         return self
 
-    def dump(self, now, kept=False):
+    def dump(self, now, kept=False, most=KEPT_ROWS):
         """As JSON: moments are written as ages. In what is kept on flash, names that were tried from one
         address only are left out (they may be passwords), and of all there is less."""
         self.fold()
@@ -4159,26 +4196,33 @@ class Tally:
         for part, known in self.parts.items():
             rows = [key for key in (self.order(part) if kept else known) if not kept or part not in ('pairs', 'earlier') and (part != 'users' or known[key][3])]
             if kept and part not in OLDEST_GO:
-                left[part] = len(rows) - KEPT_ROWS
-                rows = rows[-KEPT_ROWS:]
+                left[part] = len(rows) - most
+                rows = rows[-most:]
             state[part] = [aged(PARTS[part].key, key, now) + aged(PARTS[part].cell, known[key], now, 2 if kept else DETAILS)
                            for key in rows]
         state['counts'] += [[part, n] for part, n in left.items() if n > 0 and part != 'counts']
         return {part: rows for part, rows in state.items() if rows}
 
 
+LEVELS = {'err': 2, 'warn': 1, '': 0}          # how bad an other log line is, as far as its severity tells
 FEW = 3                              # failures before a login that may be mistyping
 
 
-def combine(code, a, b):
-    """What becomes of two fields of a cell."""
-    return (a + b if code == 'n' else min(a, b) if code == 'f' else max(a, b) if code == 'l' else
-            b or a if code == 't' else a or b if code in 'eb' else (a + b if len(a + b) <= DETAILS else a[:1] + (a + b)[1 - DETAILS:]))
+def ends(lines, most=DETAILS):
+    """The first and the latest of some lines."""
+    return lines if len(lines) <= most else lines[:1] + lines[1 - most:]
 
 
-def aged(codes, fields, now, details=0):
-    return [round(now - field, 1) if code in 'fml' else [[round(now - t, 1), text] for t, text in field[:details - 1] + field[details - 1:][-1:]]
-            if code == 'd' else field for code, field in zip(codes, fields)]
+# what becomes of two fields of a cell, see PARTS
+COMBINE = {'n': lambda a, b: a + b, 'f': min, 'l': max, 't': lambda a, b: b or a, 'e': lambda a, b: a or b,
+           'b': lambda a, b: a or b, 'd': lambda a, b: ends(a + b)}
+
+
+def aged(codes, fields, now, details=DETAILS):
+    """The fields of a key or a cell, moments as ages."""
+    return [round(now - field, 1) if code in 'fml' else
+            [[round(now - t, 1), text] for t, text in ends(field, details)] if code == 'd' else field
+            for code, field in zip(codes, fields)]
 
 
 def load_tally(state, now, gone):
@@ -4266,10 +4310,11 @@ class Report:
         """The mail has not gone: its period goes on."""
         self.tally, self.sent, self.owed = self.sent.merge(self.tally), None, True
 
-    def dump(self, now, kept=False):
-        return dict(self.whole().dump(now, kept), sending=bool(self.sent) or self.doubt, owed=self.owed,
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        return dict(self.whole().dump(now, kept, most), sending=bool(self.sent) or self.doubt, owed=self.owed,
                     last=None if self.last is None else round(now - self.last, 1),
-                    known=[[user, ip, round(now - last, 1)] for (user, ip), last in self.known.items()])
+                    known=[[user, ip, round(now - last, 1)]
+                           for (user, ip), last in list(self.known.items())[-10 * most if kept else 0:]])
 
 
 def load_report(state, now, gone):
@@ -4308,10 +4353,17 @@ VARIABLE = re.compile(r"""
 # who is named in a message may be a password that was typed as a name
 NAMED = re.compile(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
     (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
+# ... all the more where somebody was refused
+REFUSED = re.compile(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
+NAMED_THERE = re.compile(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
+    |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login|unauthorized|\(to[ ]\S+\))[ ]+)(?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)(?!\*)[^\s,:)]+
+    |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
 SOFT = re.compile(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
-SEVERE = re.compile(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:emerg|alert|crit|err)(?:or|ical)? |^<(\d{1,3})>')
-PORTS_LOGGED = re.compile(rb'PROTO=(\w+)[^\n]*? DPT=(\d+)')
+SEVERE = re.compile(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
+PORTS_LOGGED = re.compile(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
+PRIORITY = re.compile(rb'\n<(\d{1,3})>')
 KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
+NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at: each costs as much as hundreds of known ones
 
 
 def masked(message):
@@ -4321,7 +4373,8 @@ def masked(message):
 
 def unnamed(message, instead='…'):
     """A message without the names in it."""
-    return NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
+    found = NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
+    return NAMED_THERE.sub(lambda m: m.group(1) + ' ' + instead if m.group(1) else instead, found) if REFUSED.search(found) else found
 
 
 class Rule:
@@ -4337,7 +4390,7 @@ class Rule:
             self.check()
 
     def check(self):
-        """ValueError if an option does not mean anything."""
+        """Compiles it; ValueError if an option does not mean anything."""
         options = self.options
         self.regexes = [compile_line(text) for text in options['regex']]
         fields = set().union(*(regex.groupindex for regex in self.regexes)) if self.regexes else set()
@@ -4379,7 +4432,7 @@ class Rule:
         """What the summary says of a line."""
         tags = {tag: str(value or '?') for tag, value in fields.items()}
         shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'), self.options['text'])
-        return shortened(printable(shown or masked(message)), TEXT_LENGTH)
+        return shortened(printable(shown or masked(message[:MESSAGE_LENGTH])), TEXT_LENGTH)
 
 
 def tag_field(tag):
@@ -4400,6 +4453,9 @@ class Digest:
         self.shapes = {}             # a line without its digits -> (part, key, example), None if it does not matter
         self.vocabulary = {}         # (program, number of words, the first) -> templates, as lists of words
         self.trouble = {}            # rule -> what is wrong with it
+        self.speakers = {}           # program -> the built-in rules that mean it
+        self.room = [NEW_AT_ONCE] * 2              # for new shapes of programs, of the kernel
+        self.looked = float('-inf')  # when that was brought up to date
 
     def adopt(self, old):
         """Takes over what was known before a reload."""
@@ -4413,37 +4469,57 @@ class Digest:
                 (start, n, end, rule) for n, rule in enumerate(self.rules.values())
                 if rule.needed is None or any(text in block for text in rule.needed) for start, end in with_lines(block, rule.needed)):
             yield from self.apply(rule, block[start:end], start, explained, tally, now)
-        if not self.other:
-            return
-        rest = without(block, explained)
-        raw, keys = rest.split(b'\n'), rest.translate(None, DIGITS).split(b'\n')
-        scans = False
+        scans = self.other and self.group(without(block, explained), tally, now)
+        # a jail may have explained them, too
+        for protocol, port in PORTS_LOGGED.findall(block) if scans or self.other and explained and b' DPT=' in block else ():
+            tally.note('ports', ('%s/%s' % (port.decode(), protocol.decode().lower()),), 1)
+
+    def group(self, rest, tally, now):
+        """Counts lines by their shape; True if the firewall has logged packets in some of them."""
+        raw, examples, scans = rest.split(b'\n'), None, False
+        if b'\n<' in rest:                         # the severity is in a number there
+            rest = PRIORITY.sub(lambda m: b'\n<%s>' % b'!!!!-...'[int(m.group(1)) & 7:][:1], rest)
+        keys = rest.translate(None, DIGITS).split(b'\n')
         for shape, n in collections.Counter(keys).items():
             known = shape[:MESSAGE_LENGTH]
             if known not in self.shapes:
+                if examples is None:               # shape -> the first line of it
+                    examples = dict(zip(reversed(keys), reversed(raw)))
+                if not self.affords(b' kernel: ' in known, now):
+                    tally.note('other', ('', 'lines of ever new kinds, too many to be looked at', ''), n, now, now, '')
+                    continue
                 if len(self.shapes) >= KNOWN_SHAPES:
                     self.shapes.clear()
-                learnt = self.learn(raw[keys.index(shape)], tally)             # which may clear them, too
+                learnt = self.learn(examples[shape], tally)                    # which may clear them, too
                 self.shapes[known] = learnt
             found = self.shapes[known]
             if found and b'message repeated ' in shape:
                 n = sum(read_line(line).times for line, key in zip(raw, keys) if key == shape)
-            if found:
+            if found and found[2] is None:         # a built-in rule that shows lines
+                shown = [as_message(read_line(line).message) for line, key in zip(raw, keys) if key == shape][-1]
+                tally.note(found[0], found[1], n, now, now, [[now, shortened(printable(shown), TEXT_LENGTH)]])
+            elif found:
                 tally.note(found[0], found[1], n, now, now, found[2])
             else:
                 scans = scans or found is False
-        # a jail may have explained them, too
-        for protocol, port in PORTS_LOGGED.findall(block) if scans or explained and b' DPT=' in block else ():
-            tally.note('ports', ('%s/%s' % (port.decode()[:5], protocol.decode().lower()[:10]),), 1)
+        return scans
+
+    def affords(self, whose, now):
+        """May one more new shape be looked at? Who makes a flood does not hide what the kernel says."""
+        self.room = [min(NEW_AT_ONCE, room + NEW_A_SECOND * (now - self.looked)) for room in self.room]
+        self.looked = now
+        there = self.room[whose] >= 1
+        self.room[whose] -= there
+        return there
 
     def apply(self, rule, raw, start, explained, tally, now):
         """One rule of the conf, and a line that begins at `start`."""
         if rule.rests > now:
             return
         line = read_line(raw)
-        message = as_message(line.message)
+        program, message = (line.program or b'').decode('utf-8', 'replace'), as_message(line.message, PLAIN_LINE)
         try:
-            fields = rule.match((line.program or b'').decode('utf-8', 'replace'), message)
+            fields = rule.match(program, message)
         except Runaway:
             self.trouble[rule.name] = rule.ran_away(now)
             return
@@ -4453,18 +4529,17 @@ class Digest:
         if self.counts(rule, fields, now, line.times):
             n = line.times if rule.options['maxretry'] == 1 else 1
             text = rule.text(fields, message)
-            shown = shortened(printable(raw.decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
+            shown = shortened(printable('%s: %s' % (program, message[:TEXT_LENGTH])), TEXT_LENGTH)
             level = rule.options['report']
             if level == 'other':
-                program = (line.program or b'').decode('utf-8', 'replace')[:NAME_LENGTH]
-                tally.note('other', (program, text, ''), n, now, now, shortened(printable(unnamed(message)), TEXT_LENGTH))
+                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now, shortened(printable(unnamed(message)), TEXT_LENGTH))
             elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
                 tally.note('rules', (level, rule.name, text), n, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
             if rule.options['mail']:
-                yield rule, text, shown
+                yield rule, text, shortened(printable(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
 
     def counts(self, rule, fields, now, times=1):
-        """Is this the n-th occurrence that the rule asks for? One that resets another rule does so."""
+        """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it does so here."""
         options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
         if options['resets']:
             self.fails.forget((options['resets'], what))
@@ -4486,13 +4561,17 @@ class Digest:
         if not message:
             return None
         program = printable((line.program or b'').decode('utf-8', 'replace'))[:NAME_LENGTH]
-        for rule in self.built_in.values():
+        if program not in self.speakers:
+            shorten(self.speakers, 200)
+            self.speakers[program] = [rule for rule in self.built_in.values() if rule.program.fullmatch(program)]
+        for rule in self.speakers[program]:
             if rule.match(program, message):
                 if rule.options['report'] == 'ignore':
                     return False if rule.name == 'dropped' else None
-                return 'rules', (rule.options['report'], rule.name, rule.text({}, message)), []
+                return 'rules', (rule.options['report'], rule.name, rule.text({}, message)), [] if rule.options['details'] == 'none' else None
         severe = SEVERE.search(raw[:len(raw) - len(line.message)])
-        level = 'err' if severe and (severe.group(1) is None or int(severe.group(1)) & 7 <= 3) else ''
+        number = 7 if severe is None else int(severe.group(2)) & 7 if severe.group(2) else 3 if severe.group(1) else 4
+        level = 'err' if number < 4 else 'warn' if number == 4 else ''
         words = printable(masked(message)).split()[:25]
         template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
         return 'other', (program, template, level), shortened(printable(unnamed(message)), TEXT_LENGTH)
@@ -4524,13 +4603,21 @@ class Digest:
     def widen(self, program, template, wider, tally):
         """What was counted under a template now counts under a wider one."""
         self.shapes.clear()
-        for level in ('err', ''):
+        for level in ('err', 'warn', ''):
             cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level), None)
             if cell:
                 tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level), *cell)
 
     def purge(self, now):
         self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
+
+
+def near_rule(name):
+    """A hint for a mistyped name of a built-in rule."""
+    import difflib
+    known = [section[5:] for section in built_in_rules()]
+    found = difflib.get_close_matches(name, known, 1)
+    return ', and no built-in rule is called so (%s)' % ('did you mean %s?' % found[0] if found else 'there are: ' + ' '.join(known))
 
 
 def make_digest(config, guard=unguarded):
@@ -4541,6 +4628,10 @@ def make_digest(config, guard=unguarded):
         name, options = section[5:], config.options(section)
         try:
             made[name] = Rule(name, options, guard if section in config.settings else None)
+            if section not in built_in_rules() and not {'program', 'regex'} & set(config.settings[section]):
+                raise ValueError('has neither program nor regex' + near_rule(name))
+            if options['grace'] and not options['resets']:
+                raise ValueError('grace: means nothing without `resets`')
             if options['resets'] and 'rule ' + options['resets'] not in names:
                 raise ValueError('resets: there is no [rule %s]' % options['resets'])
         except ValueError as e:
@@ -4564,9 +4655,9 @@ def without(block, explained):
     return b''.join(parts) + block[at:]
 
 
-def as_message(raw):
+def as_message(raw, most=MESSAGE_LENGTH):
     """A message as text, without the kernel's stamp."""
-    text = raw[:MESSAGE_LENGTH].decode('utf-8', 'backslashreplace').rstrip()
+    text = raw[:most].decode('utf-8', 'backslashreplace').rstrip()
     return re.sub(r'^\[ *\d+\.\d+\] ', '', text)
 
 
@@ -4629,16 +4720,18 @@ def summarise(report, facts):
 
 
 def report_warnings(report, tally, facts, accounts, seconds, wall):
-    """What an owner must know: (text, lines of the log)."""
-    found = [] if facts['running'] else ['the daemon is not running: nobody is being banned']
+    """What an owner must know: {'text', 'details': [moment, line] of the log}."""
+    found = [] if facts['running'] else ['the daemon is not running: nobody is banned']
+    found += facts['wrong']
     banned = set(facts['bans']) | set(facts['until'])
     for (user, ip, jail), (n, when) in tally['guessed'].items():
         if n >= FEW or (user, ip) not in report.known:
             found.append('%s logged in from %s after %s (%s, %s)' % (
                 user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds)))
     for (user,), (n, networks, _, _) in tally['users'].items():
-        quiet = sum(name == user and net not in banned for net, name in tally['pairs'])
-        if user in accounts and quiet >= MANY_NETWORKS:
+        quiet = user in accounts and max(networks - len(banned), sum(
+            name == user and net not in banned for net, name in tally['pairs']))
+        if quiet >= MANY_NETWORKS:
             found.append('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
                          'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
     for (net, why), (n, last) in tally['ignored'].items():
@@ -4647,19 +4740,37 @@ def report_warnings(report, tally, facts, accounts, seconds, wall):
                 net, plural(n, 'time'), hour_text(wall(last), seconds), why))
     for row in noted_lines(tally, facts, wall):
         if row['level'] == 'warning':
-            found.append(('%s (%s)' % (row['text'], often(row, seconds)), [line for _, line in row['details']]))
+            found.append(('%s (%s)' % (row['text'], often(row, seconds)), row['details']))
+    mails = [(last, first, n, what) for (where, what), (n, first, last) in tally['incidents'].items() if where == 'mail']
+    if mails:
+        found.append('mail: %s (%s)' % (max(mails)[3], often({
+            'times': sum(row[2] for row in mails), 'first': wall(min(row[1] for row in mails)), 'last': wall(max(mails)[0])}, seconds)))
     for (where, what), (n, first, last) in tally['incidents'].items():
+        if where == 'mail':
+            continue
         found.append('%s: %s (%s)' % (where, what, often({'times': n, 'first': wall(first), 'last': wall(last)}, seconds)))
-    for source, lines, trouble in facts['sources']:
+    for source, open_for, trouble in facts['sources']:
         if trouble:
             found.append('%s: %s' % (source, trouble))
-        elif seconds >= SILENT and not tally['lines'].get((source,), [0])[0]:
+        elif min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]:
             found.append('%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds)))
+    for part in 'guessed', 'logins', 'ignored', 'incidents':
+        n = tally['counts'].get((part,), [0])[0]
+        if n:
+            found.append('%s: %s that are not told here; the log has them' % (part, format(n, ',') + ' more'))
     unmailed = tally['counts'].get(('unmailed',), [0])[0]
     if unmailed:
-        found.append('%s not sent, for there were more than `mailmax` in an hour' % plural(unmailed, 'mail was', 'mails were'))
-    return [{'text': text, 'details': details} for text, details in (
-        each if type(each) is tuple else (each, []) for each in found)]
+        found.append('%s not sent at once, for there were more than `mailmax` in an hour' % plural(unmailed, 'mail was', 'mails were'))
+    unsent = tally['counts'].get(('unsent',), [0])[0]
+    if unsent:
+        found.append('%s not sent at once, for sendmail failed four times' % plural(unsent, 'mail was', 'mails were'))
+    rows, kinds = [each if type(each) is tuple else (each, []) for each in found], collections.Counter()
+    ranks = []                       # how many of its kind stand before a row: no kind hides the others
+    for text, _ in rows:
+        kind = re.sub(r'\S*\d\S*', '', text)[-30:]
+        ranks.append(kinds[kind] // 4)
+        kinds[kind] += 1
+    return [{'text': text, 'details': details} for _, (text, details) in sorted(zip(ranks, rows), key=lambda row: row[0])]
 
 
 def often(row, seconds):
@@ -4676,8 +4787,8 @@ def span_text(row, seconds):
 def noted_lines(tally, facts, wall):
     """What rules have found."""
     def chosen(name, lines):
-        which = facts['details'].get(name, 'none')
-        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': lines[:1] + lines[1:][-1:]}[which]
+        which = facts['details'].get(name, 'none')             # built-in rules show none
+        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': ends(lines, 2)}[which]
     return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
                     'details': [[wall(when), line] for when, line in chosen(name, lines)]}
                    for (level, name, text), (n, first, last, lines) in tally['rules'].items()],
@@ -4697,7 +4808,7 @@ def other_lines(tally, wall):
         else:
             found.append(dict(rows[0], kinds=len(rows), times=sum(row['times'] for row in rows), text='%d different lines' % len(rows),
                               first=min(row['first'] for row in rows), last=max(row['last'] for row in rows)))
-    return sorted(found, key=lambda row: (row['level'] == '', -row['times'], row['program']))
+    return sorted(found, key=lambda row: (-LEVELS.get(row['level'], 0), -row['times'], row['program']))
 
 
 def hour_bars(tally, facts, wall):
@@ -4736,10 +4847,10 @@ def hour_text(when, seconds=0):
 def verdict_text(summary):
     """'2 warnings, 14 bans, 1 login'."""
     said = [plural(n, word) for n, word in (
-        (len(summary['warnings']), 'warning'), (summary['bans']['bans'], 'ban'),
+        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['other'] if row['level'] == 'err'), 'log error'), (summary['bans']['bans'], 'ban'),
         (sum(row['times'] for row in summary['logins']), 'login')) if n]
     failures, bans = summary['bans']['failures'], summary['bans']['bans']
-    return ', '.join(said + [plural(failures, 'failure')] * bool(failures and not bans)) or 'nothing to report'
+    return ', '.join(said + [plural(failures, 'failure')] * bool(failures and not bans)) or 'all quiet'
 
 
 def subject_text(summary):
@@ -4766,30 +4877,33 @@ def report_sections(summary, most=1.0):
         room = max(3, int(usual * most))
         return rows[:room], max(0, len(rows) - room)
 
+    def told(details):
+        return ['%s  %s' % (hour_text(when, seconds), line) for when, line in details]
+
+    def each(rows, usual, blocks):
+        shown, more = some(rows, usual)
+        return [block for row in shown for block in blocks(row)] + [('lines', ['+ %d more' % more] * bool(more))]
+
     def grid(head, rows, usual, row):
         shown, more = some(rows, usual)
         return 'table', (head, [[printable(str(cell)) for cell in row(each)] for each in shown], more)
-    period = '%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds))
-    about = [period, 'up ' + duration_text(summary['uptime'])]
-    about += [plural(summary['reboots'], 'reboot')] * bool(summary['reboots'])
-    about += [plural(summary['starts'], 'restart')] * bool(summary['starts'])
-    about += ['the clock was put %s by %s at %s' % ('forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])), hour_text(
-        step['when'], seconds)) for step in summary['steps'][:3]]
-    yield '%s: %s' % (summary['host'], verdict_text(summary)), '', [('lines', [' · '.join(about)])] + [
+    yield '%s: %s' % (summary['host'], verdict_text(summary)), '', [('lines', [about_text(summary)])] + [
         ('lines', ['An earlier mail may have told this already: banwatch ended before it knew whether that had gone.'])] * summary['repeat']
     if summary['warnings']:
-        shown, more = some(summary['warnings'], 16)
-        yield 'WARNING', '', [block for row in shown for block in (
-            ('warnings', [row['text']]), ('quiet', row['details']))] + [('lines', ['+ %d more' % more] * bool(more))]
+        yield 'WARNING', '', each(summary['warnings'], 16, lambda row: (
+            ('warnings', [row['text']]), ('quiet', told(row['details']))))
     if summary['logins']:
         yield 'LOGINS', '', [grid(('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
             'NEW' if row['new'] else '', row['user'], row['ip'], row['by'], row['times'], hour_text(row['last'], seconds)))]
     bans = summary['bans']
     if any(bans.values()):
-        said = [('failures', 'failures'), ('bans', 'new'), ('extended', 'extended'), ('ended', 'ended'),
-                ('lifted', 'lifted by hand'), ('active', 'active now')]
+        said = [plural(bans['failures'], 'failure')] * bool(bans['failures']) + [plural(bans['bans'], 'new ban')] * bool(bans['bans'])
+        said += ['%s %s' % (format(bans[key], ','), text) for key, text in (
+            ('extended', 'extended'), ('ended', 'ended'), ('lifted', 'lifted by hand'),
+            ('active', 'active now' if summary['running'] and summary['health']['firewall'] != ['none'] else 'on record, nobody is blocked'))
+                 if bans[key]]
         jails = [row for row in summary['jails'] if any(row[what] for what in JAIL_COUNTS + ('active',))]
-        yield 'BANS', ', '.join('%s %s' % (format(bans[key], ','), text) for key, text in said if bans[key]), [
+        yield 'BANS', ', '.join(said), [
             grid(('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
                 row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))] + [
             grid(('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12, lambda row: (
@@ -4810,27 +4924,44 @@ def report_sections(summary, most=1.0):
             ('lines', ['packets that the firewall has logged, by port: ' + ', '.join(
                 '%s %s' % (row['port'], format(row['packets'], ',')) for row in ports) + ' + %d more' % more * bool(more)])] * bool(ports)
     if summary['noted']:
-        shown, more = some(summary['noted'], 12)
-        yield 'NOTED', '', [block for row in shown for block in (
-            ('lines', ['%s (%s)' % (row['text'], often(row, seconds))]), ('quiet', [line for _, line in row['details']]))] + [
-            ('lines', ['+ %d more' % more] * bool(more))]
+        yield 'NOTED', '', each(summary['noted'], 12, lambda row: (
+            ('lines', ['%s (%s)' % (row['text'], often(row, seconds))]), ('quiet', told(row['details']))))
     if summary['other']:
-        shown, more = some(summary['other'], 14)
-        kinds = sum(row['kinds'] for row in summary['other'])
-        yield 'OTHER LOG LINES', '%s of %s that no jail and no rule explains' % (
-            plural(sum(row['times'] for row in summary['other']), 'line'), plural(kinds, 'kind')), [
-            block for row in shown for block in (
-                ('warnings' if row['level'] else 'lines', ['%s × %s: %s' % (format(row['times'], ','), row['program'] or '(no program)', row['text'])]),
-                ('quiet', ['%s  %s' % (span_text(row, seconds), row['example'])]))] + [('lines', ['+ %d more' % more] * bool(more))]
-    health = summary['health']
-    rate = health['lines'] / max(1, seconds)
+        lines, kinds = (sum(row[what] for row in summary['other']) for what in ('times', 'kinds'))
+        note = '%s of %s that no jail and no rule explains' % (plural(lines, 'line'), plural(kinds, 'kind'))
+        yield 'OTHER LOG LINES', note, each(summary['other'], 14, lambda row: other_blocks(row, seconds))
+    yield 'HEALTH', '', [('lines', [health_text(summary['health'], seconds)])]
+
+
+def other_blocks(row, seconds):
+    """A group of other log lines: what they have in common, and one of them, if that says more."""
+    alone = row['times'] == 1 or row['text'] == row['example']
+    kind = {'err': 'warnings', 'warn': 'warnings'}.get(row['level'], 'lines')
+    text = '%s × %s%s: %s%s' % (format(row['times'], ','), row['program'] or '(no program)', ' ' + row['level'] if row['level'] else '',
+                                row['example'] if alone else row['text'], ' (%s)' % span_text(row, seconds) if alone else '')
+    return (kind, [text]), ('quiet', [] if alone else ['%s  %s' % (span_text(row, seconds), row['example'])])
+
+
+def about_text(summary):
+    """'Thu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d · 1 reboot'."""
+    seconds = summary['seconds']
+    said = ['%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds)),
+            'up ' + duration_text(summary['uptime'])]
+    said += [plural(summary['reboots'], 'reboot')] * bool(summary['reboots'])
+    said += [plural(summary['starts'], 'restart')] * bool(summary['starts'])
+    return ' · '.join(said + ['the clock was put %s by %s at %s' % (
+        'forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])), hour_text(step['when'], seconds))
+        for step in summary['steps'][:3]])
+
+
+def health_text(health, seconds):
+    """'1,234 lines read, 0.01 a second · 24,680 kB of memory · firewall nft'."""
+    rate, let_go = health['lines'] / max(1, seconds), sum(health['let_go'].values())
     said = ['%s read, %s a second' % (plural(health['lines'], 'line'), format(rate, ',.2f' if rate < 10 else ',.0f'))]
     said += ['%s kB of memory' % format(health['memory'], ',')] * bool(health['memory'])
     said += ['%s kB of state written' % format(-(-health['written'] // 1000), ',')] * bool(health['written'])
     said += ['firewall ' + ' and '.join(health['firewall'])] * bool(health['firewall'])
-    let_go = sum(health['let_go'].values())
-    said += ['%s too many to be told one by one' % format(let_go, ',')] * bool(let_go)
-    yield 'HEALTH', '', [('lines', [' · '.join(said)])]
+    return ' · '.join(said + ['%s too many to be told one by one' % format(let_go, ',')] * bool(let_go))
 
 
 def moment_text(when):
@@ -4843,7 +4974,7 @@ def until_text(until, now):
 
 def names_text(row):
     """Names that were tried by an address; those that may be passwords are a number."""
-    hidden = '%d not shown' % row['hidden'] if row['hidden'] else ''
+    hidden = plural(row['hidden'], 'possible password') if row['hidden'] else ''
     return ', '.join(row['users'][:5] + [hidden] * bool(hidden))
 
 
@@ -4878,7 +5009,7 @@ def wrapped(text):
 
 
 def table_lines(head, rows, more):
-    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]
+    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]             # 39: an IPv6 address
     for n, line in enumerate(table(head, rows)):
         yield 'head' if n == 0 else '', shortened('  ' + line, TEXT_WIDTH)
     if more:
@@ -4887,13 +5018,14 @@ def table_lines(head, rows, more):
 
 def chart_lines(bars, height=4):
     highest = max(1, max(bar['failures'] for bar in bars))
-    wide = 2 if len(bars) > 25 else 3
+    wide = 2 if len(bars) > 25 else 3              # columns a bar: a day of hours, and the begun one, in TEXT_WIDTH
     for level in reversed(range(height)):
         eighths = [max(0, min(8, round(bar['failures'] * 8 * height / highest) - 8 * level)) for bar in bars]
         yield 'bar', ('  ' + ''.join(EIGHTHS[max(n, level == 0 and bar['failures'] > 0)] * (wide - 1) + ' '
                                      for n, bar in zip(eighths, bars))).rstrip()
-    labels = [bar_label(bar) if n % (1 if wide > 2 and bars[0]['hours'] == 1 else 3) == 0 else '' for n, bar in enumerate(bars)]
-    yield 'head', shortened('  ' + ''.join(label.ljust(wide) if n % 3 or wide > 2 else label.ljust(wide) for n, label in enumerate(labels)), TEXT_WIDTH).rstrip()
+    every = 1 if wide > 2 and bars[0]['hours'] == 1 else 3
+    labels = [bar_label(bar) if n % every == 0 else '' for n, bar in enumerate(bars)]
+    yield 'head', ('  ' + ''.join(label.ljust(wide) for label in labels)).rstrip()
 
 
 def bar_label(bar):
@@ -4904,7 +5036,7 @@ def report_text(summary, most=1.0):
     """The summary as plain text, TEXT_LINES lines at most."""
     if is_empty(summary):
         about = list(itertools.takewhile(bool, (line.strip() for _, line in text_lines(summary))))[1:]
-        return '\n'.join([shortened('%s: nothing to report.' % printable(summary['host']), TEXT_WIDTH)] + about + [''])
+        return '\n'.join([shortened('%s: all quiet, nothing to report.' % printable(summary['host']), TEXT_WIDTH)] + about + [''])
     found = [line for _, line in text_lines(summary, most)]
     if len(found) > TEXT_LINES:
         found = found[:TEXT_LINES - 1] + ['+ %d more lines' % (len(found) - TEXT_LINES + 1)]
@@ -4953,9 +5085,9 @@ def escaped(text):
 def tiles(summary):
     """The numbers that are looked at first."""
     bans = summary['bans']
-    return '<div class="k">%s</div>' % ''.join('<p><b>%s</b>%s</p>' % (format(n, ','), word) for n, word in (
-        (len(summary['warnings']), 'warnings'), (sum(row['times'] for row in summary['logins']), 'logins'), (bans['failures'], 'failures'),
-        (bans['bans'], 'bans'), (bans['active'], 'active now')))
+    return '<div class="k">%s</div>' % ''.join('<p><b>%s</b>%s</p>' % (format(n, ','), word + 's' * (n != 1 and word != 'active')) for n, word in (
+        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['logins']), 'login'), (bans['failures'], 'failure'),
+        (bans['bans'], 'ban'), (bans['active'], 'active')))
 
 
 def table_html(head, rows, more):
@@ -4993,10 +5125,13 @@ def mime_message(headers, plain, html=''):
     return '\n'.join(out + ['--%s--' % boundary, ''] * bool(html))
 
 
+UNPLAIN = re.compile(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
+
+
 def mail_header(name, value):
     """One line of a header, folded; whatever is not ASCII stands in encoded words (RFC 2047)."""
     found, line = [], name + ':'
-    for n, piece in enumerate(re.split(r'((?:\S*[^ -~]\S*|\S*=\?\S*)(?: (?:\S*[^ -~]\S*|\S*=\?\S*))*)', ' '.join(printable(value).split()))):
+    for n, piece in enumerate(UNPLAIN.split(' '.join(printable(value).split()))):
         for word in encoded_words(piece) if n % 2 else piece.split():
             if len(line) + 1 + len(word) > 76 and line != name + ':':
                 found.append(line)
@@ -5006,24 +5141,24 @@ def mail_header(name, value):
 
 
 def encoded_words(text):
+    """Yields encoded words, none of which ends within a letter."""
     raw, start = [c.encode() for c in text], 0
     for end in range(1, len(raw) + 1):
-        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:         # 76 with `Subject: `, at most
+        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:         # 39 become 64; a line is 76 at most
             yield '=?utf-8?b?%s?=' % binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
             start = end
 
 
 def report_mail(summary, settings, now, chance):
     """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of [report]."""
+    headers = headers_of(settings, summary['host'], subject_text(summary), now, chance)
     for most in (1.0, 0.5, 0.25, 0):
-        made = mime_message(headers_of(settings, summary['host'], subject_text(summary), now, chance),
-                       report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
+        made = mime_message(headers, report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
         if len(made) <= MAIL_BYTES:
             return made
     lines = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
     for kept in range(len(lines), 0, -5):
-        made = mime_message(headers_of(settings, summary['host'], subject_text(summary), now, chance),
-                            '\n'.join(lines[:kept] + ['+ more, see: banwatch.py report', ''] * (kept < len(lines))))
+        made = mime_message(headers, '\n'.join(lines[:kept] + ['+ more, see: banwatch.py report', ''] * (kept < len(lines))))
         if len(made) <= MAIL_BYTES:
             break
     return made
@@ -5083,8 +5218,11 @@ def dump_bans(bans, clocks):
 
 def dump_kept(bans, report, clocks):
     """The kept state as text, at most KEPT_BYTES: the report, the longest bans and the latest history first."""
-    state = dict(dump_bans(bans, clocks), report=report.dump(clocks[1], kept=True))
-    room = KEPT_BYTES - 200 - len(json.dumps(state['report'], separators=(',', ':')))
+    for most in KEPT_ROWS, KEPT_ROWS // 4, 1:      # what an attacker has filled leaves room for the bans
+        state = dict(dump_bans(bans, clocks), report=report.dump(clocks[1], True, most))
+        room = KEPT_BYTES - 200 - len(json.dumps(state['report'], separators=(',', ':')))
+        if room > KEPT_BYTES / 2:
+            break
     for part in ('bans', 'history'):
         rows = []
         for row in state[part]:
@@ -5110,9 +5248,7 @@ def elapsed(state, clocks):
 
 def moment(value, least=-1e10):
     """A number of seconds as it stands in a state file; ValueError for anything else."""
-    if type(value) not in (int, float) or not least <= value <= 1e10:
-        raise ValueError('no time: %r' % (value,))
-    return value
+    return number_of(value, least, 1e10)
 
 
 def load(text, clocks):
@@ -6336,7 +6472,7 @@ def ask(config, request):
 
 STOP_SECONDS = 4                     # procd kills after 5
 BY_HAND = 'by hand'
-STEP = 2                             # seconds that a clock may go wrong in a minute, without having been set
+STEP = 2                             # seconds by which the wall clock may have been set without a word
 MOST_CUT = 256                       # networks at a time: for each, conntrack goes through all connections
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 
@@ -6375,14 +6511,14 @@ class Kernel:
         self.uncut = ''              # why such ones could not be ended
         self.waiting, self.served = [], []         # to be called with `trouble` when all is done
         self.tell = self.tell_drops = None         # of what went wrong here; of (jails, packets that were dropped)
-        self.counted = {}            # rule -> packets, when the kernel was looked at last
+        self.counted = None          # (jails, rule) -> packets, when the kernel was looked at last
         self.parties = {}            # Door -> the jails that shut it
         for jail, door in firewall.doors.items():
             self.parties.setdefault(door, []).append(jail)
         if before:                                 # who waits for that one waits for us now
             self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
             before.take_changes()
-            self.new, self.worked = before.new, before.worked
+            self.new, self.worked, self.counted = before.new, before.worked, before.counted
 
     def engaged(self):
         """Is something under way in this place?"""
@@ -6480,12 +6616,13 @@ class Kernel:
 
     def count(self, counters):
         """Tells how many packets rules have dropped since they were looked at last. What is changed in between
-        may begin to count anew, and what it had counted since then is lost."""
+        may begin to count anew, and what it had counted since then is lost. What was there before the first look
+        has been told by a daemon that was killed."""
         before, self.counted = self.counted, counters
-        for rule, packets in counters.items() if self.tell_drops else ():
-            new = packets - before.get(rule, 0) if packets >= before.get(rule, 0) else packets
-            if new:
-                self.tell_drops(rule[0], new)
+        for (jails, rule), packets in counters.items() if self.tell_drops and before is not None else ():
+            known = before.get((jails, rule), 0)
+            if packets != known:
+                self.tell_drops(jails, packets - known if packets > known else packets)
 
     def complain(self, problem, what_now=''):
         self.log('%s%s' % (named(self.firewall.name, problem), what_now))
@@ -6750,7 +6887,7 @@ class Reporter:
         self.busy = False            # is a summary on its way?
         self.waiting = []            # to be called with what has become of it
         self.attempts, self.retry, self.trouble = 0, None, ''
-        self.alerts = []             # [wall, text, line] for the next mail at once
+        self.alerts = []             # (wall, text, line) for the next mail at once
         self.alerted = []            # when such mails went, in the last hour
         self.posting = False
 
@@ -6784,20 +6921,19 @@ class Reporter:
             return self.ended('the clock is not set yet', summary)
         if is_empty(summary) and (not self.settings['empty'] or report.last is not None and now - report.last < DAY / 2):
             return self.skip(summary)
+        text = report_mail(summary, self.settings, self.machine.wall(), self.machine.chance())
         self.busy = True
         report.send(now)
         self.keep()                                # says that it is on its way
-        text = report_mail(summary, self.settings, self.machine.wall(), self.machine.chance())
         self.machine.run(self.command(text), lambda problem, output: self.ended(problem, summary), MAIL_SECONDS)
 
     def skip(self, summary):
-        """There is nothing to tell. A period ends nevertheless, unless it has hardly begun."""
+        """There is nothing to tell: with `empty = no` a period ends without a mail; else it has hardly begun, and goes on."""
         self.attempts, self.trouble, self.report.owed = 0, '', False
         if not self.settings['empty']:
             self.report.send(self.machine.ticks())
             self.report.gone(self.machine.ticks())
             self.keep()
-        self.report.owed = False
         self.answer({'sent': '', 'why': 'nothing to report since %s' % moment_text(summary['from']), 'summary': summary})
 
     def ended(self, problem, summary):
@@ -6854,7 +6990,7 @@ class Reporter:
                     self.machine.log('report: a mail at once was not sent: %s; it is tried again' % problem)
                 if tries < 3:
                     return self.loop.after(MINUTE, lambda: self.post(tries + 1))
-                self.tally.count('unmailed', len(alerts))
+                self.tally.count('unsent', len(alerts))
             self.alerts = self.alerts[len(alerts):]
             self.posting = False
             self.post()
@@ -6876,7 +7012,7 @@ def facts_of(machine, bans, **more):
     return dict({
         'host': machine.host(), 'now': now, 'wall': machine.wall(), 'uptime': now, 'accounts': machine.accounts(),
         'active': dict(collections.Counter(ticket.jail for ticket in bans.tickets.values())), 'until': until, 'bans': times,
-        'running': False, 'sources': [], 'firewall': [], 'memory': 0, 'details': {}}, **more)
+        'running': False, 'wrong': [], 'sources': [], 'firewall': [], 'memory': 0, 'details': {}}, **more)
 
 
 class Daemon:
@@ -7146,19 +7282,17 @@ class Daemon:
             return min(now, now - wall + when)
 
         self.look_at_clock(now, wall)
+        tally = self.reporter.tally
         if age != OLD:
-            self.reporter.tally.note('lines', (source.what,), block.count(b'\n'))
+            tally.note('lines', (source.what,), block.count(b'\n'))
         block, explained = self.jails.tidied(source.spec, block), [] if self.digest.other and age != OLD else None
         for jail, seen in self.jails.scan_tidy(source.spec, block, own_time if age else lambda date: now, wall, explained):
             if seen.when > now - jail.options['findtime']:
-                self.weigh(jail, seen, self.reporter.tally)
-        if age != OLD and (explained is not None or self.digest.rules):
-            for rule, text, line in self.digest.read(block, [] if explained is None else explained, self.reporter.tally, now):
+                self.weigh(jail, seen, tally)
+        if age != OLD and (self.digest.other or self.digest.rules):
+            for rule, text, line in self.digest.read(block, explained or [], tally, now):
                 if not self.dry_run:
                     self.reporter.alert(text, line)
-        if self.reporter.tally.news:
-            self.changed = self.unkept = True
-            self.reporter.tally.news = False
         self.tell_troubles()
 
     def look_at_clock(self, now, wall):
@@ -7166,6 +7300,7 @@ class Daemon:
         step = wall - now - self.offset
         if abs(step) > STEP:
             self.offset += step
+            self.reporter.tally.hour_end = 0       # the hours of the wall clock begin at other moments now
             self.reporter.tally.note('steps', (now,), round(step))
             self.machine.log('the clock was put %s by %s' % ('forward' if step > 0 else 'back', duration_text(abs(step))))
         self.reporter.tally.clock(now, wall)
@@ -7178,7 +7313,7 @@ class Daemon:
             self.ban(jail, offence.network, offence.seconds, offence.failures, offence.evidence)
 
     def tell_troubles(self):
-        """Names a filter that a regex has run away in, once."""
+        """Names a filter or a rule that a regex has run away in, once."""
         for jail in self.jails.watching():
             if jail.filter.trouble:
                 self.note(jail.name, jail.filter.trouble)
@@ -7207,25 +7342,26 @@ class Daemon:
             each.ban(ticket, known)
         verb = ('would ban' if self.dry_run else 'ban') if not known else (
             'extend' if later(end, ticket.until) == ticket.until else 'shorten')
-        self.count_ban(jail.name, now, [0, 0] + [int(not known), int(known and verb == 'extend')] + [0, 0])
-        why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else 'by hand'
+        if verb != 'shorten':
+            self.count_ban(jail.name, 'extended' if known else 'bans', now)
+        why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else BY_HAND
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
         if not known and failures:
             for other, seen in self.jails.after_ban(jail, network, now):
                 self.weigh(other, seen)
         return ''
 
-    def count_ban(self, jail, now, cell):
-        """Adds to the counts of a jail, see JAIL_COUNTS."""
-        self.reporter.tally.note('jails', (jail,), *cell)
-        self.reporter.tally.clock(now, self.machine.wall())
-        self.reporter.tally.hour[1] += cell[2]
+    def count_ban(self, jail, what, now):
+        """Counts what has become of a ban (one of JAIL_COUNTS), and new ones by the hour, too."""
+        tally = self.reporter.tally
+        tally.count_jail(jail, what)
+        tally.clock(now, self.machine.wall())
+        tally.hour[1] += what == 'bans'
 
     def unban(self, ticket, why):
         """The door out."""
         if self.bans.remove(ticket.key):
-            by_hand = why == BY_HAND
-            self.count_ban(ticket.jail, self.machine.ticks(), [0, 0, 0, 0, int(not by_hand), int(by_hand)])
+            self.count_ban(ticket.jail, 'lifted' if why == BY_HAND else 'ended', self.machine.ticks())
             self.changed = self.unkept = True
             for each in self.tellable(ticket.network):
                 each.unban(ticket)
@@ -7285,6 +7421,9 @@ class Daemon:
 
     def set_timers(self, now):
         """Wakes us up for the next end of a ban, and for the files if they are behind."""
+        if self.reporter.tally.news:
+            self.changed = self.unkept = True
+            self.reporter.tally.news = False
         ticket = self.bans.next_end()
         if ticket and (not self.next_timer or self.next_timer.time != ticket.until):
             self.loop.cancel(self.next_timer)
@@ -7345,7 +7484,7 @@ class Daemon:
                 where = config.where('banwatch', name)
                 raise Problem('%s: a new `%s` needs a restart' % (where, name), os.EX_CONFIG)
         jails.adopt(self.jails)
-        for name in self.jails.by_name:
+        for name in list(self.jails.by_name) + ['rule ' + name for name in self.digest.rules]:
             self.troubles.pop(name, None)
         digest.adopt(self.digest)
         self.jails, self.config, self.digest = jails, config, digest
@@ -7386,6 +7525,8 @@ class Daemon:
     def finish(self):
         """Ends the loop; whoever has asked for that is told."""
         self.stopping = True
+        if self.reporter.tally.news and not self.dry_run:      # the last packets that were dropped
+            self.save_all()
         for reply in self.farewells:
             reply({'left': self.left_behind})
         if self.control:
@@ -7506,9 +7647,9 @@ class Daemon:
     def facts(self):
         self.look_at_clock(self.machine.ticks(), self.machine.wall())
         return facts_of(
-            self.machine, self.bans, running=self.control is not None or self.dry_run, memory=self.machine.memory()[0],
-            sources=[(s.what, s.lines, s.trouble) for s in self.sources.values()], firewall=[k.firewall.name for k in self.kernels],
-            details={name: rule.options['details'] for name, rule in self.digest.rules.items()})
+            self.machine, self.bans, wrong=self.nameless(), running=self.control is not None or self.dry_run, memory=self.machine.memory()[0],
+            sources=[(s.what, self.machine.ticks() - s.since, s.trouble) for s in self.sources.values()], firewall=[k.firewall.name for k in self.kernels],
+            details={name: rule.options['details'] for name, rule in list(self.digest.rules.items()) + list(self.digest.built_in.items())})
 
     def when_settled(self, tickets, reply):
         """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets; None: of all."""
@@ -7632,15 +7773,17 @@ class Daemon:
                 'tracked': sum(key[0] == jail.name for key in self.fails.recent),
                 'banned': sum(key[0] == jail.name for key in self.bans.tickets), 'bans': jail.banned}
 
+    def nameless(self):
+        """Lines on jails whose daemons log names where addresses should be."""
+        return ['%s: %s named a host instead of an address; names are not looked up (sshd: set `UseDNS no`)' % (
+            jail.name, plural(jail.filter.names, 'failure')) for jail in self.jails.watching() if jail.filter.names]
+
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
         found = ['%s: %s' % (path, text) for path, text in self.troubles.items()]
         found += [named(each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
         found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
-        for jail in self.jails.watching():
-            if jail.filter.names:
-                found.append('%s: %s named a host instead of an address; names are not looked up' % (
-                    jail.name, plural(jail.filter.names, 'failure')))
+        found += self.nameless()
         if self.reporter.trouble:
             found.append('report: not sent: %s' % self.reporter.trouble)
         if self.bans.dropped:
@@ -7796,12 +7939,15 @@ def report(conf, options, words):
     except Problem as e:
         if e.code != os.EX_UNAVAILABLE or 'send' in options and 'no daemon is running' not in str(e):
             raise                                  # one that dies meanwhile comes back, and finds its place taken
-        answer = without_daemon(Quiet(), config, e, 'send' in options)
+        answer = without_daemon(config, e, 'send' in options)
     summary = answer['summary']
     if options.get('html') == '-':
         print(report_page(summary), end='')
     elif 'html' in options:
-        Machine().replace(os.path.abspath(options['html']), report_page(summary), config.get('report', 'htmlmode'))
+        path = os.path.realpath(options['html'])   # a link stays one
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise Problem('%s: is no file (- is standard output)' % printable(options['html']))
+        Machine().replace(path, report_page(summary), config.get('report', 'htmlmode'))
     if answer.get('problem'):
         raise Problem('not sent: %s (%s)' % (printable(answer['problem']), remedy(answer['problem'])))
     if 'json' in options:
@@ -7813,14 +7959,14 @@ def report(conf, options, words):
 
 def remedy(problem):
     """What to do about a mail that did not go."""
-    if 'not installed' in problem or 'No such file' in problem:
+    if 'not installed' in problem or re.fullmatch(r'\S+: No such file or directory', problem):
         return 'install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` in [report]; nothing is lost'
     return 'it is kept, the daemon tries again' if problem.startswith('the clock') else (
-        'see the set-up of your sendmail, /etc/msmtprc for msmtp-mta; it is kept, the daemon tries again')
+        'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta; it is kept, the daemon tries again')
 
 
 class Quiet(Machine):
-    """A machine whose doings only their results tell of."""
+    """A machine that logs nothing: the command's answer says what became of it."""
 
     def log(self, text):
         pass
@@ -7841,33 +7987,39 @@ def for_terminal(styled, terminal):
         yield '\033[%sm%s\033[0m' % (colours[style], line) if line and style in colours else line
 
 
-def without_daemon(machine, config, absent, send):
+def without_daemon(config, absent, send):
     """The answer to `report` while no daemon runs, from the state files; `absent` is the Problem if there are none."""
-    if not send:
-        state = None
-        for path in (os.path.join(config['runtime'], 'state.json'), config['state']):
-            try:
-                text = None if state else machine.recall(path)
-                state = load(text, machine.clocks()) if text else state
-            except (ValueError, RecursionError):
-                pass
-        if state is None:
-            raise absent
-        bans = Bans(len(state.tickets) + len(state.history) + 1)
-        for key, (n, last) in state.history.items():
-            bans.remember(key, n, last)
-        for ticket in state.tickets:
-            if ticket.left(machine.ticks()):
-                bans.put(ticket, machine.ticks())
-        return {'summary': summarise(state.report, facts_of(machine, bans))}
-    if not any(machine.age(path) is not None for path in (os.path.join(config['runtime'], 'state.json'), config['state'])):
-        raise absent
+    machine, paths = Quiet(), [os.path.join(config['runtime'], 'state.json'), config['state']]
+    if send and any(machine.age(path) is not None for path in paths):
+        return send_without_daemon(machine, config)
+    for path in paths if not send else ():
+        try:
+            return {'summary': summary_in(load(machine.recall(path) or '', machine.clocks()), machine)}
+        except (ValueError, RecursionError):       # absent, or not ours to trust
+            pass
+    raise absent
+
+
+def summary_in(state, machine):
+    """The summary that a Restored state holds."""
+    bans = Bans(len(state.tickets) + len(state.history) + 1)
+    for key, (n, last) in state.history.items():
+        bans.remember(key, n, last)
+    for ticket in state.tickets:
+        if ticket.left(machine.ticks()):
+            bans.put(ticket, machine.ticks())
+    return summarise(state.report, facts_of(machine, bans))
+
+
+def send_without_daemon(machine, config):
+    """The answer of a daemon that does nothing but mail."""
     machine.folder(config['runtime'])
     if not machine.lock(os.path.join(config['runtime'], 'lock')):
         raise Problem('a daemon is running, but does not answer')
     daemon, answers = Daemon(machine, config), []
     daemon.restore()
-    pair = listen_to_signals(machine.loop, daemon.signalled)
+    # a terminal that closes is no wish for a new conf, which would read the log
+    pair = listen_to_signals(machine.loop, lambda number: number == signal.SIGHUP or daemon.signalled(number))
     daemon.reporter.send(answers.append)
     while not answers and not daemon.ending:
         machine.loop.wait(machine.loop.due())

@@ -313,6 +313,7 @@ def test_a_runtime_folder_whose_socket_cannot_be_made_is_one_line(tmp_path):
     assert done.returncode == 1 and 'path too long' in done.stderr and 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_five_thousand_networks_fit_into_one_command(running):
     nets = ['%d.%d.%d.0/24' % (20 + n % 100, n // 100 % 200, n // 20000) for n in range(5000)]
     done = running('ban', *nets)

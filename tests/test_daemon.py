@@ -428,7 +428,7 @@ def test_bans_by_hand_have_a_section_of_their_own(make):
 
 def test_failures_that_name_a_host_are_told(house):
     house.write('Nov 20 13:00:00 h sshd[1]: error: PAM: Authentication failure for root from host.example\n')
-    assert house.ask('status')['wrong'] == ['sshd: 1 failure named a host instead of an address; names are not looked up']
+    assert house.ask('status')['wrong'] == ['sshd: 1 failure named a host instead of an address; names are not looked up (sshd: set `UseDNS no`)']
 
 
 def test_a_failing_firewall_is_told_once_shown_and_tried_again_and_nothing_is_lost(walled):

@@ -156,7 +156,7 @@ def test_the_subject_carries_the_verdict():
         tally.login('sshd', '192.0.2.7', '192.0.2.7', 'root', now, '')
     made = summary(day, host='OpenWrt', wall=1795240800.0)
     assert re.fullmatch(r'\[OpenWrt\] 2 warnings, 14 bans, 1 login — (Fri 20|Sat 21) Nov', mail(made)[1]['Subject'])
-    assert mail(summary())[1]['Subject'].startswith('[router] nothing to report — ')
+    assert mail(summary())[1]['Subject'].startswith('[router] all quiet — ')
 
 
 def test_the_two_bodies_are_alternatives_text_first_and_decode_to_what_was_written():
@@ -271,7 +271,7 @@ def test_a_mail_without_news_is_two_lines_of_plain_text():
     text, message = mail(summary(host='OpenWrt'))
     assert message.get_content_type() == 'text/plain' and not message.defects
     lines = message.get_content().strip().split('\n')
-    assert len(lines) == 2 and lines[0] == 'OpenWrt: nothing to report.' and '1d · up' in lines[1]
+    assert len(lines) == 2 and lines[0] == 'OpenWrt: all quiet, nothing to report.' and '1d · up' in lines[1]
 
 
 # --- [report] in the conf
@@ -560,7 +560,7 @@ def test_a_stop_while_it_is_on_its_way_is_like_a_crash(desk):
 def test_an_empty_day_is_a_mail_of_two_lines_or_none(make):
     desk = make()
     desk.quiet_day()
-    assert desk.send()['sent'].startswith('[router] nothing to report')
+    assert desk.send()['sent'].startswith('[router] all quiet')
     assert len(desk.mails()[0].get_content().strip().split('\n')) == 2
     desk.text = '[report]\nempty = no\n'
     desk.ask('reload')
@@ -578,7 +578,7 @@ def test_cron_that_runs_twice_sends_one_mail(desk):
     assert not desk.send()['sent']
     desk.quiet_day(DAY / 2 + 10)
     assert desk.send()['sent'] and desk.summary()['seconds'] == 0
-    assert desk.subjects() == ['5 failures —', 'nothing to report —'] and '1d' in desk.mails()[1].get_content()
+    assert desk.subjects() == ['5 failures —', 'all quiet —'] and '1d' in desk.mails()[1].get_content()
 
 
 def test_a_clock_that_is_put_back_over_the_time_of_the_mail_sends_it_once(desk):
@@ -681,7 +681,7 @@ def test_mailmax_an_hour_is_all_and_the_rest_is_told_as_a_number(make):
         desk.log('fire at %d' % n)
         desk.pass_time(MINUTE)
     assert desk.subjects() == ['fire at 0', 'fire at 1']
-    assert any('3 mails were not sent, for there were more than `mailmax` in an hour' in row['text'] for row in desk.summary()['warnings'])
+    assert any('3 mails were not sent at once, for there were more than `mailmax` in an hour' in row['text'] for row in desk.summary()['warnings'])
     desk.pass_time(HOUR)
     desk.log('fire at 6')
     assert desk.subjects()[2:] == ['fire at 6']

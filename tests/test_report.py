@@ -536,7 +536,7 @@ def test_details_says_which_lines_are_shown(which, shown):
     for n, word in enumerate(('one', 'two', 'three')):
         read(made, 'p: ' + word, tally=report.tally, now=NOW - 10 + n)
     row, = summary(report, details={name: rule.options['details'] for name, rule in made.rules.items()})['noted']
-    assert row['details'] == [[WALL - 10 + n, HEAD + 'p: ' + word] for n, word in enumerate(('one', 'two', 'three')) if word in shown]
+    assert row['details'] == [[WALL - 10 + n, 'p: ' + word] for n, word in enumerate(('one', 'two', 'three')) if word in shown]
     assert row['times'] == 3
 
 
@@ -683,7 +683,7 @@ def test_without_other_neither_built_in_rules_nor_the_grouping_run():
     ('text = <b>\nregex = x\n', '<b> means nothing here'), ('resets = nobody\nregex = x\n', 'there is no [rule nobody]'),
     ('regex = <HOST> and <HOST>\n', 'more than one <HOST>')])
 def test_what_is_wrong_with_a_rule_is_said_with_its_line(rule, said):
-    made, problems = banwatch.read_config('\n[rule r]\n' + rule, 'test.conf')
+    made, problems = banwatch.read_config('\n[rule r]\n' + rule + 'program = p\n' * ('program' not in rule), 'test.conf')
     problems += banwatch.make_digest(made)[1]
     assert len(problems) == 1 and said in problems[0] and problems[0].startswith('test.conf:3: ')
 
@@ -986,11 +986,12 @@ def test_guessing_that_hides_behind_many_addresses(user, addresses, banned, warn
 
 
 def test_a_source_that_is_silent_and_one_that_has_failed():
-    quiet, spoken, broken = ('/log', 0, ''), ('/other', 0, ''), ('fifo:/x', 0, 'No such file')
+    quiet, spoken, broken = ('/log', banwatch.DAY, ''), ('/other', banwatch.DAY, ''), ('fifo:/x', banwatch.DAY, 'No such file')
+    new = '/new', banwatch.SILENT - 1, ''
     for seconds, said in ((banwatch.SILENT - 1, []), (banwatch.SILENT, ['/log: not a line for 12h: is it still the log? (see `source`)'])):
         report = begun(seconds)
         report.tally.note('lines', ('/other',), 5)
-        assert warnings(report, sources=[quiet, spoken, broken]) == said + ['fifo:/x: No such file']
+        assert warnings(report, sources=[quiet, spoken, new, broken]) == said + ['fifo:/x: No such file']
 
 
 def test_incidents_of_the_firewall_the_state_and_the_mail():
@@ -998,7 +999,7 @@ def test_incidents_of_the_firewall_the_state_and_the_mail():
     for when in (NOW - 1800, NOW - 60):
         report.tally.note('incidents', ('nft', 'repaired'), 1, when, when)
     report.tally.note('incidents', ('mail', 'no route'), 1, NOW, NOW)
-    assert warnings(report) == ['nft: repaired (2 times, 07:30–07:59)', 'mail: no route (08:00)']
+    assert warnings(report) == ['mail: no route (08:00)', 'nft: repaired (2 times, 07:30–07:59)']
 
 
 def test_rules_warn_with_their_lines_and_info_does_not():
@@ -1006,15 +1007,15 @@ def test_rules_warn_with_their_lines_and_info_does_not():
     report.tally.note('rules', ('warning', 'r', 'it burns'), 1, NOW, NOW, [[NOW, 'a line']])
     report.tally.note('rules', ('info', 'i', 'all is well'), 1, NOW, NOW, [])
     told = summary(report, details={'r': 'all'})
-    assert told['warnings'] == [{'text': 'it burns (08:00)', 'details': ['a line']}]
+    assert told['warnings'] == [{'text': 'it burns (08:00)', 'details': [[WALL, 'a line']]}]
     assert [row['text'] for row in told['noted']] == ['all is well']
 
 
 def test_mails_that_were_too_many_and_a_daemon_that_does_not_run():
     report = begun()
     report.tally.count('unmailed', 3)
-    assert warnings(report, running=False) == ['the daemon is not running: nobody is being banned',
-                                               '3 mails were not sent, for there were more than `mailmax` in an hour']
+    assert warnings(report, running=False) == ['the daemon is not running: nobody is banned',
+                                               '3 mails were not sent at once, for there were more than `mailmax` in an hour']
 
 
 def test_new_logins_come_first():
@@ -1154,7 +1155,7 @@ def test_tables_end_in_how_many_more_there_are():
 def test_an_empty_day_has_two_lines():
     report = banwatch.Report(NOW - banwatch.DAY)
     report.tally.note('lines', ('/log',), 500)
-    assert text(report) == 'router: nothing to report.\nThu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d\n'
+    assert text(report) == 'router: all quiet, nothing to report.\nThu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d\n'
 
 
 def test_what_an_empty_day_lacks_makes_it_a_day_to_be_told():
@@ -1166,7 +1167,7 @@ def test_what_an_empty_day_lacks_makes_it_a_day_to_be_told():
 
 
 @pytest.mark.parametrize('warned, bans, logins, failures, said', [
-    (2, 14, 1, 99, '2 warnings, 14 bans, 1 login'), (0, 0, 0, 0, 'nothing to report'), (1, 0, 0, 0, '1 warning'), (0, 0, 0, 7, '7 failures'),
+    (2, 14, 1, 99, '2 warnings, 14 bans, 1 login'), (0, 0, 0, 0, 'all quiet'), (1, 0, 0, 0, '1 warning'), (0, 0, 0, 7, '7 failures'),
     (0, 1, 2, 5, '1 ban, 2 logins'), (0, 0, 1200, 1, '1,200 logins, 1 failure')])
 def test_the_verdict_says_the_most_in_few_words(warned, bans, logins, failures, said):
     report = begun()
@@ -1182,7 +1183,7 @@ def test_the_verdict_says_the_most_in_few_words(warned, bans, logins, failures, 
 
 @pytest.mark.parametrize('hours, said', [(1, ''), (24, ''), (30, ''), (48, ', covers 2 days'), (72, ', covers 3 days'), (240, ', covers 10 days')])
 def test_the_subject_says_how_many_days_it_covers(hours, said):
-    assert banwatch.subject_text(summary(begun(3600 * hours))) == '[router] nothing to report — Fri 15 Jan' + said
+    assert banwatch.subject_text(summary(begun(3600 * hours))) == '[router] all quiet — Fri 15 Jan' + said
 
 
 def test_the_subject_says_that_it_may_be_a_repeat():
@@ -1196,7 +1197,7 @@ def test_the_first_lines_tell_of_the_period_of_reboots_and_of_the_clock_even_on_
     report.tally.count('reboots', 2), report.tally.count('starts')
     report.tally.note('steps', (NOW - 3600,), -7200)
     about = 'Thu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d · 2 reboots · 1 restart · the clock was put back by 2h at 07:00'
-    assert ' '.join(text(report).split()).startswith('router: nothing to report. ' + about)
+    assert ' '.join(text(report).split()).startswith('router: all quiet, nothing to report. ' + about)
     report.tally.note('ports', ('22/tcp',), 9)
     assert about in ' '.join(text(report).split())
     assert_readable(text(report))
