@@ -874,7 +874,7 @@ def test_a_real_sendmail_delivers_what_the_daemon_tells_and_what_it_told_without
     running.process.terminate()
     running.process.wait(10)
     shown = running('report')
-    assert shown.returncode == 0 and 'the daemon is not running: nobody is being banned' in shown.stdout and '2 failures' in shown.stdout
+    assert shown.returncode == 0 and 'the daemon is not running: nobody is banned' in shown.stdout and '2 failures' in shown.stdout
     sent = running('report', '--send')
     assert sent.returncode == 0 and '2 failures' in sent.stdout, sent
     assert len(sink.mails) == 2 and 'restart' not in bodies(parsed(sink.mails[1][1]))[0]
