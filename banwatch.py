@@ -25,14 +25,13 @@ What it touches, as root
 Map, from the ground up; a section names only itself and what stands above it:
     Values  Options  Lines  Filters  Fails  Bans  Jail  Firewalls  Report  State  decide, and are pure
     ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
-    Machine  Sources  Control  Daemon  Commands  Main                             act
+    Machine  Sources  Control  Daemon  Commands  Doctor  Install  Main            act
 
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
 """
 
 import binascii
 import bisect
-import calendar
 import collections
 import errno
 import fcntl
@@ -55,8 +54,8 @@ import stat
 import struct
 import subprocess
 import sys
+import termios
 import time
-import traceback
 
 VERSION = '0.1'
 
@@ -254,6 +253,19 @@ def shortened(text, most):
     return text if len(text) <= most else text[:most - 1] + '…'
 
 
+class Regex:
+    """A compiled regex that is made when it is used first: a command that only asks the daemon needs none."""
+
+    def __init__(self, pattern, flags=0):
+        self.source = pattern, flags
+
+    def __getattr__(self, name):
+        regex = re.compile(*self.source)
+        for each in ('match', 'fullmatch', 'search', 'sub', 'split', 'findall', 'finditer'):
+            setattr(self, each, getattr(regex, each))          # from now on there is nothing between
+        return getattr(self, name) if name in self.__dict__ else getattr(regex, name)
+
+
 def plural(n, word, many=''):
     """'1 ban', '2 bans'."""
     return '%s %s' % (format(n, ','), word if n == 1 else many or word + 's')
@@ -398,7 +410,7 @@ def prefix(least, most):
     return bits
 
 
-SOURCE = re.compile(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
+SOURCE = Regex(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
                     r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
 
 
@@ -462,7 +474,7 @@ def misused(words, n, tags):
     return ''
 
 
-MAILBOX = re.compile(r'''(?:[^<>,@:;\n]*[^<>,@:;\n\s] +(?=<))?(<)?[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)''')
+MAILBOX = Regex(r'''(?:[^<>,@:;\n]*[^<>,@:;\n\s] +(?=<))?(<)?[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)''')
 
 
 def mailboxes(text):
@@ -1101,7 +1113,7 @@ HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST
         br'(?:<(?:(?P<auth>3[2-9]|8[0-7])|\d{1,3})>)?(?:\[?(?P<date4>' + ANY_DATE + br')\]?:? )?'
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
-HEADER = re.compile(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b''))
+HEADER = Regex(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b''))
 BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        # of a daemon's own file
 HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
 DATE_GROUPS = HEAD_DATES + ('date5',)
@@ -1109,10 +1121,10 @@ TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
 REPEATED = br'(?:message repeated (?P<times>\d{1,9}) times: \[ ?(?=.*\]\r?$))?'
 SHAPE = bytes.maketrans(b'123456789', b'000000000')      # two dates with digits in the same places look alike
 MOST_TIMES = 100                                   # what one `message repeated` may count at most
-LINE = re.compile(b'(?:' + HEAD + TAG % br'(?P<program>[^\s:\[\]]*)' + b'|' + BARE + b')' + REPEATED
+LINE = Regex(b'(?:' + HEAD + TAG % br'(?P<program>[^\s:\[\]]*)' + b'|' + BARE + b')' + REPEATED
                   + br'(?P<message>(?(times).*?(?= ?\]\r*\Z)|.*))', re.S)
-AGAIN = re.compile(HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<times>\d{1,9}) times?')
-RFC5424 = re.compile(br'\n<\d{1,3}>1 (\S+) (\S+) (\S+) (\S+) \S+ '
+AGAIN = Regex(HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<times>\d{1,9}) times?')
+RFC5424 = Regex(br'\n<\d{1,3}>1 (\S+) (\S+) (\S+) (\S+) \S+ '
                      br'(?:-|(?:\[[^\]"\n]*(?:"(?:[^"\\\n]|\\.)*"[^\]"\n]*)*\])+) ?(?:\xef\xbb\xbf)?')
 LONG = re.compile(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
 
@@ -1181,8 +1193,8 @@ def repeated(line, times):
 
 
 MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
-ISO = re.compile(r'(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?(Z| ?[+-]\d\d:?\d\d)?$')
-CTIME = re.compile(r'(?:\w{3} )?(\w{3}) ([ \d]?\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\d{4}))?$')
+ISO = Regex(r'(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?(Z| ?[+-]\d\d:?\d\d)?$')
+CTIME = Regex(r'(?:\w{3} )?(\w{3}) ([ \d]?\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\d{4}))?$')
 OFFSETS = {b'%d:%02d' % divmod(second, 60): second for second in range(600)}
 
 
@@ -1255,6 +1267,7 @@ def iso_time(m):
 def epoch(fields, offset):
     """Seconds since 1970 of (year, month, day, hour, minute, second), `offset` seconds east of Greenwich,
     or in this machine's zone for None."""
+    import calendar                                # which many a command does without
     return time.mktime(fields + (0, 0, -1)) if offset is None else calendar.timegm(fields + (0, 0, 0)) - offset
 
 
@@ -1977,8 +1990,8 @@ def unguarded(search, *arguments):
 # the files of filters
 BUILT_IN = 'built-in'
 FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
-SPEC = re.compile(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
-PARAMETER = re.compile(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
+SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
+PARAMETER = Regex(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
 def filter_folders(conf):
@@ -4342,7 +4355,7 @@ def load_report(state, now, gone):
 # rules, and the grouping of lines that nothing explains
 
 DIGITS = b'0123456789'
-VARIABLE = re.compile(r"""
+VARIABLE = Regex(r"""
     (?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:[:/]\d+)?(?![\w.])                       # an IPv4 address, with port or prefix
   | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])                   # of a network card
   | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])             # IPv6
@@ -4351,15 +4364,15 @@ VARIABLE = re.compile(r"""
   | \d+(?:[.,:]\d+)*
   | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
 # who is named in a message may be a password that was typed as a name
-NAMED = re.compile(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
+NAMED = Regex(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
     (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
 # ... all the more where somebody was refused
-REFUSED = re.compile(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
-NAMED_THERE = re.compile(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
+REFUSED = Regex(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
+NAMED_THERE = Regex(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
     |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login|unauthorized|\(to[ ]\S+\))[ ]+)(?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)(?!\*)[^\s,:)]+
     |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
 SOFT = re.compile(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
-SEVERE = re.compile(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
+SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
 PORTS_LOGGED = re.compile(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
 PRIORITY = re.compile(rb'\n<(\d{1,3})>')
 KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
@@ -5125,7 +5138,7 @@ def mime_message(headers, plain, html=''):
     return '\n'.join(out + ['--%s--' % boundary, ''] * bool(html))
 
 
-UNPLAIN = re.compile(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
+UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
 
 
 def mail_header(name, value):
@@ -5189,9 +5202,10 @@ def headers_of(settings, host, title, now, chance):
 
 FORMAT = 1
 SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has not been set yet
+TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock is wrong
 KEPT_BYTES = 256 * 1024
 
-Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted')
+Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted offset')
 
 
 def dump(bans, fails, logins, sources, report, clocks):
@@ -5238,10 +5252,10 @@ def elapsed(state, clocks):
     """Seconds since a state was written."""
     boot, now, wall = clocks
     try:
-        if state.get('boot') == boot and moment(state.get('ticks')) <= now:
-            return now - state['ticks']
+        if state.get('boot') == boot and moment(state.get('ticks')) <= now + 1:       # it was rounded
+            return max(0, now - state['ticks'])
         then = moment(state.get('wall'))
-        return wall - then if SANE <= then <= wall else 0
+        return wall - then if SANE <= then <= wall < then + TOO_LONG else 0
     except ValueError:
         return 0
 
@@ -5269,7 +5283,15 @@ def load(text, clocks):
     sources, (report, more) = state.get('sources'), load_report(state.get('report'), now, gone)
     return Restored(restored['bans'], dict(restored['history']), dict(restored['fails']),
                     dict(restored['logins']), sources if type(sources) is dict else {}, report, lost + more, gone,
-                    state.get('boot') != clocks[0])
+                    state.get('boot') != clocks[0], offset_in(state, clocks))
+
+
+def offset_in(state, clocks):
+    """How the clocks stood to each other when a state was written; None in another boot."""
+    try:
+        return moment(state.get('wall')) - moment(state.get('ticks')) if state.get('boot') == clocks[0] else None
+    except ValueError:
+        return None
 
 
 def name_and_network(jail, net):
@@ -5360,6 +5382,7 @@ class Loop:
         try:
             return function()
         except Exception:
+            import traceback
             text = traceback.format_exc()
             if text not in self.bugs:
                 self.bugs.add(text)
@@ -5458,7 +5481,7 @@ class Program:
         self.process.stderr.close()
         self.machine.loop.cancel(self.timer)
         self.machine.programs.discard(self)
-        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'replace'))
+        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'))
 
     def problem(self, err):
         said = [line for line in err.decode('utf-8', 'replace').split('\n')
@@ -5536,6 +5559,26 @@ class Machine:
     def root(self):
         return os.geteuid() == 0
 
+    def free_bytes(self, folder):
+        try:
+            there = os.statvfs(folder)
+        except OSError:
+            return None
+        return there.f_bavail * there.f_frsize
+
+    def processes(self):
+        """Names of those that run."""
+        return {self.read(path).strip() for path in glob.glob('/proc/[0-9]*/comm')}
+
+    def end_of(self, path, size):
+        """The last bytes of a file, as text; '' if it cannot be read."""
+        try:
+            with open(path, 'rb') as f:
+                f.seek(max(0, os.fstat(f.fileno()).st_size - size))
+                return f.read(size).decode('utf-8', 'replace')
+        except OSError:
+            return ''
+
     def read(self, path, limit=1 << 20):
         """Text of a file of the system, '' if it cannot be read."""
         try:
@@ -5588,7 +5631,8 @@ class Machine:
         return int(own.group(1)) if own else 0, int(ram.group(1)) if ram else 1 << 20
 
     # programs
-    def spawn(self, argv, stdin, more={}):
+    def spawn(self, argv, stdin, more={}, tether=None):
+        """A process in a session of its own. Whoever has `tether`, a terminal of ours, hears when we are gone."""
         path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
@@ -5598,7 +5642,26 @@ class Machine:
         environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key, value in environment.items()}
         return subprocess.Popen(
             argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            bufsize=0, cwd='/', start_new_session=True, env=environment)
+            bufsize=0, cwd='/', start_new_session=True, env=environment,
+            preexec_fn=None if tether is None else functools.partial(fcntl.ioctl, tether, termios.TIOCSCTTY, 0))
+
+    def spawn_tethered(self, argv):
+        """(process, the end of a terminal that is to stay open): when we die, however that happens, the kernel
+        hangs it up, and the process gets SIGHUP. (-, None) where there are no such terminals."""
+        try:
+            ours, theirs = os.openpty()
+        except OSError:
+            return self.spawn(argv, subprocess.DEVNULL), None
+        try:
+            return self.spawn(argv, subprocess.DEVNULL, tether=theirs), ours
+        except subprocess.SubprocessError:         # it cannot be had
+            os.close(ours)
+            return self.spawn(argv, subprocess.DEVNULL), None
+        except OSError:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
 
     def run(self, command, done, seconds=10):
         """Starts a Command; `done(problem, output)` is called when it has ended."""
@@ -5671,7 +5734,7 @@ class Machine:
         try:
             with open(fd, 'wb') as f:
                 os.fchmod(fd, mode)
-                f.write(text.encode('utf-8', 'backslashreplace'))
+                f.write(text if isinstance(text, bytes) else text.encode('utf-8', 'backslashreplace'))
                 f.flush()
                 os.fsync(f.fileno())
             os.rename(new, path)
@@ -5685,6 +5748,65 @@ class Machine:
             os.unlink(path)
         except FileNotFoundError:
             pass
+
+    # what `install` needs
+    def whole_text(self, path):
+        """Text of a file, None if there is none; bytes that are no UTF-8 are written back by `surrogateescape`."""
+        try:
+            with open(path, 'rb') as f:
+                return f.read().decode('utf-8', 'surrogateescape')
+        except OSError:
+            return None
+
+    def make_folder(self, path):
+        os.makedirs(path, 0o755, exist_ok=True)
+
+    def remove_folder(self, path):
+        import shutil
+        shutil.rmtree(path)
+
+    def mode(self, path, otherwise):
+        """The permissions of a file, if it is there."""
+        try:
+            return stat.S_IMODE(os.stat(path).st_mode)
+        except FileNotFoundError:
+            return otherwise
+
+    def link(self, target, path):
+        self.make_folder(os.path.dirname(path))
+        os.symlink(target, path)
+
+    def compile(self, path):
+        """Puts the byte code of a program beside it, where Python looks for it."""
+        import py_compile
+        py_compile.compile(path, self.byte_code(path), os.path.basename(path), True)
+        if not self.compiled(path):                # where the disk is full, it writes a part and is content
+            self.remove(self.byte_code(path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.byte_code(path))
+
+    def compiled(self, path):
+        """Is the byte code there, whole, and made of what the program is now?"""
+        import importlib.util
+        import marshal
+        try:
+            there = os.stat(path)
+            with open(path, 'rb') as f:
+                source = f.read()
+            with open(self.byte_code(path), 'rb') as f:
+                head, body = f.read(16), f.read()
+            if head[:4] != importlib.util.MAGIC_NUMBER:
+                return False
+            marshal.loads(body)
+        except (OSError, EOFError, ValueError, TypeError):
+            return False
+        if head[4]:                                # made under SOURCE_DATE_EPOCH, as image builders do
+            return head[8:] == importlib.util.source_hash(source)
+        return struct.unpack('<II', head[8:16]) == (int(there.st_mtime) & 0xffffffff, there.st_size & 0xffffffff)
+
+    @staticmethod
+    def byte_code(path):
+        folder, name = os.path.split(path)
+        return '%s/__pycache__/%s.%s.pyc' % (folder, name[:-3], sys.implementation.cache_tag)
 
     def make_fifo(self, path):
         os.mkfifo(path, 0o600)
@@ -5747,6 +5869,20 @@ class Machine:
                 continue
             if there.st_uid == 0 and not there.st_mode & 0o022:      # /tmp is everybody's
                 yield from re.findall(r'^nameserver\s+(\S+)', self.read(path), re.M)
+
+    def be_called(self, name):
+        """What `ps` and `pidof` call us, however we were started."""
+        try:
+            with open('/proc/self/comm', 'w') as f:
+                f.write(name)
+        except OSError:
+            pass
+
+    def log_to_syslog(self):
+        import syslog
+        syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
+        self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line) for line in text.split('\n')]
+        self.loop.log = self.log
 
     def log(self, text):
         """One line to standard error, where init scripts and procd pick it up."""
@@ -5834,6 +5970,8 @@ BACKLOG = 1 << 18                    # of a log seen for the first time, this mu
 MARK = 64                            # bytes before an offset that tell whether it is still the same file
 RETIRE = 600                         # a renamed file that has been quiet for so long is let go
 SEEN = 100                           # lines of a program by which it is known what it tells again
+SILENCE = 300                        # seconds after which the ring is asked whether there is nothing to hear
+RING_SECONDS = 10                    # to read it
 SETTLE = 1                           # seconds in which a program that was started tells old lines
 PATIENCE = 60                        # seconds between attempts, at most
 
@@ -5864,6 +6002,7 @@ class Cutter:
 
 class Source:
     """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or OLD."""
+    fills = False                    # does it get hold of what was written while it did not listen?
 
     def __init__(self, spec, argument, machine, deliver, poll=1, complain=lambda source, reason: None):
         self.spec = spec             # as the conf names it
@@ -5973,12 +6112,12 @@ class Child(Source):
     """A program that prints log lines, such as `logread -f`. It is killed with its whole group. What it
     prints at first may be what it has printed before, if its log daemon tells its memory again: so
     the first second is compared with what was seen last, and not counted twice."""
-    process = settling = None
+    process = settling = tether = None
 
     def open(self, position):
         self.seen = getattr(self, 'seen', None) or collections.deque(
             position if is_checksums(position) else (), maxlen=SEEN)
-        self.process = self.machine.spawn(self.argument, subprocess.DEVNULL)
+        self.process, self.tether = self.machine.spawn_tethered(self.argument)
         self.cutter, self.said, self.first = Cutter(), '', b''
         self.settling = self.loop.after(SETTLE, self.settled)
         for stream, handler in ((self.process.stdout, self.readable),
@@ -6014,8 +6153,11 @@ class Child(Source):
         """The first second is over."""
         self.loop.cancel(self.settling)
         self.settling, block, self.first = None, self.first, b''
+        self.pass_on(self.unseen(block), RECENT)
+
+    def unseen(self, block):
         told = replayed(list(self.seen), checksums(block))
-        self.pass_on(b''.join(line + b'\n' for line in block.split(b'\n')[told:-1]), RECENT)
+        return b''.join(line + b'\n' for line in block.split(b'\n')[told:-1])
 
     def pass_on(self, block, age):
         self.seen.extend(checksums(block, SEEN))
@@ -6042,6 +6184,9 @@ class Child(Source):
         process, self.process, self.settling = self.process, None, None
         if process is None:
             return
+        if self.tether is not None:
+            os.close(self.tether)
+            self.tether = None
         for stream in (process.stdout, process.stderr):
             if not stream.closed:
                 self.loop.unwatch(stream.fileno())
@@ -6050,9 +6195,104 @@ class Child(Source):
         process.wait()                             # it has been killed: this does not take long
 
 
+class Logread(Child):
+    """OpenWrt's `logread -f`. When its log daemon is replaced it loses lines, or goes deaf without a word; but the
+    daemon's ring still has them. So the ring is read at each start, as soon as the follower is sure to listen, and
+    what of it is new comes first; and after a silence its last line is asked for. A line tells its second, so it is
+    known again as often as it was told, in whatever order."""
+    fills = True
+    asked = 0                        # when
+    ring, ring_until = None, 0       # what the follower may tell although the ring has told it, and how long
+
+    def open(self, position):
+        Child.open(self, position)
+        self.ring = None
+        self.loop.cancel(self.settling)
+        self.settling = self.loop.after(SETTLE, self.ask_ring)
+
+    def ask_ring(self):
+        self.asked = self.machine.ticks()
+        self.machine.run(Command(['logread']), functools.partial(self.read_ring, self.process), RING_SECONDS)
+
+    def take(self, block):
+        if self.settling:
+            self.first += block
+            if len(self.first) >= BACKLOG:
+                self.complain(self, 'lines may be lost: too many came at once')
+                self.settled()
+            return
+        if self.ring:
+            if self.machine.ticks() > self.ring_until:
+                self.ring = None
+            else:
+                block = untold(block, self.ring)
+        self.pass_on(block, LIVE)
+
+    def read_ring(self, process, problem, output):
+        """Hands over what the ring has and was not seen yet, then what the follower has told meanwhile."""
+        if process is not self.process or not self.settling:
+            return
+        if problem:
+            self.complain(self, 'lines may be lost: %s' % problem)
+            return self.settled()
+        ring = output.encode('utf-8', 'surrogateescape')
+        ring = ring[:ring.rfind(b'\n') + 1]
+        new, age = self.unseen(ring), RECENT if self.seen else OLD
+        if self.seen and new == ring:
+            self.complain(self, 'lines are lost: more were written than the ring holds, or it was emptied')
+        self.ring, self.ring_until = collections.Counter(checksums(ring)), self.machine.ticks() + RING_SECONDS
+        self.loop.cancel(self.settling)
+        self.settling, block, self.first = None, self.first, b''
+        self.pass_on(new, age)
+        self.take(block)
+
+    def unseen(self, block):
+        """What of a block was not seen yet. What stands before the oldest line that is remembered was."""
+        numbers = checksums(block)
+        at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(self.seen) == SEEN and self.seen[0] in numbers else 0
+        return untold(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
+
+    def complaint(self):
+        """It has lost its log daemon, and will go on with what a new one is told after it has found it."""
+        Child.complaint(self)
+        if self.said:
+            self.loop.after(0, functools.partial(self.is_lost, self.process))
+
+    def is_lost(self, process):
+        if process is self.process:
+            self.fail(self.said)
+
+    def check(self):
+        now = self.machine.ticks()
+        if self.process and not self.settling and now - max(self.asked, self.last or 0) >= SILENCE:
+            self.asked = now
+            self.machine.run(Command(['logread', '-l', '1']), functools.partial(self.heard, self.process), RING_SECONDS)
+
+    def heard(self, process, problem, output):
+        """The ring's last line is known: the follower should have told it by now, or very soon."""
+        last = checksums(output.encode('utf-8', 'surrogateescape'))[-1:]
+        if last and last[0] not in self.seen and not problem:
+            self.loop.after(SETTLE, functools.partial(self.is_deaf, process, last[0]))
+
+    def is_deaf(self, process, last):
+        if process is self.process and last not in self.seen:
+            self.fail('has gone deaf')
+
+
 def checksums(block, most=None):
     """One number for each of the last lines of a block."""
     return [binascii.crc32(line) for line in block.split(b'\n')[:-1][-most if most else 0:]]
+
+
+def untold(block, told):
+    """The lines of a block that are not among the `told`, a Counter of checksums; those that are count down there."""
+    new = []
+    for line, number in zip(block.split(b'\n'), checksums(block)):
+        if told[number] > 0:
+            told[number] -= 1
+        else:
+            new.append(line + b'\n')
+    return b''.join(new)
 
 
 def is_checksums(position):
@@ -6311,8 +6551,10 @@ def make_source(spec, machine, *more):
     meant = find_source(machine) if spec == 'auto' else spec
     word, _, rest = meant.partition(':')
     kind, argument = Tail, meant
-    if meant == 'logread' or word == 'exec':
-        kind, argument = Child, ['logread', '-f'] if meant == 'logread' else shlex.split(rest)
+    if meant == 'logread':
+        kind, argument = Logread, ['logread', '-f']
+    elif word == 'exec':
+        kind, argument = Child, shlex.split(rest)
     elif word == 'fifo' or meant == '-':
         kind, argument = Pipe, rest or '-'
     elif word == 'udp':
@@ -6875,6 +7117,14 @@ class Courier:
 MOST_ALERTS = 500                    # that wait for a mail at once
 
 
+def sendmail_command(machine, settings, text):
+    """The Command that mails a message; `settings` are those of [report]."""
+    argv = list(settings['sendmail'])
+    if '/' not in argv[0] and not machine.which(argv[0]) and machine.exists('/usr/lib/' + argv[0]):
+        argv[0] = '/usr/lib/' + argv[0]
+    return Command(argv, text)
+
+
 class Reporter:
     """Sends what there is to report: the summary when it is asked for, and mails of rules at once. What did not go
     is tried again."""
@@ -6903,11 +7153,7 @@ class Reporter:
         return summarise(self.report, self.facts())
 
     def command(self, text):
-        """The Command that mails a message."""
-        argv = list(self.settings['sendmail'])
-        if '/' not in argv[0] and not self.machine.which(argv[0]) and self.machine.exists('/usr/lib/' + argv[0]):
-            argv[0] = '/usr/lib/' + argv[0]
-        return Command(argv, text)
+        return sendmail_command(self.machine, self.settings, text)
 
     def send(self, reply=lambda answer: None):
         """Mails the summary and begins a new period; `reply` is called when that is done, or has failed."""
@@ -7266,7 +7512,7 @@ class Daemon:
             self.sources[spec].poll = self.config['poll']
 
     def source_failed(self, source, reason):
-        self.reporter.incident(source.what, 'failed, lines may be missing (%s)' % reason)
+        self.reporter.incident(source.what, ('was started again (%s)' if source.fills else 'failed, lines may be missing (%s)') % reason)
 
     # from a line to a ban
     def consume(self, source, block, age):
@@ -7277,7 +7523,7 @@ class Daemon:
 
         def own_time(date):
             when = date_time(date, int(wall) // 86400) if type(date) is bytes else date
-            if when is None:
+            if when is None or when > wall + STEP:             # one of the two clocks is wrong: it is not known when
                 return now if age == RECENT else None
             return min(now, now - wall + when)
 
@@ -7542,6 +7788,7 @@ class Daemon:
         logins = {(jail.name, ip, user): until for jail in self.jails.by_name.values()
                   for (ip, user), until in jail.logins.items()}
         before = self.machine.ticks()
+        self.look_at_clock(before, self.machine.wall())        # what is written tells how the clocks stand
         known = {source: position for source, position in self.positions.items() if position}
         text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks())
         self.changed = not self.write(self.runtime('state.json'), text)
@@ -7596,6 +7843,7 @@ class Daemon:
         self.positions = state.sources
         self.reporter.report = state.report
         self.came_from = 'reboots' if state.booted else 'starts'
+        self.offset = self.offset if state.offset is None else state.offset
         if self.bans.tickets:
             self.machine.log('restored %s' % plural(len(self.bans.tickets), 'ban'))
 
@@ -7743,6 +7991,10 @@ class Daemon:
                 'left': round(ticket.left(now), 1), 'count': ticket.count, 'failures': ticket.failures}
 
     def status(self, request, reply):
+        if request.get('look') is True:            # at the kernel, first
+            for kernel in self.kernels:
+                kernel.unsure = True
+            return self.when_settled(None, lambda trouble: self.status(dict(request, look=False), reply))
         self.jail_named(request)
         now, wall = self.machine.ticks(), self.machine.wall()
         rows = [self.jail_status(jail) for jail in self.jails.by_name.values()
@@ -7754,6 +8006,7 @@ class Daemon:
                          'idle': None if s.last is None else round(now - s.last, 1)}
                         for s in self.sources.values()],
             'firewall': [{'name': k.firewall.name, 'trouble': k.trouble, 'pending': not k.idle(), 'why': self.why,
+                          'mended': k.amiss, 'offload': k.offload,
                           'rules': sum(k.handles(t.network) for t in self.bans.tickets.values())}
                          for k in self.kernels],
             'actions': [{'name': c.firewall.name, 'trouble': c.trouble, 'pending': not c.idle(), 'bans': len(c.told)}
@@ -7811,6 +8064,9 @@ def listen_to_signals(loop, signalled):
 def deafen(loop, pair):
     """Undoes listen_to_signals."""
     signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     loop.unwatch(pair[0])
     for end in pair:
         end.close()
@@ -7852,6 +8108,9 @@ def run(conf, options, words):
     machine = Machine()
     if not dry_run and config['firewall'] != 'none' and not machine.root():
         raise Problem('only root can change the firewall; `run --dry-run` needs no rights', os.EX_NOPERM)
+    machine.be_called('banwatch')
+    if 'syslog' in options:
+        machine.log_to_syslog()
     daemon = Daemon(machine, config, lambda: read_conf(conf), dry_run)
     pair = listen_to_signals(daemon.loop, daemon.signalled)
     try:
@@ -8028,6 +8287,25 @@ def send_without_daemon(machine, config):
     if not answers:
         raise Problem('given up; whether the mail has gone is not known: the next one says so')
     return answers[0]
+
+
+def run_now(machine, command, seconds=10):
+    """(problem or '', what it printed) of a Command that is run to its end."""
+    ended = []
+
+    def signalled(number):
+        if number in (signal.SIGINT, signal.SIGTERM):
+            raise KeyboardInterrupt
+        machine.reap()
+    pair = listen_to_signals(machine.loop, signalled)
+    try:
+        machine.run(command, lambda *answer: ended.append(answer), seconds)
+        while not ended:
+            machine.loop.wait(machine.loop.due())
+    finally:
+        machine.kill_all()
+        deafen(machine.loop, pair)
+    return ended[0]
 
 
 def typed_networks(words):
@@ -8356,8 +8634,9 @@ def test(conf, options, words):
 Verb = collections.namedtuple('Verb', 'arguments flags least most help run')
 ANY = 1 << 16
 COMMANDS = {
-    'run': Verb('[--dry-run]', ['dry-run'], 0, 0,
-                'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing', run),
+    'run': Verb('[--dry-run] [--syslog]', ['dry-run', 'syslog'], 0, 0,
+                'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing;\n'
+                '      --syslog logs to the system log instead of standard error', run),
     'check': Verb('[--print]', ['print'], 0, 0,
                   'find all mistakes in the conf; --print shows it with every default', check),
     'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
@@ -8392,6 +8671,668 @@ def help_text():
         '  --help     this text        --version', '',
         'Try first, as any user:  banwatch.py replay /var/log/auth.log',
         'Exit codes: 0 done, 1 no, 64 usage, 69 no daemon is running, 77 not permitted, 78 configuration'])
+
+
+# ---- Doctor --------------------------------------------------------------------------------
+# Owns: nothing. Looks at the machine as an experienced friend would. Always true: nothing is changed
+# that is not ours; a check that fails, or cannot be made, does not keep the others from being made.
+
+OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
+Finding = collections.namedtuple('Finding', 'level text remedy')
+Finding.__new__.__defaults__ = '',
+LATER_IMPORTS = 'difflib', 'gzip', 'py_compile', 'shutil', 'syslog', 'textwrap', 'traceback', 'calendar', 'warnings'
+MARKER_SECONDS, LOOK_SECONDS = 3, 10           # the daemon answers after 13 s at the latest, and is waited for 15
+MOST_TEXT = 190                                # characters of a finding
+LITTLE_FLASH, LITTLE_RAM = 1 << 20, 8 << 10    # bytes, kB that should be free
+RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker': 'sshguard', 'crowdsec': 'crowdsec', 'denyhosts.py': 'denyhosts'}
+RIVAL_SCRIPTS = {'/etc/init.d/banip': 'banIP', '/etc/init.d/bearDropper': 'bearDropper'}
+
+
+class Doctor:
+    """What the checks need to know; `answer` is what the daemon says of itself, None if there is none."""
+
+    def __init__(self, machine, conf, mail):
+        self.machine, self.conf, self.mail = machine, conf, mail
+        self.config, self.answer, self.absent = Config(), None, ''
+        self.mistakes = []
+        try:
+            self.config = read_conf(conf, strict=False)
+            read_conf(conf)
+        except Problem as e:
+            self.mistakes = str(e).split('\n')
+        try:
+            self.answer = ask(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
+        except Problem as e:
+            self.absent = str(e)
+
+    def run(self, *argv):
+        """What a program prints, None if it fails or is not there."""
+        problem, output = run_now(self.machine, Command(list(argv)), 5)
+        return None if problem else output
+
+    def pause(self, seconds):
+        """Lets time go by."""
+        until = self.machine.ticks() + seconds
+        while self.machine.ticks() < until:
+            self.machine.loop.wait(until - self.machine.ticks())
+
+
+def check_python(doctor):
+    import importlib
+    missing = []
+    for name in LATER_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    version = '%d.%d.%d' % sys.version_info[:3]
+    if sys.version_info < (3, 7):
+        yield Finding(PROBLEM, 'Python %s is too old' % version, 'use 3.7 or later')
+    elif missing:
+        yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)), 'install the whole python3')
+    else:
+        yield Finding(OK, 'Python %s, with all that is needed' % version)
+
+
+def check_conf(doctor):
+    for text in doctor.mistakes:
+        yield Finding(PROBLEM, text, 'mend it: a running daemon keeps its old conf, a new one does not start')
+    if not doctor.mistakes:
+        yield Finding(OK, 'conf: %s' % doctor.config.name)
+
+
+def check_daemon(doctor):
+    if doctor.answer is None:
+        yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; at each boot it starts after: banwatch.py install')
+        return
+    if doctor.answer['version'] != VERSION:
+        yield Finding(WARNING, 'daemon: it still is banwatch %s, this is %s' % (doctor.answer['version'], VERSION), 'restart it')
+    yield Finding(OK, 'daemon: pid %d, up %s, %s kB' % (
+        doctor.answer['pid'], duration_text(doctor.answer['uptime']), format(doctor.answer['memory'], ',')))
+    told = [named(wall['name'], wall['trouble']) for wall in doctor.answer['firewall']]
+    for text in doctor.answer['wrong']:
+        if text not in told:                       # check_firewall's
+            yield Finding(PROBLEM, text, 'its log says more')
+
+
+def check_log(doctor):
+    """Sends a line into the system log, and waits for it where banwatch would read it."""
+    machine, spec = doctor.machine, doctor.config['source'][0]
+    meant = find_source(machine) if spec == 'auto' else spec
+    if not (meant == 'logread' or meant.startswith('/')):
+        yield Finding(OK, 'log: %s, which is not asked from here' % meant)
+        return
+    if not machine.which('logger'):
+        yield Finding(WARNING, 'log: there is no `logger` to try it with', 'see whether `status` counts its lines')
+        return
+    mark = 'log check %d, level ' % (machine.wall() * 1000)
+    for level in ('warning', 'info'):              # dropbear's failures are of the first, those of sshd of the second
+        problem, _ = run_now(machine, Command(['logger', '-t', 'banwatch', '-p', 'authpriv.' + level, mark + level]), 5)
+        if problem:
+            yield Finding(PROBLEM, 'log: %s' % problem, 'is the log daemon running?')
+            return
+    until, said = machine.ticks() + MARKER_SECONDS, ''
+    while machine.ticks() < until and mark + 'info' not in said:
+        # busybox has no -l, and a script of OpenWrt's syslog-ng little else
+        said = (doctor.run('logread', '-l', '50') or doctor.run('logread') or '') if meant == 'logread' else ''.join(
+            machine.end_of(path, 1 << 16) for path in glob.glob(meant))
+        doctor.pause(0 if mark + 'info' in said else 0.2)
+    if mark + 'info' in said:
+        yield Finding(OK, 'log: what is logged comes through %s' % meant)
+    elif mark + 'warning' in said:
+        yield Finding(PROBLEM, 'log: %s shows warnings only; what sshd says of failures is of level info' % meant,
+                      'let the log daemon write `authpriv.info`; busybox syslogd: -l 8')
+    else:
+        yield Finding(PROBLEM, 'log: a line sent with `logger` does not come through %s' % meant,
+                      'is its daemon running? Where does it write? See `source`')
+
+
+def check_log_level(doctor):
+    """Settings that keep failed logins out of the log."""
+    text = doctor.run('sshd', '-T') or doctor.machine.read('/etc/ssh/sshd_config')      # -T: what it takes from all its files
+    m = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b', text)
+    if m:
+        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % m.group(1), 'set LogLevel INFO in /etc/ssh/sshd_config')
+    m = re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
+    if m:
+        yield Finding(WARNING, 'sshd logs names instead of addresses: UseDNS yes', 'set UseDNS no, or those are never banned')
+    if not text or not re.search(r'(?mi)^\s*(LogLevel\s+(QUIET|FATAL|ERROR)|UseDNS\s+yes)\b', text):
+        yield Finding(OK, 'log levels: failed logins are not hidden, as far as is known')
+
+
+def check_firewall(doctor):
+    for wall in doctor.answer['firewall'] if doctor.answer else ():
+        if wall['trouble']:
+            yield Finding(PROBLEM, named(wall['name'], wall['trouble']), 'new bans stop nobody there until that is mended; it is tried again')
+        elif wall['pending']:
+            yield Finding(WARNING, '%s: does not answer yet' % wall['name'], 'ask again in a minute')
+        elif wall['name'] == 'none':
+            yield Finding(WARNING, 'firewall = none: nobody is blocked', 'set firewall = auto')
+        elif wall['name'] == 'command':
+            yield Finding(OK, 'firewall = command: what `action` runs has to block')
+        elif wall['mended']:
+            yield Finding(WARNING, '%s: its rules were not as they should be, and are again: %s' % (wall['name'], wall['mended']),
+                          'what else changes the firewall? banwatch looks after it each minute')
+        else:
+            yield Finding(OK, '%s: its rules stand first, with %s' % (wall['name'], plural(wall['rules'], 'ban')))
+    if not doctor.answer and not any(doctor.machine.which(tool) for tool in ('nft', 'iptables')):
+        yield Finding(PROBLEM, 'there is neither nft nor iptables', 'install nftables, or iptables and ipset')
+
+
+def check_offload(doctor):
+    if doctor.answer and any(wall['offload'] for wall in doctor.answer['firewall']):
+        if doctor.machine.which('conntrack'):
+            yield Finding(OK, 'flows are offloaded; conntrack ends those of who is banned')
+        else:
+            yield Finding(WARNING, 'flows are offloaded: connections that are open when a ban comes go on', 'install conntrack')
+
+
+def check_clock(doctor):
+    wall = doctor.machine.wall()
+    if wall < SANE:
+        yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall), 'let ntpd set it; summaries wait for it')
+        return
+    zone = doctor.machine.read('/etc/TZ').strip()
+    ours = time.strftime('%Z', time.localtime(wall))
+    if zone and os.environ.get('TZ', zone) != zone:
+        yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours), 'log in anew, and restart banwatch if it is older than the change')
+    else:
+        yield Finding(OK, 'clock: %s %s' % (clock_text(wall), ours))
+
+
+def check_mail(doctor):
+    machine, settings = doctor.machine, doctor.config.options('report')
+    command = sendmail_command(machine, settings, '')
+    if not machine.which(command.argv[0]):
+        yield Finding(WARNING, 'mail: %s is %s' % (
+            command.argv[0], 'no program' if machine.exists(command.argv[0]) else 'not installed'),
+            'install msmtp-mta, or read the summary with: banwatch.py report')
+    elif not doctor.mail:
+        yield Finding(OK, 'mail: %s is there, for %s (doctor --mail tries it)' % (command.argv[0], settings['to']))
+    else:
+        host = machine.host()
+        text = mime_message(headers_of(settings, host, '[%s] a test by banwatch doctor' % host, machine.wall(), machine.chance()),
+                            'The daily summary will come this way.\n')
+        problem, _ = run_now(machine, sendmail_command(machine, settings, text), MAIL_SECONDS)
+        if problem:
+            yield Finding(PROBLEM, 'mail: %s' % problem, 'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta')
+        else:
+            yield Finding(OK, 'mail: %s has taken a test for %s; look whether it arrives' % (command.argv[0], settings['to']))
+
+
+def check_room(doctor):
+    folder = os.path.dirname(doctor.config['state'])
+    free = doctor.machine.free_bytes(folder)
+    if free is None or not doctor.machine.writable(doctor.config['state']):
+        yield Finding(PROBLEM, '%s cannot be written' % folder, 'bans do not outlive a reboot; set `state`')
+    elif free < LITTLE_FLASH:
+        yield Finding(WARNING, '%s: %d kB are free' % (folder, free >> 10), 'make room: when it is full, bans do not outlive a reboot')
+    else:
+        yield Finding(OK, '%s: %s kB are free' % (folder, format(free >> 10, ',')))
+    m = re.search(r'MemAvailable:\s+(\d+)', doctor.machine.read('/proc/meminfo'))
+    if m and int(m.group(1)) < LITTLE_RAM:
+        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','), 'lower `maxtracked` and `maxbans`'
+                      if doctor.machine.compiled(os.path.realpath(__file__)) else 'install it as byte code: banwatch.py install')
+    elif m:
+        yield Finding(OK, 'memory: %s kB are free' % format(int(m.group(1)), ','))
+
+
+def check_jails(doctor):
+    if not doctor.answer or doctor.answer['uptime'] < 7 * DAY:
+        return
+    for jail in doctor.answer['jails']:
+        if jail['filter'] and not jail['failures'] + jail['ignored'] and jail['jail'] in doctor.config.settings:
+            yield Finding(WARNING, '%s: not one failure for %s' % (jail['jail'], duration_text(doctor.answer['uptime'])),
+                          'does that daemon log where banwatch reads? Try: banwatch.py test %s LOGFILE' % shlex.quote(jail['filter']))
+
+
+def check_rivals(doctor):
+    machine = doctor.machine
+    found = {RIVALS[name] for name in machine.processes() if name in RIVALS}
+    found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path) and glob.glob('/etc/rc.d/S*' + os.path.basename(path))}
+    for name in sorted(found):
+        yield Finding(WARNING, '%s is here, too' % name, 'one of the two is enough; both do no harm')
+
+
+CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall, check_offload, check_clock, check_mail,
+          check_room, check_jails, check_rivals)
+
+
+def findings(doctor, checks=CHECKS):
+    """Yields what the checks find, as lines for a terminal; one that fails is a finding, too."""
+    for check in checks:
+        rows = check(doctor)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as e:                 # what a friend cannot see is no reason to go home
+                row, rows = Finding(WARNING, '%s: could not be looked at: %s' % (
+                    check.__name__[6:], getattr(e, 'strerror', None) or repr(e)), 'the others are not affected'), iter(())
+            if row is None:
+                break
+            remedy = shortened(printable(row.remedy), MOST_TEXT - 60)
+            yield Finding(row.level, shortened(printable(row.text), MOST_TEXT - len(remedy) - 3), remedy)
+
+
+def doctor(conf, options, words):
+    found, patient = [], Doctor(Quiet(), conf, 'mail' in options)
+    if not (patient.answer or patient.machine.root()):         # a daemon that answers is his own
+        raise Problem('only root sees its log, firewall and files (try sudo)', os.EX_NOPERM)
+    for row in findings(patient):
+        found.append(row)
+        if 'json' not in options:
+            print('%-8s %s%s' % (row.level, row.text, ' (%s)' % row.remedy if row.remedy else ''))
+            sys.stdout.flush()
+    if 'json' in options:
+        print(json.dumps([row._asdict() for row in found]))
+    return 1 if any(row.level == PROBLEM for row in found) else 0
+
+
+COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
+                          'look at this machine: what works, what does not, and the remedy; --mail sends a test mail', doctor)
+
+
+# ---- Install -------------------------------------------------------------------------------
+# Owns: nothing. Puts banwatch where the machine's init system finds it, and takes it out again.
+# Always true: each step is said before it is done; what is there already is left as it is, so twice
+# is the same as once; a conf that somebody has changed, and the state, are never overwritten.
+
+OPENWRT_INIT = r'''#!/bin/sh /etc/rc.common
+# banwatch keeps password guessers out; see banwatch --help. Made by: banwatch install
+
+START=95
+STOP=05
+USE_PROCD=1
+EXTRA_COMMANDS="check report"
+EXTRA_HELP="	check	Find mistakes in the conf
+	report	Show the summary so far"
+
+PROG=/usr/sbin/banwatch
+CONF=/etc/banwatch.conf
+
+say() {
+	logger -s -t banwatch -p daemon.err "$1"
+}
+
+daemon_runs() {
+	for pid in $(pidof banwatch); do	# finds this script, too, and `banwatch install`
+		tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q ' run ' && return 0
+	done
+	return 1
+}
+
+start_service() {
+	if ! command -v python3 >/dev/null; then
+		say "not started: python3 is missing, as it is after a sysupgrade; install python3-light"
+		return 1
+	fi
+	if ! problems=$("$PROG" -c "$CONF" check 2>&1 >/dev/null); then
+		say "not started: $problems"
+		daemon_runs || return 1	# one that is running goes on
+	fi
+	procd_open_instance
+	procd_set_param command "$PROG" -c "$CONF" run
+	procd_set_param respawn 3600 5 0
+	procd_set_param term_timeout 10
+	procd_set_param stderr 1
+	procd_close_instance
+}
+
+reload_service() {
+	procd_send_signal banwatch "*" HUP	# a conf with mistakes changes nothing
+}
+
+check() {
+	"$PROG" -c "$CONF" check
+}
+
+report() {
+	"$PROG" -c "$CONF" report
+}
+'''
+
+ENTWARE_INIT = r'''#!/bin/sh
+# banwatch keeps password guessers out; see banwatch --help. Made by: banwatch install
+
+ENABLED=yes
+PROCS=banwatch
+ARGS="-c /opt/etc/banwatch.conf run --syslog"
+PREARGS=""
+PRECMD="/opt/sbin/banwatch -c /opt/etc/banwatch.conf check"
+DESC=$PROCS
+PATH=/opt/sbin:/opt/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+if [ "$1" = start ] || [ "$1" = restart ]; then
+	if ! command -v python3 >/dev/null; then
+		logger -s -t banwatch -p daemon.err "not started: python3 is missing; opkg install python3-light"
+		exit 0
+	fi
+	if ! problems=$($PRECMD 2>&1 >/dev/null); then
+		logger -s -t banwatch -p daemon.err "not started: $problems"
+		exit 1
+	fi
+fi
+
+. /opt/etc/init.d/rc.func
+'''
+
+LSB_INIT = r'''#!/bin/sh
+# banwatch keeps password guessers out; see banwatch --help. Made by: banwatch install
+### BEGIN INIT INFO
+# Provides:          banwatch
+# Required-Start:    $remote_fs $syslog
+# Required-Stop:     $remote_fs $syslog
+# Should-Start:      iptables nftables firewall
+# Default-Start:     2 3 4 5
+# Default-Stop:      0 1 6
+# Short-Description: keeps password guessers out
+### END INIT INFO
+
+PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin
+PROG=/usr/sbin/banwatch
+CONF=/etc/banwatch.conf
+PID=/run/banwatch.pid
+
+running() {
+	[ -r $PID ] && [ "$(cat /proc/"$(cat $PID)"/comm 2>/dev/null)" = banwatch ]
+}
+
+start() {
+	if running; then
+		echo "banwatch is running"
+		return 0
+	fi
+	if ! command -v python3 >/dev/null; then
+		echo "banwatch: not started: python3 is missing" >&2
+		return 5
+	fi
+	"$PROG" -c $CONF check >/dev/null || return 6
+	rm -f $PID	# after a kill -9 the number may be another's by now
+	start-stop-daemon --start --background --make-pidfile --pidfile $PID --startas "$PROG" -- -c $CONF run --syslog
+}
+
+stop() {
+	running || return 0
+	start-stop-daemon --stop --retry TERM/10/KILL/5 --pidfile $PID
+	rm -f $PID
+}
+
+case "$1" in
+	start) start ;;
+	stop) stop ;;
+	restart | force-reload) stop; start ;;
+	reload) running && kill -HUP "$(cat $PID)" ;;
+	status)
+		if running; then
+			"$PROG" -c $CONF status
+		else
+			echo "banwatch is not running"
+			exit 3
+		fi
+		;;
+	*)
+		echo "usage: $0 start|stop|restart|reload|status" >&2
+		exit 2
+		;;
+esac
+'''
+
+SYSTEMD_UNIT = r'''# banwatch keeps password guessers out; see banwatch --help. Made by: banwatch install
+[Unit]
+Description=banwatch keeps password guessers out
+After=network.target nftables.service iptables.service firewalld.service
+
+[Service]
+ExecStart=/usr/sbin/banwatch -c /etc/banwatch.conf run
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=5
+RestartPreventExitStatus=78
+TimeoutStopSec=15
+KillMode=control-group
+
+[Install]
+WantedBy=multi-user.target
+'''
+
+# the whole of /usr/sbin/banwatch: Python keeps no compiled copy of what it runs itself, but of what that imports
+LAUNCHER = '''#!%s -S
+"""Starts %s/banwatch.py."""
+import sys
+sys.path[0] = %r
+import banwatch
+sys.exit(banwatch.main(sys.argv[1:]))
+'''
+
+# Where things belong. `cron` is a file that gets a line, or one of our own (`cron_user`: with a user's name in it);
+# `keep` lists what outlives a firmware upgrade; `links`, made instead of `start` where nothing can be run
+Place = collections.namedtuple('Place', 'name program python init mode text conf state cron cron_user keep crond start stop links')
+PLACES = {
+    'openwrt': Place(
+        'OpenWrt', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/init.d/banwatch', 0o755, OPENWRT_INIT, '/etc/banwatch.conf',
+        '/etc/banwatch.state', '/etc/crontabs/root', '', '/etc/sysupgrade.conf',
+        [['/etc/init.d/cron', 'enable'], ['/etc/init.d/cron', 'restart']],
+        [['/etc/init.d/banwatch', 'enable'], ['/etc/init.d/banwatch', 'restart']],
+        [['/etc/init.d/banwatch', 'stop'], ['/etc/init.d/banwatch', 'disable']],
+        {'/etc/rc.d/S95banwatch': '../init.d/banwatch', '/etc/rc.d/K05banwatch': '../init.d/banwatch'}),
+    'entware': Place(
+        'Entware', '/opt/sbin/banwatch', '/opt/bin/python3', '/opt/etc/init.d/S99banwatch', 0o755, ENTWARE_INIT, '/opt/etc/banwatch.conf',
+        '/opt/etc/banwatch.state', '/opt/etc/cron.d/banwatch', 'root', '', [],
+        [['/opt/etc/init.d/S99banwatch', 'restart']], [['/opt/etc/init.d/S99banwatch', 'stop']], {}),
+    'systemd': Place(
+        'systemd', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/systemd/system/banwatch.service', 0o644, SYSTEMD_UNIT,
+        '/etc/banwatch.conf', '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
+        [['systemctl', 'daemon-reload'], ['systemctl', 'enable', 'banwatch'], ['systemctl', 'restart', 'banwatch']],
+        [['systemctl', 'disable', '--now', 'banwatch']],
+        {'/etc/systemd/system/multi-user.target.wants/banwatch.service': '../banwatch.service'}),
+    'sysvinit': Place(
+        'sysvinit', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/init.d/banwatch', 0o755, LSB_INIT, '/etc/banwatch.conf',
+        '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
+        [['update-rc.d', 'banwatch', 'defaults'], ['/etc/init.d/banwatch', 'restart']],
+        [['/etc/init.d/banwatch', 'stop'], ['update-rc.d', 'banwatch', 'remove']], {})}
+CRON_TIME = '0 6 * * *'
+
+
+def find_place(machine, root):
+    """The Place that fits the machine whose files lie under `root` ('' for this one)."""
+    for kind, path in (('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'),
+                       ('systemd', '/run/systemd/system'),
+                       ('systemd' if root else 'sysvinit', '/etc/systemd/system' if root else '/etc/init.d'),    # both may be there
+                       ('sysvinit', '/etc/init.d')):
+        if machine.exists(root + path):
+            return PLACES[kind]
+    raise Problem('no init system that is known here (OpenWrt, Entware, systemd, sysvinit); let yours run: banwatch.py run')
+
+
+class Installer:
+    """Does what is to be done to a machine, or only says it."""
+
+    def __init__(self, machine, root, dry_run):
+        self.machine, self.root, self.dry_run = machine, root, dry_run
+        self.place = find_place(machine, root)
+        self.changed = False         # has anything been done, or would it be?
+
+    def say(self, text, act=None, *words):
+        """Says a step, and takes it."""
+        print(text)
+        self.changed = self.changed or act is not None
+        if act and not self.dry_run:
+            act(*words)
+
+    def there(self, path):
+        """The text of a file under the root, None if there is none."""
+        return self.machine.whole_text(self.root + path)
+
+    def write(self, path, text, mode):
+        if self.there(path) == text:
+            return self.say('%s: is there' % path)
+        self.say('%s: written (%d kB)' % (path, len(text) // 1000 + 1), self.put, path, text, mode)
+
+    def put(self, path, text, mode):
+        self.machine.make_folder(os.path.dirname(self.root + path))
+        self.machine.replace(self.root + path, text.encode('utf-8', 'surrogateescape'), mode)
+
+    def add_lines(self, path, lines):
+        """Adds lines to a file that is not ours; each stands there once."""
+        text = self.there(path) or ''
+        missing = [line for line in lines if line not in text.split('\n')]
+        if not missing:
+            return self.say('%s: has what it needs' % path)
+        new = '\n'.join(missing + [''])
+        # a last line without an end stays the last one, so that `uninstall` leaves no trace
+        text = new + text if text and text[-1] != '\n' else text + new
+        self.say('\n    '.join(['%s: gets' % path] + missing), self.put, path, text, self.machine.mode(self.root + path, 0o644))
+
+    def drop_lines(self, path, wanted):
+        """Takes lines out of a file that is not ours."""
+        text = self.there(path)
+        left = '\n'.join(line for line in (text or '').split('\n') if not wanted(line))
+        if text and not left:
+            self.remove(path)
+        elif text and left != text:
+            self.say('%s: loses our lines' % path, self.put, path, left, self.machine.mode(self.root + path, 0o644))
+
+    def run(self, argv):
+        if self.root:
+            return
+        self.say('runs: ' + ' '.join(argv))
+        problem = '' if self.dry_run else run_now(self.machine, Command(argv), MAIL_SECONDS)[0]
+        if problem:
+            print('    ' + problem)
+
+    def remove(self, path):
+        if os.path.lexists(self.root + path):
+            self.say('%s: removed' % path, self.machine.remove, self.root + path)
+
+    # what belongs to it
+    @property
+    def library(self):
+        return self.place.program.replace('sbin', 'lib')
+
+    def source(self):
+        return self.library + '/banwatch.py'
+
+    def cron_line(self):
+        words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf, 'report', '--send', '>/dev/null']
+        return ' '.join(filter(None, words))
+
+    def sends(self, line):
+        """Is this our line, be it at another hour?"""
+        return line[:1] != '#' and self.place.program + ' ' in line and ' report --send' in line
+
+    def sends_any(self, text):
+        return any(map(self.sends, (text or '').split('\n')))
+
+    def kept(self):
+        """What a firmware upgrade is to keep."""
+        return [self.place.program, self.library + '/', self.place.init, self.place.conf, self.place.state] + list(self.place.links)
+
+    def conf_text(self):
+        usual = Config()
+        if self.place.state != usual['state']:
+            usual, _ = read_config('[banwatch]\nstate = %s\n' % self.place.state, 'install')
+        return config_text(usual) + '\n'
+
+    def install(self, source):
+        """Puts everything in its place; `source` is the text of this program."""
+        place = self.place
+        print('banwatch %s for %s%s' % (VERSION, place.name, ' under ' + self.root if self.root else ''))
+        self.write(self.source(), source, 0o644)
+        if not self.machine.compiled(self.root + self.source()):
+            self.say('%s: compiled, so that it starts sooner and takes less memory' % self.source(),
+                     self.machine.compile, self.root + self.source())
+        self.write(place.program, LAUNCHER % (place.python, self.library, self.library), 0o755)
+        if self.there(place.conf) is None:
+            self.write(place.conf, self.conf_text(), 0o644)
+        else:
+            self.say('%s: is there, and stays as it is' % place.conf)
+        self.write(place.init, place.text, place.mode)
+        if self.sends_any(self.there(place.cron)):
+            print('%s: has what it needs' % place.cron)
+        elif self.machine.exists(self.root + os.path.dirname(place.cron)) or not place.cron_user:
+            self.add_lines(place.cron, [self.cron_line()])
+        else:
+            print('%s: there is no such folder; let cron run each day: %s' % (os.path.dirname(place.cron), self.cron_line()))
+        if place.keep:
+            self.add_lines(place.keep, self.kept())
+        for path, target in place.links.items() if self.root else ():
+            if not os.path.islink(self.root + path):
+                self.say('%s: linked' % path, self.machine.link, target, self.root + path)
+        for argv in place.crond + place.start:     # who runs already what was there already is left alone
+            self.run(argv if self.changed else ['start' if word == 'restart' else word for word in argv])
+        if not self.root and not self.machine.which('sendmail') and not self.machine.exists('/usr/lib/sendmail'):
+            print('There is no sendmail yet: for the daily summary install msmtp-mta, and set `to` in %s.' % place.conf)
+
+    def uninstall(self, state):
+        """Takes out what `install` has put there; the state only if `state` says so."""
+        place = self.place
+        for argv in place.stop if self.machine.exists(self.root + place.init) else ():
+            self.run(argv)
+        for path in [place.init, place.program] + (list(place.links) if self.root else []):
+            self.remove(path)
+        if self.machine.exists(self.root + self.library):
+            self.say('%s: removed' % self.library, self.machine.remove_folder, self.root + self.library)
+        if place.cron_user:
+            self.remove(place.cron)
+        else:
+            before = self.there(place.cron)
+            self.drop_lines(place.cron, self.sends)
+            for argv in place.crond[-1:] if self.sends_any(before) else ():    # crond reads its file again only then
+                self.run(argv)
+        if place.keep:
+            self.drop_lines(place.keep, lambda line: line in self.kept())
+        if self.there(place.conf) == self.conf_text():
+            self.remove(place.conf)
+        elif self.there(place.conf) is not None:
+            print('%s: stays, for somebody has changed it' % place.conf)
+        if os.path.lexists(self.root + place.state):
+            if state():
+                self.remove(place.state)
+            else:
+                print('%s: stays (bans and history)' % place.state)
+
+
+
+def installer(options):
+    if options.get('root') == '':
+        raise Problem('--root: which folder?', os.EX_USAGE)
+    os.umask(0o022)                                # everybody may look, whatever root's shell says
+    machine, root = Machine(), options.get('root', '').rstrip('/')
+    if root and not os.path.isdir(root):
+        raise Problem('%s: is no folder' % printable(root))
+    if not (machine.root() or root or 'dry-run' in options):
+        raise Problem('only root can do that (try --dry-run)', os.EX_NOPERM)
+    if not (root or 'dry-run' in options):
+        machine.be_called('banwatch-setup')        # or Entware's `killall banwatch` would wait for us to end
+    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options)
+
+
+def install(conf, options, words):
+    here = os.path.realpath(__file__)
+    text = Machine().filter_text(here if here.endswith('.py') else here[:-1])
+    if not text or not text.startswith('#!'):
+        raise Problem('%s: this is not the source; run banwatch.py itself' % here)
+    installer(options).install(text)
+    return 0
+
+
+def uninstall(conf, options, words):
+    def state():
+        if 'state' in options:
+            return True
+        if 'dry-run' in options or not sys.stdin.isatty():
+            return False
+        print('Remove the bans and their history, too? [y/N] ', end='', flush=True)
+        return sys.stdin.readline().strip().lower() in ('y', 'yes')
+    installer(options).uninstall(state)
+    return 0
+
+
+COMMANDS.update({
+    'install': Verb('[--dry-run] [--root DIR]', ['dry-run', 'root='], 0, 0,
+                    'put it in its place: program, conf, init script, cron line; says each step; start it', install),
+    'uninstall': Verb('[--dry-run] [--root DIR] [--state]', ['dry-run', 'root=', 'state'], 0, 0,
+                      'take all that out again; asks before the state, --state does not', uninstall)})
 
 
 # ---- Main ----------------------------------------------------------------------------------

@@ -23,10 +23,10 @@ EFFECTS = {
     'time.time': {'Machine'}, 'time.clock_gettime': {'Machine'}, 'time.monotonic': set(), 'time.sleep': set(),
     'os.rename': {'Machine'}, 'os.replace': set(), 'os.system': set(), 'os.popen': set(), 'os.fork': set(),
     'os.unlink': {'Machine', 'Control'}, 'os.remove': set(), 'os.open': {'Machine', 'Sources', 'Main'},
-    'os.mkfifo': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
+    'os.mkfifo': {'Machine'}, 'os.symlink': {'Machine'}, 'os.makedirs': {'Machine'}, 'shutil.rmtree': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
     'subprocess.Popen': {'Machine'}, 'selectors.DefaultSelector': {'Machine'},
 }
-CALLS = {'open': {'Machine', 'Commands'}, 'print': {'Commands', 'Main'}, 'eval': set(), 'exec': set(),
+CALLS = {'open': {'Machine', 'Commands'}, 'print': {'Commands', 'Doctor', 'Install', 'Main'}, 'eval': set(), 'exec': set(),
          'compile': set(), '__import__': set(), 'input': set()}
 
 
@@ -152,8 +152,8 @@ def test_nothing_runs_a_shell():
 
 def test_the_program_imports_only_what_python3_light_has():
     light = {'binascii', 'bisect', 'calendar', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
-             'gzip', 'heapq', 'ipaddress', 'itertools', 'json', 'os', 'random', 're', 'sched', 'selectors', 'shlex',
-             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'textwrap', 'time', 'traceback', 'warnings'}
+             'gzip', 'heapq', 'importlib', 'importlib.util', 'ipaddress', 'itertools', 'json', 'marshal', 'os', 'py_compile', 'random', 're', 'sched', 'selectors', 'shlex', 'shutil',
+             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', 'termios', 'textwrap', 'time', 'traceback', 'warnings'}
     for node in ast.walk(TREE):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= light

@@ -16,7 +16,7 @@ class Reader:
 
     def __init__(self, spec, poll=1):
         self.machine = FakeMachine()
-        self.machine.spawn = lambda argv, stdin: banwatch.Machine.spawn(self.machine, argv, stdin)
+        self.machine.spawn = lambda argv, stdin, **more: banwatch.Machine.spawn(self.machine, argv, stdin, **more)
         self.got, self.backlog, self.ages = [], [], []
         self.source = banwatch.make_source(spec, self.machine, self.deliver, poll)
 
