@@ -14,10 +14,12 @@ address, and bans offenders in the kernel's firewall, for longer each time.
 What it touches, as root
     runs      nft, ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
               logread or journalctl if they are the log source; the programs named in
-              `source = exec:...` and `[action ...]`; sendmail, for mails. Never a shell.
+              `source = exec:...` and `[action ...]`; sendmail, for mails; logger and sshd -T for `doctor`,
+              the init system's own for `install`. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
               nothing else (each with .new while it is written, .bad if it could not be used); a
-              FIFO that `source` names is made if it is missing; the page that `report --html` names.
+              FIFO that `source` names is made if it is missing; the page that `report --html` names;
+              `install` writes what it says, each step before it does it.
     reads     the log files, its conf, filters (filter.d beside the conf, /etc/banwatch/filter.d,
               /etc/fail2ban/filter.d), /proc, the resolv.conf files, addresses and routes (netlink).
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told otherwise.
