@@ -5213,41 +5213,44 @@ Restored = collections.namedtuple('Restored', 'tickets history fails logins sour
 def dump(bans, fails, logins, sources, report, clocks):
     """The live state as text. `clocks` is (boot id, ticks, wall)."""
     now = clocks[1]
-    state = dict(dump_bans(bans, clocks), report=report.dump(now))
-    state['fails'] = [[jail, net, [round(now - t, 2) for t in seen]]
-                      for (jail, net), seen in fails.recent.items()]
-    state['logins'] = [[jail, ip, user, round(until - now, 2)]
-                       for (jail, ip, user), until in logins.items() if until > now]
+    state, rows = dump_bans(bans, clocks)
+    state['report'] = report.dump(now)
     state['sources'] = sources
-    return json.dumps(state, separators=(',', ':'))
+    rows['fails'] = ([jail, net, [round(now - t, 2) for t in seen]] for (jail, net), seen in fails.recent.items())
+    rows['logins'] = ([jail, ip, user, round(until - now, 2)] for (jail, ip, user), until in logins.items() if until > now)
+    # row by row: as a whole, json would hold thousands of little texts at a time
+    return packed(state)[:-1] + ''.join(',"%s":[%s]' % (part, ','.join(map(packed, rows[part]))) for part in rows) + '}'
+
+
+def packed(value):
+    return json.dumps(value, separators=(',', ':'))
 
 
 def dump_bans(bans, clocks):
+    """(head of a state, part -> its rows, one by one)."""
     boot, now, wall = clocks
     by_left = sorted(bans.tickets.values(), key=lambda t: (t.until is not None, -(t.until or 0)))
-    return {'banwatch': FORMAT, 'boot': boot, 'ticks': round(now, 2), 'wall': round(wall, 2),
-            'bans': [[t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2),
-                      t.count, t.failures] for t in by_left],
-            'history': [[jail, net, n, round(now - last, 2)]
-                        for (jail, net), (n, last) in reversed(list(bans.history.items()))]}
+    return {'banwatch': FORMAT, 'boot': boot, 'ticks': round(now, 2), 'wall': round(wall, 2)}, {
+        'bans': ([t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2), t.count, t.failures] for t in by_left),
+        'history': ([jail, net, n, round(now - last, 2)] for (jail, net), (n, last) in reversed(list(bans.history.items())))}
 
 
 def dump_kept(bans, report, clocks):
     """The kept state as text, at most KEPT_BYTES: the report, the longest bans and the latest history first."""
+    state, rows = dump_bans(bans, clocks)
     for most in KEPT_ROWS, KEPT_ROWS // 4, 1:      # what an attacker has filled leaves room for the bans
-        state = dict(dump_bans(bans, clocks), report=report.dump(clocks[1], True, most))
-        room = KEPT_BYTES - 200 - len(json.dumps(state['report'], separators=(',', ':')))
+        state['report'] = report.dump(clocks[1], True, most)
+        room = KEPT_BYTES - 200 - len(packed(state['report']))
         if room > KEPT_BYTES / 2:
             break
-    for part in ('bans', 'history'):
-        rows = []
-        for row in state[part]:
-            room -= len(json.dumps(row, separators=(',', ':'))) + 2
+    for part in rows:
+        state[part] = []
+        for row in rows[part]:
+            room -= len(packed(row)) + 2
             if room < 0:
                 break
-            rows.append(row)
-        state[part] = rows
-    return json.dumps(state, separators=(',', ':')).replace('],[', '],\n[')
+            state[part].append(row)
+    return packed(state).replace('],[', '],\n[')
 
 
 def elapsed(state, clocks):
@@ -5575,7 +5578,7 @@ class Machine:
     def end_of(self, path, size):
         """The last bytes of a file, as text; '' if it cannot be read."""
         try:
-            with open(path, 'rb') as f:
+            with open(path, 'rb', opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:     # a FIFO has no end
                 f.seek(max(0, os.fstat(f.fileno()).st_size - size))
                 return f.read(size).decode('utf-8', 'replace')
         except OSError:
@@ -8305,8 +8308,8 @@ def run_now(machine, command, seconds=10):
         while not ended:
             machine.loop.wait(machine.loop.due())
     finally:
-        machine.kill_all()
         deafen(machine.loop, pair)
+        machine.kill_all()
     return ended[0]
 
 
@@ -8745,7 +8748,8 @@ def check_conf(doctor):
 
 def check_daemon(doctor):
     if doctor.answer is None:
-        yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; at each boot it starts after: banwatch.py install')
+        yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; ' + (
+            'restart it' if 'not answer' in doctor.absent else 'at each boot it starts after: banwatch.py install'))
         return
     if doctor.answer['version'] != VERSION:
         yield Finding(WARNING, 'daemon: it still is banwatch %s, this is %s' % (doctor.answer['version'], VERSION), 'restart it')
@@ -8773,12 +8777,14 @@ def check_log(doctor):
         if problem:
             yield Finding(PROBLEM, 'log: %s' % problem, 'is the log daemon running?')
             return
-    until, said = machine.ticks() + MARKER_SECONDS, ''
-    while machine.ticks() < until and mark + 'info' not in said:
+    until = machine.ticks() + MARKER_SECONDS
+    while True:
         # busybox has no -l, and a script of OpenWrt's syslog-ng little else
         said = (doctor.run('logread', '-l', '50') or doctor.run('logread') or '') if meant == 'logread' else ''.join(
             machine.end_of(path, 1 << 16) for path in glob.glob(meant))
-        doctor.pause(0 if mark + 'info' in said else 0.2)
+        if mark + 'info' in said or machine.ticks() >= until:
+            break
+        doctor.pause(0.2)
     if mark + 'info' in said:
         yield Finding(OK, 'log: what is logged comes through %s' % meant)
     elif mark + 'warning' in said:

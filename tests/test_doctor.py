@@ -125,6 +125,13 @@ def test_no_daemon_is_a_problem():
     says(only(banwatch.check_daemon), PROBLEM, 'no daemon is running', 'banwatch.py install')
 
 
+def test_a_daemon_that_does_not_answer_is_to_be_restarted():
+    friend = Friend()
+    friend.absent = 'the daemon does not answer on /run/control'
+    found, = banwatch.check_daemon(friend)
+    assert says(found, PROBLEM, 'restart it') and 'install' not in found.remedy
+
+
 def test_a_daemon_says_its_pid_and_its_memory():
     says(only(banwatch.check_daemon, answer={}), OK, 'pid 7', '12,345 kB')
 
@@ -391,13 +398,13 @@ def test_lines_are_short_and_printable_whatever_files_and_daemon_say(monkeypatch
 class Router:
     """banwatch on the router, with a syslogd, a sendmail of our own, and the machine's doctor."""
 
-    def __init__(self, network, daemon, firewall):
+    def __init__(self, network, daemon, firewall, **more):
         need('busybox', 'logger', 'nft', root=True)
         self.network = network
         self.sendmail = network.write('sendmail', '#!/bin/sh\ncat >%s\n' % network.path('mail'), 0o755)
         self.syslog = network.router.popen(['busybox', 'syslogd', '-n', '-O', network.log])
         assert poll(lambda: network.router.run(['test', '-S', '/dev/log']).returncode == 0)
-        self.daemon = daemon('[report]\nsendmail = %s\nto = me@example.org' % self.sendmail, firewall=firewall)
+        self.daemon = daemon('[report]\nsendmail = %s\nto = me@example.org' % self.sendmail, firewall=firewall, **more)
 
     def doctor(self, *words):
         """(exit code, findings)"""
@@ -433,7 +440,8 @@ def test_on_a_real_router_all_is_well_and_what_somebody_spoils_is_mended_and_tol
 
 @pytest.mark.slow
 def test_on_a_real_router_each_thing_that_is_amiss_is_a_line_and_the_exit_code(network, daemon):
-    router = Router(network, daemon, 'nft')
+    os.mkfifo(network.log + '.pipe')               # which nobody ever writes to
+    router = Router(network, daemon, 'nft', source=network.log + '*')
     network.write('sendmail', '#!/bin/sh\necho "no such user" >&2; exit 67\n', 0o755)
     router.syslog.kill()
     router.syslog.wait(5)
