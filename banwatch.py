@@ -2377,7 +2377,7 @@ def in_lines(block, other, positions):
     return [ends[max(0, bisect.bisect_right(there, position) - 1)] for position in positions]
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=2048)
 def host(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
     try:
@@ -3226,7 +3226,7 @@ class Jail:
     def place(self, ip):
         """(why the address is never banned or '', key it is counted by, key it is banned by): the
         address itself is banned where its network holds a free address."""
-        if len(self.places) > 4096:
+        if len(self.places) > 2048:
             self.places.clear()
         net = ip
         if ':' in ip or self.options['ipv4prefix'] != 32:
@@ -4075,11 +4075,12 @@ class Tally:
             self.note('counts', (part,), len(order) - PARTS[part].limit)
 
     def order(self, part):
-        """Its keys, what matters least first. Of pairs the latest matter: a login may follow."""
+        """Its keys, what matters least first."""
         known = self.parts[part]
-        return sorted(known) if part in OLDEST_GO else sorted(known, key=lambda key: (
-            LEVELS.get(key[-1], 0) if part == 'other' else key[0] == 'warning' if part == 'rules' else False,
-            known[key][part == 'pairs']))
+        if part in OLDEST_GO or part == 'pairs':   # which stand in the order of their last failure
+            return sorted(known) if part in OLDEST_GO else list(known)
+        return sorted(known, key=lambda key: (
+            LEVELS.get(key[-1], 0) if part == 'other' else key[0] == 'warning' if part == 'rules' else False, known[key][0]))
 
     def count(self, what, n=1):
         self.note('counts', (what,), n)
@@ -4145,10 +4146,9 @@ class Tally:
             elif (net,) not in left['addresses']:
                 addresses[net,] = [n + early['addresses'].get((net,), 0), when, jail]
             user = shortened(user or '', NAME_LENGTH)
-            cell = pairs.get((net, user))
+            cell = pairs.pop((net, user), None)    # to the end: the latest matter, for a login may follow
             if cell:
-                cell[0] += n
-                cell[1] = max(cell[1], when)
+                pairs[net, user] = [cell[0] + n, max(cell[1], when)]
             elif user:
                 pairs[net, user] = [n, when]
             there = users.get((user,))
@@ -5969,7 +5969,7 @@ def netlink_attributes(body, at):
 # disturbs the others.
 
 LIVE, RECENT, OLD = range(3)         # lines count: as of now; at their own time, else now; ... else not
-CHUNK = 1 << 18
+CHUNK = 1 << 17
 SOON = 0.001                         # seconds to the next chunk: signals and clients come in between
 BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
 MARK = 64                            # bytes before an offset that tell whether it is still the same file
