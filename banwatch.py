@@ -8687,7 +8687,7 @@ Finding = collections.namedtuple('Finding', 'level text remedy')
 Finding.__new__.__defaults__ = '',
 LATER_IMPORTS = 'difflib', 'gzip', 'py_compile', 'shutil', 'syslog', 'textwrap', 'traceback', 'calendar', 'warnings'
 MARKER_SECONDS, LOOK_SECONDS = 3, 10           # the daemon answers after 13 s at the latest, and is waited for 15
-MOST_TEXT = 190                                # characters of a finding
+FINDING_LENGTH = 190                                # characters of a finding
 LITTLE_FLASH, LITTLE_RAM = 1 << 20, 8 << 10    # bytes, kB that should be free
 RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker': 'sshguard', 'crowdsec': 'crowdsec', 'denyhosts.py': 'denyhosts'}
 RIVAL_SCRIPTS = {'/etc/init.d/banip': 'banIP', '/etc/init.d/bearDropper': 'bearDropper'}
@@ -8918,8 +8918,8 @@ def findings(doctor, checks=CHECKS):
                     check.__name__[6:], getattr(e, 'strerror', None) or repr(e)), 'the others are not affected'), iter(())
             if row is None:
                 break
-            remedy = shortened(printable(row.remedy), MOST_TEXT - 60)
-            yield Finding(row.level, shortened(printable(row.text), MOST_TEXT - len(remedy) - 3), remedy)
+            remedy = shortened(printable(row.remedy), FINDING_LENGTH - 60)
+            yield Finding(row.level, shortened(printable(row.text), FINDING_LENGTH - len(remedy) - 3), remedy)
 
 
 def doctor(conf, options, words):

@@ -81,6 +81,17 @@ def test_no_room_is_empty():
         assert [node for node in TREE.body if at < node.lineno < end and not isinstance(node, ast.Import)], name
 
 
+def test_no_name_is_defined_twice():
+    """The later one would be taken in the earlier one's section, too."""
+    names = []
+    for node in TREE.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    assert [name for name in names if names.count(name) > 1] == []
+
+
 def bound_in(scope):
     """Names that a function or class binds itself."""
     names = set()
