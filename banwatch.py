@@ -1200,6 +1200,19 @@ CTIME = Regex(r'(?:\w{3} )?(\w{3}) ([ \d]?\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\
 OFFSETS = {b'%d:%02d' % divmod(second, 60): second for second in range(600)}
 
 
+CALENDAR = 28 * 365.25 * 86400        # seconds after which days and weekdays are the same again
+
+
+def local_time(when):
+    """time.localtime; also after January 2038 where the system's time has 32 bits, as on OpenWrt 19.07."""
+    try:
+        return time.localtime(when)
+    except OverflowError:
+        times = when // CALENDAR - 1               # as it is between 1998 and 2026
+        there = time.localtime(when - times * CALENDAR)
+        return time.struct_time((there.tm_year + 28 * int(times),) + there[1:])
+
+
 @functools.lru_cache(maxsize=256)
 def date_time(date, today):
     """Seconds since 1970 of a line's date (bytes), None if it is none. `today` (days since 1970, of
@@ -4856,7 +4869,7 @@ def neighbours(addresses):
 
 def hour_text(when, seconds=0):
     """'14:02', or 'Fri 14:02' if the period is longer than from one cron run to the next."""
-    return time.strftime('%H:%M' if seconds < DAY + HOUR else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', time.localtime(when))
+    return time.strftime('%H:%M' if seconds < DAY + HOUR else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', local_time(when))
 
 
 def verdict_text(summary):
@@ -4872,7 +4885,7 @@ def subject_text(summary):
     """The subject of its mail."""
     days = round(summary['seconds'] / DAY)
     return '[%s] %s — %s%s%s' % (
-        printable(summary['host']), verdict_text(summary), time.strftime('%a %d %b', time.localtime(summary['to'])),
+        printable(summary['host']), verdict_text(summary), time.strftime('%a %d %b', local_time(summary['to'])),
         ', covers %d days' % days if days > 1 else '', ' (may be a repeat)' if summary['repeat'] else '')
 
 
@@ -4980,11 +4993,11 @@ def health_text(health, seconds):
 
 
 def moment_text(when):
-    return time.strftime('%a %d %b %H:%M', time.localtime(when))
+    return time.strftime('%a %d %b %H:%M', local_time(when))
 
 
 def until_text(until, now):
-    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', time.localtime(until))
+    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', local_time(until))
 
 
 def names_text(row):
@@ -5044,7 +5057,7 @@ def chart_lines(bars, height=4):
 
 
 def bar_label(bar):
-    return time.strftime('%H', time.localtime(bar['start']))
+    return time.strftime('%H', local_time(bar['start']))
 
 
 def report_text(summary, most=1.0):
@@ -5183,7 +5196,7 @@ def headers_of(settings, host, title, now, chance):
     """The headers of a mail about `title`, sent `now` (by the wall clock)."""
     name = re.sub('[^A-Za-z0-9.-]', '-', host).strip('.-') or 'localhost'
     return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']), ('Subject', title),
-            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', time.localtime(now))),
+            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
             ('Message-ID', '<%d.%d.banwatch@%s>' % (now, chance * 1e9, name))]
 
 
@@ -5195,6 +5208,7 @@ def headers_of(settings, host, title, now, chance):
 #      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
 #      "report":  {...}}                    what the next summary tells; see Tally.dump, Report.dump
 #   and in the live one
+#     "unkept":  s                         seconds for which the kept one has lacked something of this (null: it does not)
 #      "fails":   [[jail, network, [seconds since each failure]]]
 #      "logins":  [[jail, ip, user, seconds left]]
 #      "sources": {source: position}}
@@ -5207,15 +5221,16 @@ SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has n
 TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock is wrong
 KEPT_BYTES = 256 * 1024
 
-Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted offset')
+Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted offset differs')
 
 
-def dump(bans, fails, logins, sources, report, clocks):
-    """The live state as text. `clocks` is (boot id, ticks, wall)."""
+def dump(bans, fails, logins, sources, report, clocks, differs=None):
+    """The live state as text. `clocks` is (boot id, ticks, wall); `differs` is since when the kept one lacks something."""
     now = clocks[1]
     state, rows = dump_bans(bans, clocks)
     state['report'] = report.dump(now)
     state['sources'] = sources
+    state['unkept'] = None if differs is None else round(now - differs, 2)
     rows['fails'] = ([jail, net, [round(now - t, 2) for t in seen]] for (jail, net), seen in fails.recent.items())
     rows['logins'] = ([jail, ip, user, round(until - now, 2)] for (jail, ip, user), until in logins.items() if until > now)
     # row by row: as a whole, json would hold thousands of little texts at a time
@@ -5288,13 +5303,21 @@ def load(text, clocks):
     sources, (report, more) = state.get('sources'), load_report(state.get('report'), now, gone)
     return Restored(restored['bans'], dict(restored['history']), dict(restored['fails']),
                     dict(restored['logins']), sources if type(sources) is dict else {}, report, lost + more, gone,
-                    state.get('boot') != clocks[0], offset_in(state, clocks))
+                    state.get('boot') != clocks[0], offset_in(state, clocks), differs_in(state, now - gone))
 
 
 def offset_in(state, clocks):
     """How the clocks stood to each other when a state was written; None in another boot."""
     try:
         return moment(state.get('wall')) - moment(state.get('ticks')) if state.get('boot') == clocks[0] else None
+    except ValueError:
+        return None
+
+
+def differs_in(state, then):
+    """Since when the kept state lacks something of this one, which was written `then`; None if it does not."""
+    try:
+        return None if state.get('unkept') is None else then - moment(state['unkept'], 0)
     except ValueError:
         return None
 
@@ -5386,9 +5409,11 @@ class Loop:
         """Calls a handler; a bug in it is told once and does not stop the others."""
         try:
             return function()
-        except Exception:
+        except Exception as e:
             import traceback
-            text = traceback.format_exc()
+            # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
+            frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
+            text = ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
             if text not in self.bugs:
                 self.bugs.add(text)
                 self.log('bug, please report it:\n' + text)
@@ -6265,6 +6290,7 @@ class Logread(Child):
 
     def is_lost(self, process):
         if process is self.process:
+            self.settled()                         # what it has told so far: the ring may have it no more
             self.fail(self.said)
 
     def check(self):
@@ -7302,6 +7328,7 @@ class Daemon:
         self.saved, self.kept = float('-inf'), None            # ticks of the last save of either file
         self.cost = 0                # seconds that the last save of the live file took
         self.changed = self.unkept = False    # since the last save
+        self.differs = None          # since when the kept file lacks something: a restart does not make it wait anew
         self.troubles = {}           # what is wrong, by where
         self.next_timer = self.save_timer = self.keep_timer = None
         self.reporter = Reporter(machine, self.facts, self.save_all)
@@ -7682,7 +7709,8 @@ class Daemon:
         if self.changed and not self.save_timer and not self.dry_run:
             self.save_timer = self.loop.at(max(now, self.saved + max(1, 20 * self.cost)), self.save)
         if self.unkept and not self.keep_timer and not self.dry_run:
-            self.keep_timer = self.loop.after(self.config['save'], self.keep)
+            self.differs = now if self.differs is None else self.differs
+            self.keep_timer = self.loop.at(max(now, self.differs + self.config['save']), self.save_all)
 
     def minute(self):
         """Once a minute: what must never be banned, what is forgotten, what the kernel still has."""
@@ -7760,6 +7788,7 @@ class Daemon:
             self.part(source)
         self.sources = {}
         if not self.dry_run:
+            self.differs = None
             self.save()
             self.keep()
 
@@ -7795,7 +7824,7 @@ class Daemon:
         before = self.machine.ticks()
         self.look_at_clock(before, self.machine.wall())        # what is written tells how the clocks stand
         known = {source: position for source, position in self.positions.items() if position}
-        text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks())
+        text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks(), self.differs)
         self.changed = not self.write(self.runtime('state.json'), text)
         self.saved = self.machine.ticks()
         self.cost = self.saved - before
@@ -7822,7 +7851,7 @@ class Daemon:
 
     def save_all(self):
         """Writes both files at once."""
-        self.unkept = True
+        self.unkept, self.differs = True, None     # a kill between the two costs no more writes to the flash
         self.save()
         self.keep()
 
@@ -7835,11 +7864,14 @@ class Daemon:
             return
         now = self.machine.ticks()
         self.saved, self.kept = now, now - state.age           # what has just been read is on file: no haste
+        self.differs = state.differs
         for key, (n, last) in reversed(list(state.history.items())):
             self.bans.remember(key, n, last)
         for ticket in state.tickets:
             if ticket.until is None or ticket.until > now:
                 self.bans.put(ticket, now)
+            else:                                  # nobody else has told of its end
+                state.report.tally.count_jail(ticket.jail, 'ended')
         for key, seen in state.fails.items():
             self.fails.put(key, seen)
         for (jail, ip, user), until in state.logins.items():
@@ -8149,7 +8181,7 @@ def request_in_parts(conf, options, networks, **more):
 
 
 def clock_text(when):
-    return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))
+    return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', local_time(when))
 
 
 def show(rows):
