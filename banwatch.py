@@ -1041,10 +1041,20 @@ def near(key, section):
     there = [s for s, name in ROWS if name == key]
     if there:
         return ' (it belongs into [%s])' % (there[0] + ' NAME' * (there[0] in TEMPLATES))
+    meant = nearest(key, [row.name for row in OPTIONS if row.section == kind_of(section)])
+    return ' (did you mean %s?)' % meant if meant else ''
+
+
+def nearest(word, known):
+    """The known word that is most likely meant by one that is not known; '' if none is like it."""
     import difflib
-    known = [row.name for row in OPTIONS if row.section == kind_of(section)]
-    found = difflib.get_close_matches(key, known, 1)
-    return ' (did you mean %s?)' % found[0] if found else ''
+    return ''.join(difflib.get_close_matches(word, known, 1))
+
+
+def choose_from(word, known, more=()):
+    """'did you mean dhcp?', of the `known` words or of `more`; or the known ones, if none is like it."""
+    meant = nearest(word, known + list(more))
+    return 'did you mean %s?' % meant if meant else 'there are: ' + ' '.join(known)
 
 
 def in_order(problems):
@@ -2972,13 +2982,17 @@ class LineFilter:
     def ran_away(self, wall):
         """Notes that a regex was aborted; one that does it again and again rests for a minute."""
         self.buffer = []
-        self.runaways = [when for when in self.runaways if when > wall - REST_SECONDS] + [wall]
-        again = len(self.runaways) >= MOST_RUNAWAYS
+        self.runaways, rests = after_runaway(self.runaways, wall)
         self.trouble = 'a regex of %s takes too long for some lines, which are skipped%s' % (
-            self.definition.origin, '; the filter rests for a minute' if again else '')
-        if again:
-            self.runaways, self.rests = [], wall + REST_SECONDS
+            self.definition.origin, '; the filter rests for a minute' if rests else '')
+        self.rests = rests or self.rests
         return Look(None, None, None, None, None, None, {}, 'a regex took too long')
+
+
+def after_runaway(runaways, now):
+    """(when regexes were aborted that still count, until when to rest) after another one; None: no need to."""
+    lately = [when for when in runaways if when > now - REST_SECONDS] + [now]
+    return ([], now + REST_SECONDS) if len(lately) >= MOST_RUNAWAYS else (lately, None)
 
 
 def groups(m):
@@ -3032,10 +3046,7 @@ def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=u
     except LookupError:
         if '/' in name:
             raise ValueError('%s: cannot be read' % printable(name)) from None
-        import difflib
-        known = sorted(set(FILTERS) - {'common'})
-        near = difflib.get_close_matches(name.lower(), known + list(SECTIONS), 1)
-        hint = 'did you mean %s?' % near[0] if near else 'there are: ' + ' '.join(known)
+        hint = choose_from(name.lower(), sorted(set(FILTERS) - {'common'}), SECTIONS)
         raise ValueError('no filter is called %s (%s)' % (quoted(name), hint)) from None
     if definition.given('history') is not None:
         return History(definition)
@@ -4090,8 +4101,10 @@ class Tally:
     def order(self, part):
         """Its keys, what matters least first."""
         known = self.parts[part]
-        if part in OLDEST_GO or part == 'pairs':   # which stand in the order of their last failure
-            return sorted(known) if part in OLDEST_GO else list(known)
+        if part in OLDEST_GO:
+            return sorted(known)
+        if part == 'pairs':                        # which stand in the order of their last failure
+            return list(known)
         return sorted(known, key=lambda key: (
             LEVELS.get(key[-1], 0) if part == 'other' else key[0] == 'warning' if part == 'rules' else False, known[key][0]))
 
@@ -4450,17 +4463,20 @@ class Rule:
 
     def ran_away(self, now):
         """What is wrong, after a regex was aborted; a rule whose regexes do it again and again rests for a minute."""
-        self.runaways = [when for when in self.runaways if when > now - REST_SECONDS] + [now]
-        again = len(self.runaways) >= MOST_RUNAWAYS
-        if again:
-            self.runaways, self.rests = [], now + REST_SECONDS
-        return 'its regex takes too long for some lines, which are skipped%s' % ('; it rests for a minute' * again)
+        self.runaways, rests = after_runaway(self.runaways, now)
+        self.rests = rests or self.rests
+        return 'its regex takes too long for some lines, which are skipped%s' % ('; it rests for a minute' if rests else '')
 
     def text(self, fields, message):
         """What the summary says of a line."""
         tags = {tag: str(value or '?') for tag, value in fields.items()}
         shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'), self.options['text'])
-        return shortened(printable(shown or masked(message[:MESSAGE_LENGTH])), TEXT_LENGTH)
+        return clipped(shown or masked(message[:MESSAGE_LENGTH]))
+
+
+def clipped(text):
+    """A text of the log as the summary holds it."""
+    return shortened(printable(text), TEXT_LENGTH)
 
 
 def tag_field(tag):
@@ -4525,7 +4541,7 @@ class Digest:
                 n = sum(read_line(line).times for line, key in zip(raw, keys) if key == shape)
             if found and found[2] is None:         # a built-in rule that shows lines
                 shown = [as_message(read_line(line).message) for line, key in zip(raw, keys) if key == shape][-1]
-                tally.note(found[0], found[1], n, now, now, [[now, shortened(printable(shown), TEXT_LENGTH)]])
+                tally.note(found[0], found[1], n, now, now, [[now, clipped(shown)]])
             elif found:
                 tally.note(found[0], found[1], n, now, now, found[2])
             else:
@@ -4545,7 +4561,7 @@ class Digest:
         if rule.rests > now:
             return
         line = read_line(raw)
-        program, message = (line.program or b'').decode('utf-8', 'replace'), as_message(line.message, PLAIN_LINE)
+        program, message = program_of(line), as_message(line.message, PLAIN_LINE)
         try:
             fields = rule.match(program, message)
         except Runaway:
@@ -4557,14 +4573,14 @@ class Digest:
         if self.counts(rule, fields, now, line.times):
             n = line.times if rule.options['maxretry'] == 1 else 1
             text = rule.text(fields, message)
-            shown = shortened(printable('%s: %s' % (program, message[:TEXT_LENGTH])), TEXT_LENGTH)
+            shown = clipped('%s: %s' % (program, message[:TEXT_LENGTH]))
             level = rule.options['report']
             if level == 'other':
-                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now, shortened(printable(unnamed(message)), TEXT_LENGTH))
+                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now, clipped(unnamed(message)))
             elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
                 tally.note('rules', (level, rule.name, text), n, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
             if rule.options['mail']:
-                yield rule, text, shortened(printable(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace')), TEXT_LENGTH)
+                yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
 
     def counts(self, rule, fields, now, times=1):
         """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it does so here."""
@@ -4588,7 +4604,7 @@ class Digest:
         message = as_message(line.message)
         if not message:
             return None
-        program = printable((line.program or b'').decode('utf-8', 'replace'))[:NAME_LENGTH]
+        program = printable(program_of(line))[:NAME_LENGTH]
         if program not in self.speakers:
             shorten(self.speakers, 200)
             self.speakers[program] = [rule for rule in self.built_in.values() if rule.program.fullmatch(program)]
@@ -4602,7 +4618,7 @@ class Digest:
         level = 'err' if number < 4 else 'warn' if number == 4 else ''
         words = printable(masked(message)).split()[:25]
         template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
-        return 'other', (program, template, level), shortened(printable(unnamed(message)), TEXT_LENGTH)
+        return 'other', (program, template, level), clipped(unnamed(message))
 
     def template(self, program, words, tally):
         """The template, a list of words, that a message belongs to. One that differs from a known one in a few words
@@ -4640,14 +4656,6 @@ class Digest:
         self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
 
 
-def near_rule(name):
-    """A hint for a mistyped name of a built-in rule."""
-    import difflib
-    known = [section[5:] for section in built_in_rules()]
-    found = difflib.get_close_matches(name, known, 1)
-    return ', and no built-in rule is called so (%s)' % ('did you mean %s?' % found[0] if found else 'there are: ' + ' '.join(known))
-
-
 def make_digest(config, guard=unguarded):
     """(Digest, problems) of a configuration."""
     made, problems = {}, []
@@ -4657,7 +4665,8 @@ def make_digest(config, guard=unguarded):
         try:
             made[name] = Rule(name, options, guard if section in config.settings else None)
             if section not in built_in_rules() and not {'program', 'regex'} & set(config.settings[section]):
-                raise ValueError('has neither program nor regex' + near_rule(name))
+                raise ValueError('has neither program nor regex, and no built-in rule is called so (%s)' % choose_from(
+                    name, [section[5:] for section in built_in_rules()]))
             if options['grace'] and not options['resets']:
                 raise ValueError('grace: means nothing without `resets`')
             if options['resets'] and 'rule ' + options['resets'] not in names:
@@ -4683,6 +4692,10 @@ def without(block, explained):
     return b''.join(parts) + block[at:]
 
 
+def program_of(line):
+    return (line.program or b'').decode('utf-8', 'replace')
+
+
 def as_message(raw, most=MESSAGE_LENGTH):
     """A message as text, without the kernel's stamp."""
     text = raw[:most].decode('utf-8', 'backslashreplace').rstrip()
@@ -4706,7 +4719,8 @@ def summarise(report, facts):
     def wall(ticks):
         return round(facts['wall'] - now + ticks)
     seconds = max(0, now - tally.begun)
-    counts = {key[0]: cell[0] for key, cell in tally['counts'].items()}
+    counts = collections.Counter({what: n for (what,), (n,) in tally['counts'].items()})
+    noted = noted_lines(tally, facts, wall)
     logins = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
                'new': (user, ip) not in report.known}
               for (user, ip, jail), (n, first, last) in tally['logins'].items()]
@@ -4725,9 +4739,9 @@ def summarise(report, facts):
     return {
         'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now), 'seconds': round(seconds),
         'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.doubt,
-        'reboots': counts.get('reboots', 0), 'starts': counts.get('starts', 0),
+        'reboots': counts['reboots'], 'starts': counts['starts'],
         'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
-        'warnings': report_warnings(report, tally, facts, accounts, seconds, wall),
+        'warnings': report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall),
         'logins': sorted(logins, key=lambda row: (not row['new'], -row['last'])),
         'bans': dict({what: sum(row[what] for row in jails) for what in JAIL_COUNTS}, active=sum(facts['active'].values())),
         'jails': sorted(jails, key=lambda row: (-row['bans'], -row['failures'], row['jail'])),
@@ -4739,66 +4753,70 @@ def summarise(report, facts):
                           key=lambda row: -row['packets']),
         'ports': sorted([{'port': port, 'packets': n} for (port,), (n,) in tally['ports'].items()],
                         key=lambda row: -row['packets']),
-        'noted': [row for row in noted_lines(tally, facts, wall) if row['level'] != 'warning'],
+        'noted': [row for row in noted if row['level'] != 'warning'],
         'other': other_lines(tally, wall),
         'health': {'lines': sum(cell[0] for cell in tally['lines'].values()), 'memory': facts['memory'],
-                   'written': counts.get('written', 0), 'firewall': facts['firewall'], 'unmailed': counts.get('unmailed', 0),
+                   'written': counts['written'], 'firewall': facts['firewall'], 'unmailed': counts['unmailed'],
                    'sources': [{'source': source, 'lines': cell[0]} for (source,), cell in tally['lines'].items()],
                    'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
 
 
-def report_warnings(report, tally, facts, accounts, seconds, wall):
+def report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall):
     """What an owner must know: {'text', 'details': [moment, line] of the log}."""
-    found = [] if facts['running'] else ['the daemon is not running: nobody is banned']
-    found += facts['wrong']
-    banned = set(facts['bans']) | set(facts['until'])
-    for (user, ip, jail), (n, when) in tally['guessed'].items():
-        if n >= FEW or (user, ip) not in report.known:
-            found.append('%s logged in from %s after %s (%s, %s)' % (
-                user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds)))
-    for (user,), (n, networks, _, _) in tally['users'].items():
-        quiet = user in accounts and max(networks - len(banned), sum(
-            name == user and net not in banned for net, name in tally['pairs']))
-        if quiet >= MANY_NETWORKS:
-            found.append('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
-                         'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
-    for (net, why), (n, last) in tally['ignored'].items():
-        if n:
-            found.append('%s failed %s, last %s; it is never banned: %s' % (
-                net, plural(n, 'time'), hour_text(wall(last), seconds), why))
-    for row in noted_lines(tally, facts, wall):
-        if row['level'] == 'warning':
-            found.append(('%s (%s)' % (row['text'], often(row, seconds)), row['details']))
-    mails = [(last, first, n, what) for (where, what), (n, first, last) in tally['incidents'].items() if where == 'mail']
-    if mails:
-        found.append('mail: %s (%s)' % (max(mails)[3], often({
-            'times': sum(row[2] for row in mails), 'first': wall(min(row[1] for row in mails)), 'last': wall(max(mails)[0])}, seconds)))
-    for (where, what), (n, first, last) in tally['incidents'].items():
-        if where == 'mail':
-            continue
-        found.append('%s: %s (%s)' % (where, what, often({'times': n, 'first': wall(first), 'last': wall(last)}, seconds)))
-    for source, open_for, trouble in facts['sources']:
-        if trouble:
-            found.append('%s: %s' % (source, trouble))
-        elif min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]:
-            found.append('%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds)))
-    for part in 'guessed', 'logins', 'ignored', 'incidents':
-        n = tally['counts'].get((part,), [0])[0]
-        if n:
-            found.append('%s: %s that are not told here; the log has them' % (part, format(n, ',') + ' more'))
-    unmailed = tally['counts'].get(('unmailed',), [0])[0]
-    if unmailed:
-        found.append('%s not sent at once, for there were more than `mailmax` in an hour' % plural(unmailed, 'mail was', 'mails were'))
-    unsent = tally['counts'].get(('unsent',), [0])[0]
-    if unsent:
-        found.append('%s not sent at once, for sendmail failed four times' % plural(unsent, 'mail was', 'mails were'))
-    rows, kinds = [each if type(each) is tuple else (each, []) for each in found], collections.Counter()
-    ranks = []                       # how many of its kind stand before a row: no kind hides the others
+    rows = [] if facts['running'] else [('the daemon is not running: nobody is banned', [])]
+    rows += [(text, []) for text in itertools.chain(facts['wrong'], suspicions(report, tally, facts, accounts, seconds, wall))]
+    rows += [('%s (%s)' % (row['text'], often(row, seconds)), row['details']) for row in noted if row['level'] == 'warning']
+    rows += [(text, []) for text in mishaps(tally, counts, facts, seconds, wall)]
+    kinds, ranks = collections.Counter(), []       # how many of its kind stand before a row: no kind hides the others
     for text, _ in rows:
         kind = re.sub(r'\S*\d\S*', '', text)[-30:]
         ranks.append(kinds[kind] // 4)
         kinds[kind] += 1
     return [{'text': text, 'details': details} for _, (text, details) in sorted(zip(ranks, rows), key=lambda row: row[0])]
+
+
+def suspicions(report, tally, facts, accounts, seconds, wall):
+    """Yields lines on accounts and addresses that should be looked at."""
+    banned = set(facts['bans']) | set(facts['until'])
+    for (user, ip, jail), (n, when) in tally['guessed'].items():
+        if n >= FEW or (user, ip) not in report.known:
+            yield '%s logged in from %s after %s (%s, %s)' % (
+                user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds))
+    for (user,), (n, networks, _, _) in tally['users'].items():
+        quiet = user in accounts and max(networks - len(banned), sum(
+            name == user and net not in banned for net, name in tally['pairs']))
+        if quiet >= MANY_NETWORKS:
+            yield ('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
+                   'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
+    for (net, why), (n, last) in tally['ignored'].items():
+        if n:
+            yield '%s failed %s, last %s; it is never banned: %s' % (
+                net, plural(n, 'time'), hour_text(wall(last), seconds), why)
+
+
+def mishaps(tally, counts, facts, seconds, wall):
+    """Yields lines on what banwatch itself could not do as it should."""
+    def happened(rows):
+        return often({'times': sum(n for n, _, _ in rows), 'first': wall(min(first for _, first, _ in rows)),
+                      'last': wall(max(last for _, _, last in rows))}, seconds)
+    mails = {what: cell for (where, what), cell in tally['incidents'].items() if where == 'mail'}
+    if mails:
+        latest = max(mails, key=lambda what: (mails[what][2], mails[what][1], mails[what][0], what))
+        yield 'mail: %s (%s)' % (latest, happened(mails.values()))
+    for (where, what), cell in tally['incidents'].items():
+        if where != 'mail':
+            yield '%s: %s (%s)' % (where, what, happened([cell]))
+    for source, open_for, trouble in facts['sources']:
+        if trouble:
+            yield '%s: %s' % (source, trouble)
+        elif min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]:
+            yield '%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds))
+    for part in 'guessed', 'logins', 'ignored', 'incidents':
+        if counts[part]:
+            yield '%s: %s more that are not told here; the log has them' % (part, format(counts[part], ','))
+    for what, why in ('unmailed', 'there were more than `mailmax` in an hour'), ('unsent', 'sendmail failed four times'):
+        if counts[what]:
+            yield '%s not sent at once, for %s' % (plural(counts[what], 'mail was', 'mails were'), why)
 
 
 def often(row, seconds):
@@ -4815,7 +4833,7 @@ def span_text(row, seconds):
 def noted_lines(tally, facts, wall):
     """What rules have found."""
     def chosen(name, lines):
-        which = facts['details'].get(name, 'none')             # built-in rules show none
+        which = facts['details'].get(name, 'none')             # of a rule that is there no more
         return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': ends(lines, 2)}[which]
     return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
                     'details': [[wall(when), line] for when, line in chosen(name, lines)]}
@@ -7177,7 +7195,7 @@ class Reporter:
         return self.report.tally
 
     def incident(self, where, what):
-        self.tally.note('incidents', (shortened(printable(where), TEXT_LENGTH), shortened(printable(what), TEXT_LENGTH)), 1,
+        self.tally.note('incidents', (clipped(where), clipped(what)), 1,
                         *[self.machine.ticks()] * 2)
 
     def summary(self):
@@ -7301,10 +7319,7 @@ class Daemon:
         self.dry_run = dry_run
         self.ending = self.stopping = False
         self.left_behind = []        # firewalls that still had rules of ours at the end
-        self.jails = Jails(config, machine.filter_text, machine.guard)
-        self.digest, problems = make_digest(config, machine.guard)
-        if self.jails.problems + problems:
-            raise Problem('\n'.join(self.jails.problems + problems), os.EX_CONFIG)
+        self.jails, self.digest = self.made_of(config)
         self.fails = Fails(config['maxtracked'])
         self.ram = machine.memory()[1]
         self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
@@ -7334,6 +7349,14 @@ class Daemon:
         self.reporter = Reporter(machine, self.facts, self.save_all)
         self.reporter.settings = config.options('report')
         self.offset = machine.wall() - machine.ticks()         # how the clocks stood to each other when we looked last
+
+    def made_of(self, config):
+        """(Jails, Digest) of a configuration; Problem if it is invalid."""
+        jails = Jails(config, self.machine.filter_text, self.machine.guard)
+        digest, problems = make_digest(config, self.machine.guard)
+        if jails.problems + problems:
+            raise Problem('\n'.join(jails.problems + problems), os.EX_CONFIG)
+        return jails, digest
 
     # the start
     def start(self):
@@ -7754,10 +7777,7 @@ class Daemon:
         if self.ending:
             return
         config = self.reread()
-        jails = Jails(config, self.machine.filter_text, self.machine.guard)
-        digest, problems = make_digest(config, self.machine.guard)
-        if jails.problems + problems:
-            raise Problem('\n'.join(jails.problems + problems), os.EX_CONFIG)
+        jails, digest = self.made_of(config)
         for name in ('runtime', 'state'):
             if config[name] != self.config[name]:
                 where = config.where('banwatch', name)
@@ -9175,10 +9195,10 @@ CRON_TIME = '0 6 * * *'
 
 def find_place(machine, root):
     """The Place that fits the machine whose files lie under `root` ('' for this one)."""
-    for kind, path in (('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'),
-                       ('systemd', '/run/systemd/system'),
-                       ('systemd' if root else 'sysvinit', '/etc/systemd/system' if root else '/etc/init.d'),    # both may be there
-                       ('sysvinit', '/etc/init.d')):
+    signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'), ('systemd', '/run/systemd/system')]
+    # a machine that runs has said by now what it runs on; an image may have the folders of both
+    signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
+    for kind, path in signs:
         if machine.exists(root + path):
             return PLACES[kind]
     raise Problem('no init system that is known here (OpenWrt, Entware, systemd, sysvinit); let yours run: banwatch.py run')
