@@ -32,32 +32,59 @@ Map, from the ground up; a section names only itself and what stands above it:
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
 """
 
-import binascii
-import bisect
 import collections
 import errno
-import fcntl
 import functools
-import getopt
-import glob
-import heapq
-import ipaddress
 import itertools
-import json
 import os
-import random
 import re
-import sched
-import selectors
-import shlex
-import signal
-import socket
-import stat
-import struct
-import subprocess
 import sys
-import termios
 import time
+
+
+class Later:
+    """A module that is imported when it is first used: `banwatch status` needs few of these, and each costs a router time."""
+    names = []                       # of all of them
+
+    def __init__(self, name):
+        self.name = name
+        self.names.append(name)
+
+    def __getattr__(self, attribute):
+        module = globals()[self.name] = __import__(self.name)
+        return getattr(module, attribute)
+
+
+_socket = Later('_socket')
+binascii = Later('binascii')
+bisect = Later('bisect')
+calendar = Later('calendar')
+difflib = Later('difflib')
+fcntl = Later('fcntl')
+getopt = Later('getopt')
+glob = Later('glob')
+gzip = Later('gzip')
+heapq = Later('heapq')
+ipaddress = Later('ipaddress')
+json = Later('json')
+marshal = Later('marshal')
+py_compile = Later('py_compile')
+random = Later('random')
+sched = Later('sched')
+selectors = Later('selectors')
+shlex = Later('shlex')
+shutil = Later('shutil')
+signal = Later('signal')
+socket = Later('socket')
+stat = Later('stat')
+struct = Later('struct')
+subprocess = Later('subprocess')
+syslog = Later('syslog')
+tempfile = Later('tempfile')
+termios = Later('termios')
+textwrap = Later('textwrap')
+traceback = Later('traceback')
+warnings = Later('warnings')
 
 VERSION = '0.1'
 
@@ -92,6 +119,19 @@ class Problem(Exception):
         self.code = code
 
 
+class Regex:
+    """A compiled regex that is made when it is used first: a command that only asks the daemon needs none."""
+
+    def __init__(self, pattern, flags=0):
+        self.source = pattern, flags
+
+    def __getattr__(self, name):
+        regex = re.compile(*self.source)
+        for each in ('match', 'fullmatch', 'search', 'sub', 'split', 'findall', 'finditer'):
+            setattr(self, each, getattr(regex, each))          # from now on there is nothing between
+        return getattr(self, name) if name in self.__dict__ else getattr(regex, name)
+
+
 class Ticket:
     """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in ticks."""
     __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'evidence')
@@ -115,7 +155,7 @@ class Ticket:
 
 
 SECONDS = {'': 1, 's': 1, 'm': 60, 'h': 3600, 'd': 86400, 'w': 604800, 'mo': 2629800, 'y': 31557600}
-DURATION = re.compile(r'\s*(\d+(?:\.\d+)?)\s*(mo|[smhdwy]?)', re.I)
+DURATION = Regex(r'\s*(\d+(?:\.\d+)?)\s*(mo|[smhdwy]?)', re.I)
 
 
 def duration(text):
@@ -152,8 +192,8 @@ def for_text(seconds):
 
 
 # what `ipaddress` would take for IPv4, and print the same; most addresses are known by this, soonest
-IPV4 = re.compile(r'(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)')
-IPV4_RAW = re.compile(IPV4.pattern.encode())
+DOTTED = r'(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)'
+IPV4, IPV4_RAW = Regex(DOTTED), Regex(DOTTED.encode())
 
 
 @functools.lru_cache(maxsize=2048)
@@ -227,10 +267,12 @@ def touches(one, other):
     return meet(span(one), span(other))
 
 
-NEVER = tuple(free(text, why) for text, why in (
-    ('0.0.0.0', 'no address'), ('255.255.255.255', 'broadcast'), ('224.0.0.0/4', 'multicast'),
-    ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'),
-    ('ff00::/8', 'multicast')))
+@functools.lru_cache(maxsize=None)
+def never():
+    """What is no single machine's address, on whatever network."""
+    return tuple(free(text, why) for text, why in (
+        ('0.0.0.0', 'no address'), ('255.255.255.255', 'broadcast'), ('224.0.0.0/4', 'multicast'),
+        ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'), ('ff00::/8', 'multicast')))
 
 
 def shorten(known, most):
@@ -253,19 +295,6 @@ def quoted(text):
 def shortened(text, most):
     """A text of so many characters at most."""
     return text if len(text) <= most else text[:most - 1] + '…'
-
-
-class Regex:
-    """A compiled regex that is made when it is used first: a command that only asks the daemon needs none."""
-
-    def __init__(self, pattern, flags=0):
-        self.source = pattern, flags
-
-    def __getattr__(self, name):
-        regex = re.compile(*self.source)
-        for each in ('match', 'fullmatch', 'search', 'sub', 'split', 'findall', 'finditer'):
-            setattr(self, each, getattr(regex, each))          # from now on there is nothing between
-        return getattr(self, name) if name in self.__dict__ else getattr(regex, name)
 
 
 def plural(n, word, many=''):
@@ -434,8 +463,8 @@ def is_source(line):
 
 
 TAG_WORD = r'[A-Za-z][\w-]*'
-OPERATOR = re.compile(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)|;(?!\S)')
-SCRIPT, REMOTE = re.compile('-[A-Za-z]{0,2}[ce]|--command'), re.compile('ssh|dbclient|eval|su')       # what hands on a shell's script
+OPERATOR = Regex(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)|;(?!\S)')
+SCRIPT, REMOTE = Regex('-[A-Za-z]{0,2}[ce]|--command'), Regex('ssh|dbclient|eval|su')       # what hands on a shell's script
 JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
 TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'matches', 'restored')
 
@@ -1047,7 +1076,6 @@ def near(key, section):
 
 def nearest(word, known):
     """The known word that is most likely meant by one that is not known; '' if none is like it."""
-    import difflib
     return ''.join(difflib.get_close_matches(word, known, 1))
 
 
@@ -1078,7 +1106,6 @@ def config_text(config):
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
         out += [NOTES[name]] if name in NOTES else []
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
-    import textwrap
     rules = '\n    '.join(textwrap.wrap(' '.join(section[5:] for section in built_in_rules()), 96, break_on_hyphens=False))
     for kind, about in TEMPLATES.items():
         out += ['; ' + line for line in about.replace('<rules>', rules).split('\n')] + ['; [%s NAME]' % kind]
@@ -1138,7 +1165,7 @@ LINE = Regex(b'(?:' + HEAD + TAG % br'(?P<program>[^\s:\[\]]*)' + b'|' + BARE + 
 AGAIN = Regex(HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<times>\d{1,9}) times?')
 RFC5424 = Regex(br'\n<\d{1,3}>1 (\S+) (\S+) (\S+) (\S+) \S+ '
                      br'(?:-|(?:\[[^\]"\n]*(?:"(?:[^"\\\n]|\\.)*"[^\]"\n]*)*\])+) ?(?:\xef\xbb\xbf)?')
-LONG = re.compile(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
+LONG = Regex(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
 
 
 def read_line(line):
@@ -1292,7 +1319,6 @@ def iso_time(m):
 def epoch(fields, offset):
     """Seconds since 1970 of (year, month, day, hour, minute, second), `offset` seconds east of Greenwich,
     or in this machine's zone for None."""
-    import calendar                                # which many a command does without
     return time.mktime(fields + (0, 0, -1)) if offset is None else calendar.timegm(fields + (0, 0, 0)) - offset
 
 
@@ -2242,7 +2268,6 @@ def compile_line(text, multiline=False):
 
 def compiled(regex, flags, text):
     try:
-        import warnings
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return re.compile(regex, flags)
@@ -3237,7 +3262,7 @@ class Jail:
 
     def protect(self, machine):
         """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine. True if that is new."""
-        frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + NEVER
+        frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + never()
         changed = frees != self.frees
         if changed:
             self.frees, self.fences, self.places = frees, fences(frees), {}
@@ -3658,7 +3683,7 @@ def list_rules(tool, *more):
     return Command([tool, '-w', '5', '-S'] + list(more))
 
 
-COUNTER = re.compile(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
+COUNTER = Regex(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
 
 
 def jails_behind(doors):
@@ -4399,10 +4424,10 @@ REFUSED = Regex(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|ref
 NAMED_THERE = Regex(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
     |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login|unauthorized|\(to[ ]\S+\))[ ]+)(?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)(?!\*)[^\s,:)]+
     |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
-SOFT = re.compile(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
+SOFT = Regex(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
 SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
-PORTS_LOGGED = re.compile(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
-PRIORITY = re.compile(rb'\n<(\d{1,3})>')
+PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
+PRIORITY = Regex(rb'\n<(\d{1,3})>')
 KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
 NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at: each costs as much as hundreds of known ones
 
@@ -5049,7 +5074,6 @@ def text_lines(summary, most=1.0):
 
 def wrapped(text):
     """Lines of a paragraph, three at most."""
-    import textwrap
     found = textwrap.wrap(printable(text), TEXT_WIDTH, initial_indent='  ', subsequent_indent='    ')
     return found if len(found) < 4 else found[:2] + [shortened('    ' + ' '.join(line.strip() for line in found[2:]), TEXT_WIDTH)]
 
@@ -5388,6 +5412,7 @@ OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them i
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
              '/run/systemd/resolve/resolv.conf')
+READ, WRITE = 1, 2                   # what `selectors` calls EVENT_READ and EVENT_WRITE
 
 
 class Loop:
@@ -5401,7 +5426,7 @@ class Loop:
         self.log = log
         self.bugs = set()            # tracebacks already told
 
-    def watch(self, fd, handler, events=selectors.EVENT_READ):
+    def watch(self, fd, handler, events=READ):
         self.selector.register(fd, events, handler)
 
     def unwatch(self, fd):
@@ -5428,7 +5453,6 @@ class Loop:
         try:
             return function()
         except Exception as e:
-            import traceback
             # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
             frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
             text = ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
@@ -5476,7 +5500,7 @@ class Program:
         except BlockingIOError:
             if not self.writing:
                 self.writing = True
-                self.machine.loop.watch(fd, self.write, selectors.EVENT_WRITE)
+                self.machine.loop.watch(fd, self.write, WRITE)
             return
         except OSError:
             self.left = b''                        # it has closed its end; its exit code tells why
@@ -5741,9 +5765,9 @@ class Machine:
         for program in self.programs:
             self.kill(program.process)
 
-    def kill(self, process, number=signal.SIGKILL):
+    def kill(self, process, number=None):
         try:
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, number or signal.SIGKILL)
         except OSError:
             pass
 
@@ -5810,7 +5834,6 @@ class Machine:
         os.makedirs(path, 0o755, exist_ok=True)
 
     def remove_folder(self, path):
-        import shutil
         shutil.rmtree(path)
 
     def mode(self, path, otherwise):
@@ -5826,7 +5849,6 @@ class Machine:
 
     def compile(self, path):
         """Puts the byte code of a program beside it, where Python looks for it."""
-        import py_compile
         py_compile.compile(path, self.byte_code(path), os.path.basename(path), True)
         if not self.compiled(path):                # where the disk is full, it writes a part and is content
             self.remove(self.byte_code(path))
@@ -5835,7 +5857,6 @@ class Machine:
     def compiled(self, path):
         """Is the byte code there, whole, and made of what the program is now?"""
         import importlib.util
-        import marshal
         try:
             there = os.stat(path)
             with open(path, 'rb') as f:
@@ -5926,8 +5947,28 @@ class Machine:
         except OSError:
             pass
 
+    def become_byte_code(self):
+        """Starts this process anew from its own byte code, because compiling a source of this size leaves 20 MB behind;
+        comes back if that is done, or cannot be."""
+        import importlib.util
+        frame = sys._getframe()
+        while frame.f_back:
+            frame = frame.f_back
+        if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
+            os.close(int(os.path.basename(sys.argv[0])))           # it has been read
+        elif frame.f_globals is globals():                         # what runs is our own source
+            try:
+                with tempfile.TemporaryFile() as f:
+                    f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code))
+                    f.flush()
+                    os.set_inheritable(f.fileno(), True)
+                    path = '/proc/self/fd/%d' % f.fileno()
+                    os.stat(path)
+                    os.execv(sys.executable, [sys.executable, '-S', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
+            except OSError:
+                pass
+
     def log_to_syslog(self):
-        import syslog
         syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
         self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line) for line in text.split('\n')]
         self.loop.log = self.log
@@ -6713,7 +6754,7 @@ class Client:
             return
         self.reply = json.dumps(answer).encode() + b'\n'
         self.loop.unwatch(self.sock)
-        self.loop.watch(self.sock, self.writable, selectors.EVENT_WRITE)
+        self.loop.watch(self.sock, self.writable, WRITE)
         self.writable()
 
     def writable(self):
@@ -6737,13 +6778,12 @@ class Client:
 def ask(config, request):
     """The running daemon's answer; Problem if there is no daemon, or its answer is an error."""
     path = os.path.join(config['runtime'], 'control')
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)         # `socket` around it would cost as much as all the rest
     sock.settimeout(5 + request.get('patience', CLIENT_SECONDS))
     try:
         sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b'\n')
-        with sock.makefile('rb') as answers:
-            answer = json.loads(answers.readline().decode())
+        answer = json.loads(b''.join(iter(functools.partial(sock.recv, REQUEST_BYTES), b'')).decode())
     except PermissionError:
         raise Problem('%s: only root may talk to the daemon (try sudo)' % path, os.EX_NOPERM) from None
     except (FileNotFoundError, ConnectionRefusedError):
@@ -7355,7 +7395,7 @@ class Daemon:
         jails = Jails(config, self.machine.filter_text, self.machine.guard)
         digest, problems = make_digest(config, self.machine.guard)
         if jails.problems + problems:
-            raise Problem('\n'.join(jails.problems + problems), os.EX_CONFIG)
+            raise Problem('\n'.join(in_order(jails.problems + problems)), os.EX_CONFIG)
         return jails, digest
 
     # the start
@@ -8136,9 +8176,10 @@ def deafen(loop, pair):
 CONF = '/etc/banwatch.conf'
 
 
-def read_conf(name, strict=True):
+def read_conf(name, strict=True, filters=True):
     """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one). Who
-    only wants to talk to the daemon is not strict: whatever is wrong must not bar him from `stop`."""
+    only wants to talk to the daemon is not strict: whatever is wrong must not bar him from `stop`. Who
+    builds the filters himself, and is told then what is wrong with them, leaves them out here."""
     if name is None and not os.path.lexists(CONF):
         return Config()
     name = name or CONF
@@ -8150,7 +8191,7 @@ def read_conf(name, strict=True):
     except UnicodeDecodeError as e:
         raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
     config, problems = read_config(text, name)
-    if strict:                                     # who only talks to the daemon needs no filters
+    if strict and (filters or problems):           # all mistakes are told at once
         problems += Jails(config, Machine().filter_text).problems + make_digest(config)[1]
     if problems and strict:
         raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
@@ -8160,15 +8201,16 @@ def read_conf(name, strict=True):
 
 
 def run(conf, options, words):
-    config = read_conf(conf)
-    dry_run = 'dry-run' in options
     machine = Machine()
+    machine.become_byte_code()
+    config = read_conf(conf, filters=False)
+    dry_run = 'dry-run' in options
     if not dry_run and config['firewall'] != 'none' and not machine.root():
         raise Problem('only root can change the firewall; `run --dry-run` needs no rights', os.EX_NOPERM)
     machine.be_called('banwatch')
     if 'syslog' in options:
         machine.log_to_syslog()
-    daemon = Daemon(machine, config, lambda: read_conf(conf), dry_run)
+    daemon = Daemon(machine, config, lambda: read_conf(conf, filters=False), dry_run)
     pair = listen_to_signals(daemon.loop, daemon.signalled)
     try:
         daemon.start()
@@ -8456,7 +8498,6 @@ def log_blocks(name):
     """Yields the blocks of whole lines of a log file; '-' is standard input, .gz is unpacked."""
     try:
         if name.endswith('.gz'):
-            import gzip
             f = gzip.open(name, 'rb')
         else:
             f = open(0 if name == '-' else name, 'rb', buffering=0, closefd=name != '-')
@@ -8737,7 +8778,6 @@ def help_text():
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 Finding = collections.namedtuple('Finding', 'level text remedy')
 Finding.__new__.__defaults__ = '',
-LATER_IMPORTS = 'difflib', 'gzip', 'py_compile', 'shutil', 'syslog', 'textwrap', 'traceback', 'calendar', 'warnings'
 MARKER_SECONDS, LOOK_SECONDS = 3, 10           # the daemon answers after 13 s at the latest, and is waited for 15
 FINDING_LENGTH = 190                                # characters of a finding
 LITTLE_FLASH, LITTLE_RAM = 1 << 20, 8 << 10    # bytes, kB that should be free
@@ -8775,11 +8815,10 @@ class Doctor:
 
 
 def check_python(doctor):
-    import importlib
     missing = []
-    for name in LATER_IMPORTS:
+    for name in Later.names:
         try:
-            importlib.import_module(name)
+            __import__(name)
         except ImportError:
             missing.append(name)
     version = '%d.%d.%d' % sys.version_info[:3]
@@ -9161,7 +9200,7 @@ LAUNCHER = '''#!%s -S
 import sys
 sys.path[0] = %r
 import banwatch
-sys.exit(banwatch.main(sys.argv[1:]))
+banwatch.leave(banwatch.main(sys.argv[1:]))
 '''
 
 # Where things belong. `cron` is a file that gets a line, or one of our own (`cron_user`: with a user's name in it);
@@ -9448,5 +9487,15 @@ def main(argv):
         return 130
 
 
+def leave(code):
+    """Ends the process, without taking it apart piece by piece as Python does: that takes longer than `status`."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, AttributeError):              # None, if it was closed
+        pass
+    os._exit(code)
+
+
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -103,11 +103,14 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
     says(only(banwatch.check_python), PROBLEM, 'Python 3.6.9 is too old')
 
 
-def test_every_module_that_is_imported_later_is_looked_for():
+def test_every_module_that_is_imported_later_is_looked_for(monkeypatch):
+    for name in banwatch.Later.names:
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, name, None)
+            says(only(banwatch.check_python), PROBLEM, 'lacks ' + name)
     with open(banwatch.__file__) as f:
-        later = set(re.findall(r'^ +import (\S+)$', f.read(), re.M))
-    always = {'importlib', 'importlib.util', 'marshal', 're'}                    # the interpreter itself needs these
-    assert later - always and later - always <= set(banwatch.LATER_IMPORTS)
+        inside = set(re.findall(r'^ +import (\S+)$', f.read(), re.M))
+    assert inside == {'importlib.util'}                                # the interpreter itself needs it
 
 
 def test_a_conf_without_mistakes_is_named():

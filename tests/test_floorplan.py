@@ -24,10 +24,10 @@ EFFECTS = {
     'os.rename': {'Machine'}, 'os.replace': set(), 'os.system': set(), 'os.popen': set(), 'os.fork': set(),
     'os.unlink': {'Machine', 'Control'}, 'os.remove': set(), 'os.open': {'Machine', 'Sources', 'Main'},
     'os.mkfifo': {'Machine'}, 'os.symlink': {'Machine'}, 'os.makedirs': {'Machine'}, 'shutil.rmtree': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
-    'subprocess.Popen': {'Machine'}, 'selectors.DefaultSelector': {'Machine'},
+    'subprocess.Popen': {'Machine'}, 'os.execv': {'Machine'}, 'os._exit': {'Main'}, '_socket': {'Control'}, 'selectors.DefaultSelector': {'Machine'},
 }
 CALLS = {'open': {'Machine', 'Commands'}, 'print': {'Commands', 'Doctor', 'Install', 'Main'}, 'eval': set(), 'exec': set(),
-         'compile': set(), '__import__': set(), 'input': set()}
+         'compile': set(), '__import__': {'Preamble', 'Doctor'}, 'input': set()}
 
 
 def section(line):
@@ -164,12 +164,13 @@ def test_nothing_runs_a_shell():
 def test_the_program_imports_only_what_python3_light_has():
     light = {'binascii', 'bisect', 'calendar', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
              'gzip', 'heapq', 'importlib', 'importlib.util', 'ipaddress', 'itertools', 'json', 'marshal', 'os', 'py_compile', 'random', 're', 'sched', 'selectors', 'shlex', 'shutil',
-             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', 'termios', 'textwrap', 'time', 'traceback', 'warnings'}
+             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', '_socket', 'tempfile', 'termios', 'textwrap', 'time', 'traceback', 'warnings'}
     for node in ast.walk(TREE):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= light
         elif isinstance(node, ast.ImportFrom):
             assert node.module in light
+    assert set(banwatch.Later.names) <= light
 
 
 def test_the_program_is_python_3_7():

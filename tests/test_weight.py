@@ -1,0 +1,101 @@
+"""What a start weighs: a router compiles the source at each start, and has the memory for it once."""
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+import banwatch
+from network import poll
+
+CONF = '[banwatch]\nsource = fifo:%s/log\nfirewall = none\nruntime = %s/run\nstate = %s/state\n'
+
+
+@pytest.fixture
+def conf(tmp_path):
+    (tmp_path / 'conf').write_text(CONF % ((tmp_path,) * 3))
+    return str(tmp_path / 'conf')
+
+
+class Started:
+    """`banwatch.py run`, from source."""
+
+    def __init__(self, conf, argv=(), **more):
+        self.process = subprocess.Popen([sys.executable, *argv, banwatch.__file__, '-c', conf, 'run'],
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
+        self.first = self.process.stderr.readline().decode()           # it says something when it has read its conf
+
+    def of(self, name):
+        with open('/proc/%d/%s' % (self.process.pid, name), 'rb') as f:
+            return f.read().decode()
+
+    def end(self):
+        self.process.terminate()
+        rest = self.process.stderr.read().decode()
+        return self.process.wait(10), rest
+
+
+@pytest.fixture
+def started(conf):
+    daemon = Started(conf)
+    yield daemon
+    daemon.end()
+
+
+def kilobytes(status, key='VmRSS'):
+    return int(re.search(key + r':\s+(\d+)', status)[1])
+
+
+def bare():
+    """Kilobytes of an interpreter that does nothing."""
+    text = subprocess.run([sys.executable, '-c', 'print(open("/proc/self/status").read())'], stdout=subprocess.PIPE).stdout
+    return kilobytes(text.decode())
+
+
+def test_a_daemon_started_from_source_takes_no_more_memory_than_byte_code_does(started):
+    assert kilobytes(started.of('status')) - bare() < 9000
+
+
+def test_it_is_still_the_process_that_was_started_and_says_what_it_is(started):
+    assert started.first.startswith('banwatch ' + banwatch.VERSION)
+    assert started.of('comm') == 'banwatch\n' and banwatch.__file__ in started.of('cmdline')
+
+
+def test_what_it_was_started_from_is_not_kept_open(started):
+    folder = '/proc/%d/fd' % started.process.pid
+    assert not [name for name in os.listdir(folder) if '(deleted)' in os.readlink(os.path.join(folder, name))]
+
+
+def test_a_term_ends_it(conf):
+    code, rest = Started(conf).end()
+    assert (code, rest.splitlines()[-1]) == (0, 'stopped')
+
+
+def test_a_conf_from_standard_input_is_still_there_after_the_change_to_byte_code(conf):
+    with open(conf) as text:
+        daemon = Started('-', stdin=text)
+    assert daemon.first.startswith('banwatch ') and daemon.end()[0] == 0
+
+
+def test_it_runs_from_source_where_there_is_no_room_for_byte_code(conf):
+    daemon = Started(conf, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
+    assert daemon.first.startswith('banwatch ') and '/proc/self/fd' not in daemon.of('cmdline')
+    assert daemon.end()[0] == 0
+
+
+@pytest.mark.parametrize('word', ['status', 'banned', 'ban 198.51.100.9', 'stop'])
+def test_a_command_that_asks_the_daemon_imports_next_to_nothing(conf, started, word):
+    assert poll(lambda: os.path.exists(os.path.join(os.path.dirname(conf), 'run', 'control')))
+    done = subprocess.run([sys.executable, '-X', 'importtime', banwatch.__file__, '-c', conf] + word.split(),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    imported = {line.split('|')[2].strip() for line in done.stderr.decode().splitlines() if line.startswith('import time:')}
+    assert done.returncode == 0 and 'json' in imported
+    assert not imported & {'socket', 'selectors', 'subprocess', 'threading', 'random', 'shlex', 'calendar', 'tempfile', 'textwrap'}
+
+
+def test_what_is_written_at_the_very_end_is_not_lost(tmp_path):
+    with open(str(tmp_path / 'out'), 'wb') as out:
+        done = subprocess.run([sys.executable, banwatch.__file__, '--help'], stdout=out, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and (tmp_path / 'out').read_text().rstrip() == banwatch.help_text()
