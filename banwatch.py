@@ -219,13 +219,16 @@ def network(text, ipv4prefix=32, ipv6prefix=128):
     return str(net) if net.prefixlen < net.max_prefixlen else str(net.network_address)
 
 
-@functools.lru_cache(maxsize=2048)
 def span(text):
     """(version, first, last) of an address or network, as numbers."""
-    if IPV4.fullmatch(text):
-        a, b, c, d = text.split('.')
-        first = int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d)
-        return 4, first, first
+    if ':' in text or '/' in text:
+        return wide_span(text)
+    first = int.from_bytes(socket.inet_aton(text), 'big')
+    return 4, first, first
+
+
+@functools.lru_cache(maxsize=2048)
+def wide_span(text):
     net = ipaddress.ip_network(text)
     first = int(net.network_address)
     return net.version, first, first + net.num_addresses - 1
@@ -4157,7 +4160,7 @@ class Tally:
 
     def failure(self, jail, net, user, guesses, when):
         self.news = True
-        key = jail, net, user
+        key = jail, net, user if user and len(user) <= NAME_LENGTH else shortened(user or '', NAME_LENGTH)
         cell = self.fresh.get(key)
         if cell is None:
             if len(self.fresh) >= FOLDED:
@@ -4175,20 +4178,21 @@ class Tally:
         """Puts fresh failures into their places. Where these are full, only who has failed more often than the last
         that had to go gets in."""
         fresh, self.fresh, news = self.fresh, {}, self.news
-        jails, nets, names = collections.Counter(), collections.Counter(), collections.Counter()
+        jails, nets, names = (collections.defaultdict(int) for _ in range(3))
         for (jail, net, user), (n, _) in fresh.items():
             jails[jail] += n
             nets[net,] += n
-            names[shortened(user or '', NAME_LENGTH),] += n
+            names[user,] += n
         addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
         early, left = {}, {}         # failures that did not count before; who does not get in this time either
         for part, new in (('addresses', nets), ('users', names)):
-            early[part] = {key: self.rare[part].pop(key) for key in new if key in self.rare[part]}
-            new.update(early[part])
-            left[part] = {key: n for key, n in new.items()
-                          if n <= self.floor.get(part, 0) and key != ('',) and key not in self.parts[part]}
-            self.rare[part].update(left[part])
-            shorten(self.rare[part], FOLDED)
+            known, rare, floor = self.parts[part], self.rare[part], self.floor.get(part, 0)
+            before = early[part] = {key: rare.pop(key) for key in new if key in rare}
+            for key, n in before.items():
+                new[key] += n
+            left[part] = {key: n for key, n in new.items() if n <= floor and key not in known and key != ('',)}
+            rare.update(left[part])
+            shorten(rare, FOLDED)
         for (jail, net, user), (n, when) in fresh.items():
             cell = addresses.get((net,))
             if cell:
@@ -4196,18 +4200,16 @@ class Tally:
                 cell[1] = max(cell[1], when)
             elif (net,) not in left['addresses']:
                 addresses[net,] = [n + early['addresses'].get((net,), 0), when, jail]
-            user = shortened(user or '', NAME_LENGTH)
+            if not user:
+                continue
             cell = pairs.pop((net, user), None)    # to the end: the latest matter, for a login may follow
-            if cell:
-                pairs[net, user] = [cell[0] + n, max(cell[1], when)]
-            elif user:
-                pairs[net, user] = [n, when]
+            pairs[net, user] = [cell[0] + n, max(cell[1], when)] if cell else [n, when]
             there = users.get((user,))
             if there:
                 there[0] += n
                 there[1] += not cell
                 there[3] = there[3] or there[2] != net
-            elif user and (user,) not in left['users']:
+            elif (user,) not in left['users']:
                 users[user,] = [n + early['users'].get((user,), 0), 1, net, False]
         for jail, n in jails.items():
             self.count_jail(jail, 'failures', n)

@@ -974,6 +974,7 @@ def test_the_kernels_counters_say_how_many_packets_of_banned_addresses_were_drop
     def knock(version, ip, port=9):
         with pytest.raises(OSError):
             network.attacker.connect(ROUTER[version], port, ip, 0.1)
+    assert network.attacker.reaches(ROUTER[6], source='2001:db8:bad::7')         # or its questions for our MAC would count, too
     assert dropped() == {}
     banwatch_.command('ban', '-j', 'sshd', '198.51.100.7', '2001:db8:bad::7')
     banwatch_.command('ban', '-j', 'luci', '198.51.100.8')
