@@ -24,7 +24,6 @@ import fcntl
 import itertools
 import json
 import os
-import py_compile
 import random
 import re
 import resource
@@ -64,6 +63,8 @@ UNITS = {
     'ms': (lambda n: '%.1f ms' % n, False),
     'MB': (lambda n: '%.1f MB' % n, False),
     'us': (lambda n: '%.1f us' % n, False),
+    'M': (lambda n: '%.1f M' % n, False),                # million instructions
+    'kB': (lambda n: '%.0f kB' % n, False),
     '/min': (lambda n: '%.0f/min' % n, False),
     '/s': (lambda n: '%.1f k/s' % (n / 1000), True),
     'MB/s': (lambda n: '%.0f MB/s' % n, True),
@@ -466,15 +467,16 @@ class Banwatch(Reader):
     """A banwatch of ours that listens to a FIFO, or follows a file."""
     name = 'banwatch run'
 
-    def __init__(self, folder, firewall='none', source='fifo', **options):
+    def __init__(self, folder, firewall='none', source='fifo', program=(sys.executable, BANWATCH), **options):
         super().__init__(folder)
+        self.program = program
         self.conf, self.source = os.path.join(self.folder, 'conf'), source
         self.put('conf', '[banwatch]', 'source = %s' % (('fifo:' if source == 'fifo' else '') + self.log),
                  'firewall = ' + firewall, 'runtime = %s/run' % self.folder, 'state = %s/state' % self.folder,
                  '[DEFAULT]', *['%s = %s' % option for option in options.items()] + ['[dropbear]', 'enabled = true'])
 
     def argv(self, *words):
-        return [sys.executable, BANWATCH, '-c', self.conf] + list(words)
+        return [*self.program, '-c', self.conf, *words]
 
     def __enter__(self):
         if self.source == 'fifo':
@@ -1028,13 +1030,74 @@ def median_wall(argvs, times=10):
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def in_place(bench):
+    """The argv of a banwatch that `install` has put into a folder, as byte code."""
+    root = bench.path('root')
+    if not os.path.exists(root):
+        os.makedirs(root + '/etc')
+        open(root + '/etc/openwrt_release', 'w').close()
+        call([sys.executable, BANWATCH, 'install', '--root', root])
+        launcher = root + '/usr/sbin/banwatch'
+        with open(launcher) as f:
+            text = f.read()
+        with open(launcher, 'w') as f:             # it stays in its folder, and starts the Python that all else is started with
+            f.write(re.sub('^#!.*', '#!%s -S' % sys.executable, text).replace("'/usr/lib", "'%s/usr/lib" % root))
+    return [root + '/usr/sbin/banwatch']
+
+
+PASS = [sys.executable, '-c', 'pass']
+
+
 def status_walls(bench):
-    compiled = bench.path('banwatch.pyc')
     with Banwatch(bench.folder) as daemon:
-        py_compile.compile(BANWATCH, cfile=compiled, doraise=True)
         words = daemon.argv('status')
-        return median_wall({'source': words, 'compiled': [words[0], compiled] + words[2:],
-                            'pass': [sys.executable, '-c', 'pass']})
+        return median_wall({'source': words, 'installed': in_place(bench) + words[2:], 'pass': PASS}, 20)
+
+
+def instructions(argv):
+    """Millions of instructions that a program takes, its children left out."""
+    done = subprocess.run([installed('valgrind', 'valgrind'), '--tool=callgrind', '--callgrind-out-file=/dev/null'] + argv,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRON)
+    count = re.search(rb'Collected : (\d+)', done.stderr)
+    if done.returncode or not count:
+        raise Missing('callgrind: %s' % done.stderr.decode('utf-8', 'replace').strip().split('\n')[-1])
+    return int(count.group(1)) / 1e6
+
+
+def first_answer(bench, program):
+    """Milliseconds from a daemon's start to its first answer, and to what a client needs for that."""
+    daemon = Banwatch(bench.folder, program=program)
+    os.mkfifo(daemon.log, 0o600)
+    began = time.perf_counter()
+    daemon.launch(daemon.argv('run'))
+    try:
+        def answers():
+            try:
+                return daemon.ask(do='status')()
+            except OSError:
+                return None
+        wait_until(answers, 'banwatch run', pause=0.001)
+        return 1000 * (time.perf_counter() - began)
+    finally:
+        end([daemon.process])
+
+
+def start_rows(bench):
+    bench.note('starts: wall time, median of 20, and instructions as callgrind counts them (a router does 300 to 600 M a second); '
+               'daemon: until it answers for the first time, least of %d' % bench.options.times)
+    placed = bench.tried('install', in_place, bench)
+    for name, program in (('from source', [sys.executable, BANWATCH]), ('installed', placed)):
+        if not program:
+            continue
+        with Banwatch(bench.folder) as daemon:
+            argvs = {words: program + daemon.argv(*words.split())[2:] for words in ('--help', 'status', 'report', 'check')}
+            walls = bench.tried(name, median_wall, dict(argvs, none=PASS), 20) or {}
+            cost = {words: bench.tried('instructions', instructions, argv) for words, argv in dict(argvs, none=PASS).items()}
+        for words in argvs:
+            yield result('%s, %s' % (words, name), 'ms', walls.get(words), 'python3 -c pass', walls.get('none'))
+            yield result('  instructions', 'M', cost[words], 'python3 -c pass', cost['none'])
+        began = [bench.tried('start', first_answer, bench, program) for _ in range(bench.options.times)]
+        yield result('daemon, %s' % name, 'ms', None not in began and min(began) or None, 'python3 -c pass', walls.get('none'))
 
 
 def fail2ban_status(bench):
@@ -1045,10 +1108,82 @@ def fail2ban_status(bench):
 def status_rows(bench):
     walls = bench.tried('banwatch status', status_walls, bench) or {}
     theirs = bench.tried('fail2ban', fail2ban_status, bench)
-    yield result('status, wall', 'ms', walls.get('source'), 'python3 -c pass', walls.get('pass'), Goal(3, 1.5, 'x'))
+    yield result('status, wall', 'ms', walls.get('source'), 'python3 -c pass', walls.get('pass'))
     yield result('status, wall', 'ms', walls.get('source'), 'fail2ban-client status', theirs)
-    yield result('status, wall, as byte code', 'ms', walls.get('compiled'), 'python3 -c pass', walls.get('pass'),
-                 Goal(3, 1.5, 'x'))
+    yield result('status, wall, installed', 'ms', walls.get('installed'), 'python3 -c pass', walls.get('pass'), Goal(3, 1.5, 'x'))
+
+
+FLOOD, FITTING = 200000, 8000        # addresses: more than are tracked, and fewer
+FLOOD_MB, FLOOD_SPEED = 16, 0.8      # over a bare interpreter; of the speed with fewer addresses
+
+
+def flooded(bench, count):
+    """(microseconds of processor a line, most resident MB) of a daemon that takes failures of so many addresses in turn."""
+    lines = bench.options.lines
+    with Banwatch(bench.folder, program=in_place(bench), maxretry=1000) as daemon:
+        stat = '/proc/%d/stat' % daemon.pids[0]
+
+        def ticks():
+            with open(stat) as f:
+                return sum(map(int, f.read().rpartition(')')[2].split()[11:13]))
+        before = ticks()
+        for at in range(0, lines, 1000):           # each comes back when all others were there
+            daemon.write(''.join(stranger(n * 7919 % count, n) for n in range(at, min(at + 1000, lines))))
+
+        def digested():
+            answer = daemon.ask(do='status')()
+            return sum(source['lines'] for source in answer['sources']) == lines
+        wait_until(digested, '%d lines' % lines, 600, 0.5)
+        return ((ticks() - before) / os.sysconf('SC_CLK_TCK') / lines * 1e6,
+                proc_status('/proc/%d/status' % daemon.pids[0], 'VmHWM:') / 1024)
+
+
+def stranger(n, pid):
+    """A wrong password for one of many users from one of many addresses, each on a connection of its own."""
+    return 'Nov 20 12:27:01 router sshd[%d]: Failed password for invalid user u%d from %d.%d.%d.1 port 5555 ssh2\n' % (
+        pid % 60000, pid % 3000, 20 + (n >> 16), n >> 8 & 255, n & 255)
+
+
+def flood_rows(bench):
+    bench.note('flood: %s lines through a FIFO, one failure each, nobody is banned; processor time of the daemon, system included'
+               % format(bench.options.lines, ','))
+    bare = idle_rss(Bare(sys.executable))[0]
+    cost, most = bench.tried('flood', flooded, bench, FLOOD) or (None, None)
+    for count in (FITTING, 50):
+        yield result('flood of %s addresses' % format(FLOOD, ','), 'us', cost, '%s addresses' % format(count, ','),
+                     (bench.tried('flood', flooded, bench, count) or [None])[0], Goal(1 / FLOOD_SPEED, 1, 'x') if count == FITTING else None)
+    yield result('  memory at most, over a bare interpreter', 'MB', most and most - bare, goal=Goal(FLOOD_MB, FLOOD_MB, 'value'))
+
+
+def flash_written(hours, bans=1000):
+    """Kilobytes that a daemon writes to its kept state for so many bans, spread over so many hours; how often it writes."""
+    banwatch = engine()
+    from machine import FakeMachine, turn
+    with tempfile.TemporaryDirectory(prefix='banwatch-bench-') as folder:
+        machine, sizes = FakeMachine(), []
+        state, replace = folder + '/state', machine.replace
+        machine.replace = lambda path, text: [replace(path, text), sizes.append(len(text)) if path == state else None]
+        config, _ = banwatch.read_config('[banwatch]\nsource = fifo:%s/log\nfirewall = none\nruntime = %s/run\nstate = %s\n'
+                                         '[DEFAULT]\nmaxretry = 1\nignoreself = false\n' % (folder, folder, state), 'bench')
+        daemon = banwatch.Daemon(machine, config)
+        daemon.start()
+        (source,) = daemon.sources.values()
+        for ip in crowd(bans):
+            daemon.consume(source, sshd_failure(ip).encode(), 0)
+            machine.pass_time(hours * 3600 / bans)
+            turn(daemon)
+        daemon.stop()
+        turn(daemon, 3)
+        assert daemon.stopping
+    return sum(sizes) / 1000, len(sizes)
+
+
+def flash_rows(bench):
+    for hours in (1, 10, 24):
+        written, times = bench.tried('flash', flash_written, hours) or (None, 0)
+        bench.note('flash: 1,000 bans in %s are %d writes' % ('%d h' % hours, times))
+        yield result('flash, 1,000 bans in %d h' % hours, 'kB', written, 'fail2ban', None,
+                     Goal(1000, 100, 'value'), '39,000 kB')
 
 
 def wakeup_rows(bench):
@@ -1472,6 +1607,9 @@ ROWS = {
     'memory': Row(memory_rows, 'resident memory, idle and busy, over a bare interpreter'),
     'many': Row(many_rows, '10,000 addresses with one failure each, against one address'),
     'status': Row(status_rows, 'how long `status` takes, against `python3 -c pass`'),
+    'starts': Row(start_rows, 'what commands and the daemon take to start, from source and installed: time and instructions'),
+    'flood': Row(flood_rows, 'time and memory for failures of 200,000 addresses, against fewer'),
+    'flash': Row(flash_rows, 'what a thousand bans write to flash, in an hour and in a day'),
     'wakeups': Row(wakeup_rows, 'context switches while nothing happens'),
     'bursts': Row(burst_rows, 'a thousand bans and more in one write, until the kernel has all; by firewall'),
     'restore': Row(restore_rows, 'the same bans after a restart, also of a daemon that was killed'),
