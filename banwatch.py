@@ -3492,17 +3492,21 @@ class Null:
     check = rebuild = change = stop = commands
 
 
+OURS = 'banwatch'                    # how all begins that we make in the kernel
+
+
 class IPTables:
     """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
     packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
-    CHAIN = 'banwatch'
-    INNER = 'banwatch-input'         # in front of it, for bans that leave alone what is forwarded
     LIST = '-n'                      # how ipset lists our sets: their names, for here each is a leftover
     capacity = 2000                  # each packet pays for each rule it meets
     longest = None                   # seconds that the kernel can count down
+    rank = 1                         # where our jump stands among a hook's rules
 
-    def __init__(self, family, hooks, doors):
+    def __init__(self, family, hooks, doors, name=OURS):
         self.family = family
+        self.CHAIN = name
+        self.INNER = name + '-input'               # in front of it, for bans that leave alone what is forwarded
         self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
         self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # bits of an address, that name its sub-chain
         self.hooks = hooks           # ['INPUT', 'FORWARD']
@@ -3615,7 +3619,7 @@ class IPTables:
         for hook, have in hooks.items():
             if self.misplaced(hook, have):
                 rows += self.unhook(hook, have)
-                rows += ['-I %s 1 -j %s' % (hook, self.entry(hook))] * (hook in self.hooks)
+                rows += ['-I %s %d -j %s' % (hook, self.rank, self.entry(hook))] * (hook in self.hooks)
         return self.restore(self.fill(self.chains, set(there) - set(self.chains), rows)) + self.leave(shown)
 
     def leave(self, shown):
@@ -3709,12 +3713,12 @@ class IPSet(IPTables):
     longest = 2147483                # ipset(8): the largest timeout it takes
     SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings, or counters, comment ...
 
-    def __init__(self, family, hooks, doors):
-        IPTables.__init__(self, family, hooks, doors)
+    def __init__(self, family, hooks, doors, name=OURS):
+        IPTables.__init__(self, family, hooks, doors, name)
         self.name = 'ipset' if family == 4 else 'ipset6'
         for door in doors.values():
             if door and door not in self.sets:
-                self.sets[door] = 'banwatch-%d%s' % (family, '-%d' % len(self.sets) if self.sets else '')
+                self.sets[door] = '%s-%d%s' % (name, family, '-%d' % len(self.sets) if self.sets else '')
 
     def spread(self, wanted):
         """chain -> its sets, whatever is in them."""
@@ -3795,12 +3799,12 @@ def nft_tables(listed):
 class NFTables:
     """A table of our own with a set for each Door and prefix length in use, and chains in front of those of
     others. A network is looked up by its leading bits in a plain hash: an interval set is slow to change."""
-    TABLE = 'inet banwatch'
     name = tool = 'nft'
     family = capacity = None
     longest = 90000000               # nft reads a time of up to eight digits
 
-    def __init__(self, hooks, doors):
+    def __init__(self, hooks, doors, name=OURS):
+        self.TABLE = 'inet ' + name
         self.hooks = hooks
         self.doors = doors
         self.numbers = {}            # Door -> its number
@@ -3993,7 +3997,7 @@ def holders(listed):
     found = set()
     for name, parts in nft_tables(listed or '').items():
         chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
-        if name != NFTables.TABLE and any(
+        if not name.startswith('inet ' + OURS) and any(
                 not re.match(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$', row)
                 for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
             kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
@@ -5414,6 +5418,7 @@ OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them i
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
              '/run/systemd/resolve/resolv.conf')
+PACKET_SECONDS = 0.3                 # for a packet from here to here
 READ, WRITE = 1, 2                   # what `selectors` calls EVENT_READ and EVENT_WRITE
 
 
@@ -5940,6 +5945,18 @@ class Machine:
                 continue
             if there.st_uid == 0 and not there.st_mode & 0o022:      # /tmp is everybody's
                 yield from re.findall(r'^nameserver\s+(\S+)', self.read(path), re.M)
+
+    def passes(self, ip):
+        """Does a packet from an address of the loopback get through to us?"""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+            here.settimeout(PACKET_SECONDS)
+            try:
+                here.bind(('127.0.0.1', 0))
+                there.bind((ip, 0))
+                there.sendto(b'banwatch', here.getsockname())
+                return here.recvfrom(16)[0] == b'banwatch'
+            except OSError:
+                return False
 
     def be_called(self, name):
         """What `ps` and `pidof` call us, however we were started."""
@@ -8920,6 +8937,50 @@ def check_firewall(doctor):
         yield Finding(PROBLEM, 'there is neither nft nor iptables', 'install nftables, or iptables and ipset')
 
 
+TRIAL = OURS + '-trial'              # not a name that the daemon takes for its own
+TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody has
+
+
+def check_drops(doctor):
+    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their own."""
+    kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']] if doctor.answer else []
+    made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4), 'ipset': functools.partial(IPSet, 4)}
+    for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
+        door = Door((), '', True)
+        trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
+        if not doctor.machine.passes(TRIAL_IP):
+            yield Finding(WARNING, '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP), 'another firewall shuts the loopback')
+            continue
+        problem, passes = drops(doctor.machine, trial, door)
+        if problem:
+            yield Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
+        elif passes:
+            yield Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind, 'set `firewall` to another kind')
+        else:
+            yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
+
+
+def drops(machine, trial, door):
+    """(problem or '', whether a packet comes through all the same), with the rules of a firewall on trial."""
+    def shown():
+        return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
+
+    def failure(commands):
+        return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
+    before = shown()
+    if before[0] is None:
+        return 'its rules cannot be read', None
+    if trial.name != 'nft':                        # behind the daemon's own jump, which has to stand first
+        trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row) for row in trial.listing(before[0])[1]['INPUT'][:1])
+    passes = None
+    try:
+        problem = failure(trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
+        passes = not problem and machine.passes(TRIAL_IP)
+    finally:
+        left = failure(trial.stop(shown()))
+    return problem or left, passes
+
+
 def check_offload(doctor):
     if doctor.answer and any(wall['offload'] for wall in doctor.answer['firewall']):
         if doctor.machine.which('conntrack'):
@@ -8995,7 +9056,7 @@ def check_rivals(doctor):
         yield Finding(WARNING, '%s is here, too' % name, 'one of the two is enough; both do no harm')
 
 
-CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall, check_offload, check_clock, check_mail,
+CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall, check_drops, check_offload, check_clock, check_mail,
           check_room, check_jails, check_rivals)
 
 

@@ -396,6 +396,46 @@ def test_lines_are_short_and_printable_whatever_files_and_daemon_say(monkeypatch
         assert (row.text + row.remedy).isprintable() and len('%-8s %s (%s)' % row) <= 200, row
 
 
+# a packet
+
+class Kernel(House):
+    """Its programs succeed, but for one; packets of the loopback pass as often as it says."""
+
+    def __init__(self, passing, failing=''):
+        super().__init__()
+        self.passing, self.tools = list(passing), {name: lambda command: ('', '') for name in ('nft', 'iptables', 'iptables-restore', 'ipset')}
+        if failing:
+            self.tools[failing] = lambda command: (failing + ': refused', '')
+
+    def root(self):
+        return True
+
+    def passes(self, ip):
+        return self.passing.pop(0)
+
+
+@pytest.mark.parametrize('kind', ['nft', 'iptables', 'ipset'])
+@pytest.mark.parametrize('passing, failing, level, text', [
+    ([True, False], '', OK, 'a packet that has to be dropped is dropped'),
+    ([True, True], '', PROBLEM, 'a packet that its rules drop comes through'),
+    ([False], '', WARNING, 'not tried, for packets from 127.66.97.110 pass nowhere'),
+    ([True], 'list', PROBLEM, 'its rules cannot be read'), ([True], 'change', PROBLEM, ': refused')])
+def test_a_packet_is_dropped_or_it_is_said_what_is_wrong(kind, passing, failing, level, text):
+    tools = {'list': {'nft': 'nft'}.get(kind, 'iptables'), 'change': {'iptables': 'iptables-restore'}.get(kind, kind)}
+    if (kind, failing) == ('nft', 'change'):
+        machine = Kernel(passing)
+        machine.tools['nft'] = lambda command: ('nft: refused' if command.stdin else '', '')
+    else:
+        machine = Kernel(passing, tools.get(failing, ''))
+    says(only(banwatch.check_drops, machine, answer={'firewall': [dict(WALL, name=kind)]}), level, kind, text)
+
+
+@pytest.mark.parametrize('wall', [{'name': 'none'}, {'name': 'command'}, {'trouble': 'refused'}])
+def test_a_firewall_that_is_none_or_does_not_work_is_sent_no_packet(wall):
+    assert not list(banwatch.check_drops(Friend(Kernel([]), answer={'firewall': [dict(WALL, **wall)]})))
+    assert not list(banwatch.check_drops(Friend(Kernel([]))))
+
+
 # real ones
 
 class Router:
@@ -421,16 +461,28 @@ def of(found, beginning):
     return [row for row in found if row.text.startswith(beginning)]
 
 
-SPOIL = {'nft': 'nft delete table inet banwatch', 'iptables': 'iptables -I INPUT 1 -p icmp -j ACCEPT'}
+SPOIL = {'nft': 'nft delete table inet banwatch', 'iptables': 'iptables -I INPUT 1 -p icmp -j ACCEPT',
+         'ipset': 'iptables -D INPUT -j banwatch'}
+
+
+def rules(network):
+    """All that the router's kernel has been told, without what changes by itself."""
+    return re.sub(r'(?m)\[\d+:\d+\]|expires \S+|packets \d+ bytes \d+|^#.*', '',
+                  network.router.script('iptables-save; nft list ruleset; ipset list -n'))
+
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('firewall', sorted(SPOIL))
 def test_on_a_real_router_all_is_well_and_what_somebody_spoils_is_mended_and_told(network, daemon, firewall):
     router = Router(network, daemon, firewall)
+    network.router.script('iptables -A INPUT -i lo -j ACCEPT; iptables -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT')
+    assert router.daemon.command('ban', '198.51.100.7').returncode == 0
+    before = rules(network)
     code, found = router.doctor('--mail')
+    assert rules(network) == before
     assert code == 0 and {row.level for row in found} <= {OK, WARNING}, found
-    for beginning in ('daemon: pid', 'conf: ', 'log: what is logged', firewall + ': its rules stand first', 'clock: ', 'mail: ' + router.sendmail):
+    for beginning in ('daemon: pid', 'conf: ', 'log: what is logged', firewall + ': its rules stand first', firewall + ': a packet that has to be dropped is dropped', 'clock: ', 'mail: ' + router.sendmail):
         assert [row.level for row in of(found, beginning)] == [OK], (beginning, found)
     with open(network.path('mail')) as f:
         assert 'To: me@example.org' in f.read()
