@@ -68,7 +68,6 @@ heapq = Later('heapq')
 ipaddress = Later('ipaddress')
 json = Later('json')
 marshal = Later('marshal')
-py_compile = Later('py_compile')
 random = Later('random')
 sched = Later('sched')
 selectors = Later('selectors')
@@ -5854,30 +5853,36 @@ class Machine:
         self.make_folder(os.path.dirname(path))
         os.symlink(target, path)
 
-    def compile(self, path):
-        """Puts the byte code of a program beside it, where Python looks for it."""
-        py_compile.compile(path, self.byte_code(path), os.path.basename(path), True)
-        if not self.compiled(path):                # where the disk is full, it writes a part and is content
-            self.remove(self.byte_code(path))
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.byte_code(path))
+    def compile(self, path, hashed=False):
+        """Puts the byte code of a program beside it, where Python looks for it; with a hash of its source instead of
+        its time, where others may change that."""
+        import importlib.util
+        with open(path, 'rb') as f:
+            source = f.read()
+        loader = importlib.util.spec_from_file_location('banwatch', path).loader
+        head = struct.pack('<I', 3) + importlib.util.source_hash(source) if hashed else struct.pack(
+            '<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
+        self.make_folder(os.path.dirname(self.byte_code(path)))
+        self.replace(self.byte_code(path), importlib.util.MAGIC_NUMBER + head + marshal.dumps(
+            loader.source_to_code(source, os.path.basename(path))), 0o644)
 
-    def compiled(self, path):
-        """Is the byte code there, whole, and made of what the program is now?"""
+    def compiled(self, path, whole=True):
+        """Is the byte code there, made by this Python of what the program is now, and, if that matters, whole?"""
         import importlib.util
         try:
             there = os.stat(path)
-            with open(path, 'rb') as f:
-                source = f.read()
             with open(self.byte_code(path), 'rb') as f:
-                head, body = f.read(16), f.read()
-            if head[:4] != importlib.util.MAGIC_NUMBER:
-                return False
-            marshal.loads(body)
-        except (OSError, EOFError, ValueError, TypeError):
+                head = f.read(16)
+                if head[:4] != importlib.util.MAGIC_NUMBER:
+                    return False
+                if whole:
+                    marshal.loads(f.read())
+            if head[4]:
+                with open(path, 'rb') as f:
+                    return head[8:] == importlib.util.source_hash(f.read())
+            return struct.unpack('<II', head[8:]) == (int(there.st_mtime) & 0xffffffff, there.st_size & 0xffffffff)
+        except (OSError, EOFError, ValueError, TypeError, struct.error):
             return False
-        if head[4]:                                # made under SOURCE_DATE_EPOCH, as image builders do
-            return head[8:] == importlib.util.source_hash(source)
-        return struct.unpack('<II', head[8:16]) == (int(there.st_mtime) & 0xffffffff, there.st_size & 0xffffffff)
 
     @staticmethod
     def byte_code(path):
@@ -5967,25 +5972,31 @@ class Machine:
             pass
 
     def become_byte_code(self):
-        """Starts this process anew from its own byte code, because compiling a source of this size leaves 20 MB behind;
-        comes back if that is done, or cannot be."""
+        """Starts this process anew from byte code if it had to compile its source: what that leaves behind is 20 MB.
+        Comes back if it had not, or if that cannot be."""
         import importlib.util
-        frame = sys._getframe()
-        while frame.f_back:
-            frame = frame.f_back
+        top = sys._getframe()
+        while top.f_back:
+            top = top.f_back
+        here = os.path.realpath(__file__)
         if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
             os.close(int(os.path.basename(sys.argv[0])))           # it has been read
-        elif frame.f_globals is globals():                         # what runs is our own source
-            try:
-                with tempfile.TemporaryFile() as f:
-                    f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code))
-                    f.flush()
-                    os.set_inheritable(f.fileno(), True)
-                    path = '/proc/self/fd/%d' % f.fileno()
-                    os.stat(path)
-                    os.execv(sys.executable, [sys.executable, '-S', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
-            except OSError:
-                pass
+        elif top.f_globals is globals():
+            self.become(importlib.util.MAGIC_NUMBER, top.f_code)
+        elif top.f_globals.get('LIBRARY') == os.path.dirname(here) and not self.compiled(here, whole=False):
+            self.become(importlib.util.MAGIC_NUMBER, __spec__.loader.get_code(__name__))       # as after an upgrade of Python
+
+    def become(self, magic, code):
+        try:
+            with tempfile.TemporaryFile() as f:
+                f.write(magic + bytes(12) + marshal.dumps(code))
+                f.flush()
+                os.set_inheritable(f.fileno(), True)
+                path = '/proc/self/fd/%d' % f.fileno()
+                os.stat(path)
+                os.execv(sys.executable, [sys.executable, '-S', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
+        except OSError:
+            pass                                   # then as it is
 
     def log_to_syslog(self):
         syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
@@ -8845,6 +8856,8 @@ def check_python(doctor):
         yield Finding(PROBLEM, 'Python %s is too old' % version, 'use 3.7 or later')
     elif missing:
         yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)), 'install the whole python3')
+    elif __name__ != '__main__' and not doctor.machine.compiled(os.path.realpath(__file__)):
+        yield Finding(WARNING, 'Python %s is not the one that banwatch was compiled for: it starts slower' % version, 'banwatch install')
     else:
         yield Finding(OK, 'Python %s, with all that is needed' % version)
 
@@ -9033,8 +9046,7 @@ def check_room(doctor):
         yield Finding(OK, '%s: %s kB are free' % (folder, format(free >> 10, ',')))
     m = re.search(r'MemAvailable:\s+(\d+)', doctor.machine.read('/proc/meminfo'))
     if m and int(m.group(1)) < LITTLE_RAM:
-        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','), 'lower `maxtracked` and `maxbans`'
-                      if doctor.machine.compiled(os.path.realpath(__file__)) else 'install it as byte code: banwatch.py install')
+        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','), 'lower `maxtracked` and `maxbans`')
     elif m:
         yield Finding(OK, 'memory: %s kB are free' % format(int(m.group(1)), ','))
 
@@ -9261,7 +9273,7 @@ WantedBy=multi-user.target
 LAUNCHER = '''#!%s -S
 """Starts %s/banwatch.py."""
 import sys
-sys.path[0] = %r
+LIBRARY = sys.path[0] = %r
 import banwatch
 banwatch.leave(banwatch.main(sys.argv[1:]))
 '''
@@ -9295,23 +9307,27 @@ PLACES = {
 CRON_TIME = '0 6 * * *'
 
 
-def find_place(machine, root):
-    """The Place that fits the machine whose files lie under `root` ('' for this one)."""
+def find_place(machine, root, kind=None):
+    """The Place of that kind, or the one that fits the machine whose files lie under `root` ('' for this one)."""
+    if kind is not None and kind not in PLACES:
+        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(PLACES)), os.EX_USAGE)
+    if kind:
+        return PLACES[kind]
     signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'), ('systemd', '/run/systemd/system')]
     # a machine that runs has said by now what it runs on; an image may have the folders of both
     signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
     for kind, path in signs:
         if machine.exists(root + path):
             return PLACES[kind]
-    raise Problem('no init system that is known here (OpenWrt, Entware, systemd, sysvinit); let yours run: banwatch.py run')
+    raise Problem('no init system that is known here; name it with --kind (%s), or let yours run: banwatch.py run' % ' '.join(PLACES))
 
 
 class Installer:
     """Does what is to be done to a machine, or only says it."""
 
-    def __init__(self, machine, root, dry_run):
+    def __init__(self, machine, root, dry_run, kind=None):
         self.machine, self.root, self.dry_run = machine, root, dry_run
-        self.place = find_place(machine, root)
+        self.place = find_place(machine, root, kind)
         self.changed = False         # has anything been done, or would it be?
 
     def say(self, text, act=None, *words):
@@ -9401,8 +9417,8 @@ class Installer:
         print('banwatch %s for %s%s' % (VERSION, place.name, ' under ' + self.root if self.root else ''))
         self.write(self.source(), source, 0o644)
         if not self.machine.compiled(self.root + self.source()):
-            self.say('%s: compiled, so that it starts sooner and takes less memory' % self.source(),
-                     self.machine.compile, self.root + self.source())
+            self.say('%s: compiled for Python %d.%d, so that it starts sooner' % ((self.source(),) + sys.version_info[:2]),
+                     self.machine.compile, self.root + self.source(), bool(self.root))
         self.write(place.program, LAUNCHER % (place.python, self.library, self.library), 0o755)
         if self.there(place.conf) is None:
             self.write(place.conf, self.conf_text(), 0o644)
@@ -9466,7 +9482,7 @@ def installer(options):
         raise Problem('only root can do that (try --dry-run)', os.EX_NOPERM)
     if not (root or 'dry-run' in options):
         machine.be_called('banwatch-setup')        # or Entware's `killall banwatch` would wait for us to end
-    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options)
+    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options, options.get('kind'))
 
 
 def install(conf, options, words):
@@ -9491,9 +9507,10 @@ def uninstall(conf, options, words):
 
 
 COMMANDS.update({
-    'install': Verb('[--dry-run] [--root DIR]', ['dry-run', 'root='], 0, 0,
-                    'put it in its place: program, conf, init script, cron line; says each step; start it', install),
-    'uninstall': Verb('[--dry-run] [--root DIR] [--state]', ['dry-run', 'root=', 'state'], 0, 0,
+    'install': Verb('[--dry-run] [--root DIR] [--kind KIND]', ['dry-run', 'root=', 'kind='], 0, 0,
+                    'put it in its place: program, conf, init script, cron line; says each step; start it;\n'
+                    '      --root: into the files of an image; --kind: %s' % ' '.join(PLACES), install),
+    'uninstall': Verb('[--dry-run] [--root DIR] [--kind KIND] [--state]', ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
                       'take all that out again; asks before the state, --state does not', uninstall)})
 
 

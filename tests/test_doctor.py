@@ -26,7 +26,7 @@ class House(FakeMachine):
     def __init__(self, files={}, programs=('logger', 'sendmail', 'nft', 'logread', 'sshd')):
         super().__init__()
         self.files, self.tools = dict(files), {name: lambda command: ('', '') for name in programs}
-        self.free, self.writes, self.running, self.bytecode, self.given = 5 << 20, True, {'init'}, False, []
+        self.free, self.writes, self.running, self.bytecode, self.given = 5 << 20, True, {'init'}, True, []
 
     def read(self, path, limit=0):
         return self.files.get(path, '')
@@ -103,6 +103,12 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
     says(only(banwatch.check_python), PROBLEM, 'Python 3.6.9 is too old')
 
 
+def test_a_python_that_it_was_not_compiled_for_is_told():
+    house = House()
+    house.bytecode = False
+    says(only(banwatch.check_python, house), WARNING, 'it starts slower', 'banwatch install')
+
+
 def test_every_module_that_is_imported_later_is_looked_for(monkeypatch):
     for name in banwatch.Later.names:
         with monkeypatch.context() as without:
@@ -110,7 +116,7 @@ def test_every_module_that_is_imported_later_is_looked_for(monkeypatch):
             says(only(banwatch.check_python), PROBLEM, 'lacks ' + name)
     with open(banwatch.__file__) as f:
         inside = set(re.findall(r'^ +import (\S+)$', f.read(), re.M))
-    assert inside == {'importlib.util'}                                # the interpreter itself needs it
+    assert inside == {'importlib.util'}         # the interpreter itself needs it
 
 
 def test_a_conf_without_mistakes_is_named():
@@ -328,11 +334,9 @@ def test_room_for_the_state(free, writes, level, words):
     says(only(banwatch.check_room, house, state='/flash/state'), level, '/flash', words)
 
 
-@pytest.mark.parametrize('kilobytes, bytecode, level, words', [
-    (60000, False, OK, '60,000 kB'), (4000, False, WARNING, 'banwatch.py install'), (4000, True, WARNING, 'maxtracked')])
-def test_memory_that_is_free(kilobytes, bytecode, level, words):
+@pytest.mark.parametrize('kilobytes, level, words', [(60000, OK, '60,000 kB'), (4000, WARNING, 'maxtracked')])
+def test_memory_that_is_free(kilobytes, level, words):
     house = House({'/proc/meminfo': 'MemTotal: 64000 kB\nMemAvailable:   %d kB\n' % kilobytes})
-    house.bytecode = bytecode
     says(list(banwatch.check_room(Friend(house)))[1], level, words)
 
 

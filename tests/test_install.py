@@ -222,13 +222,13 @@ def test_byte_code_that_a_power_cut_has_torn_is_made_again(size, tmp_path, machi
     assert read(root + CACHED) == whole
 
 
-def test_an_image_builders_byte_code_is_made_once(tmp_path, machine, monkeypatch):
-    monkeypatch.setenv('SOURCE_DATE_EPOCH', '1700000000')       # py_compile then writes a hash where the time was
+def test_the_byte_code_of_an_image_is_made_once_whatever_its_builder_does_to_times(tmp_path, machine):
     root = plant(tmp_path, BEFORE['sysvinit'])
     install(machine, root)
+    os.utime(root + '/usr/lib/banwatch/banwatch.py', (1, 1))
     once = tree(root, times=True)
     install(machine, root)
-    assert tree(root, times=True) == once
+    assert tree(root, times=True) == once and machine.compiled(root + '/usr/lib/banwatch/banwatch.py')
     plant(root, {'/usr/lib/banwatch/banwatch.py': SOURCE.replace('short', 'SHORT')})
     assert not machine.compiled(root + '/usr/lib/banwatch/banwatch.py')
 
@@ -240,6 +240,15 @@ def test_an_image_builders_byte_code_is_made_once(tmp_path, machine, monkeypatch
     ({'/etc/systemd/system/x': '', '/etc/init.d/x': ''}, 'systemd'), ({'/etc/init.d/x': ''}, 'sysvinit')])
 def test_the_init_system_is_found_by_its_files(before, kind, tmp_path, machine):
     assert banwatch.find_place(machine, plant(tmp_path, before)) is banwatch.PLACES[kind]
+
+
+def test_the_place_can_be_named_for_files_of_an_image_that_do_not_tell(tmp_path):
+    argv = [sys.executable, banwatch.__file__, 'install', '--root', str(tmp_path), '--kind', 'entware']
+    assert 'for Entware' in subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout.decode()
+    assert (tmp_path / 'opt/etc/init.d/S99banwatch').exists()
+    argv[2] = 'uninstall'
+    subprocess.run(argv, stdout=subprocess.PIPE, check=True)
+    assert not list(tmp_path.glob('opt/*/init.d/*'))
 
 
 class Files(FakeMachine):
@@ -260,7 +269,8 @@ def test_a_running_machine_has_systemd_only_if_it_was_booted_with_it():
 
 
 @pytest.mark.parametrize('words, code, said', [
-    (['--root', 'TREE'], 1, 'no init system that is known here (OpenWrt, Entware, systemd, sysvinit); let yours run: banwatch.py run'),
+    (['--root', 'TREE'], 1, 'no init system that is known here; name it with --kind (openwrt entware systemd sysvinit), or let yours run: banwatch.py run'),
+    (['--root', 'TREE', '--kind', 'qnx'], 64, '--kind qnx: there are: openwrt entware systemd sysvinit'),
     (['--root', 'TREE/nowhere'], 1, 'nowhere: is no folder'), (['--root', ''], 64, '--root'), (['more'], 64, 'usage: banwatch.py '),
     (['--root'], 64, '--root requires argument'), (['--force'], 64, '--force not recognized')])
 @pytest.mark.parametrize('word', ['install', 'uninstall'])

@@ -22,8 +22,8 @@ def conf(tmp_path):
 class Started:
     """`banwatch.py run`, from source."""
 
-    def __init__(self, conf, argv=(), **more):
-        self.process = subprocess.Popen([sys.executable, *argv, banwatch.__file__, '-c', conf, 'run'],
+    def __init__(self, conf, program=banwatch.__file__, **more):
+        self.process = subprocess.Popen([sys.executable, program, '-c', conf, 'run'],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
         self.first = self.process.stderr.readline().decode()           # it says something when it has read its conf
 
@@ -83,6 +83,24 @@ def test_it_runs_from_source_where_there_is_no_room_for_byte_code(conf):
     daemon = Started(conf, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
     assert daemon.first.startswith('banwatch ') and '/proc/self/fd' not in daemon.of('cmdline')
     assert daemon.end()[0] == 0
+
+
+@pytest.mark.parametrize('compiled', [True, False])
+def test_an_installed_daemon_takes_as_little_also_where_python_is_not_the_one_it_was_compiled_for(conf, tmp_path, compiled):
+    subprocess.run([sys.executable, banwatch.__file__, 'install', '--root', str(tmp_path), '--kind', 'openwrt'],
+                   stdout=subprocess.DEVNULL, check=True)
+    launcher = tmp_path / 'usr/sbin/banwatch'
+    launcher.write_text(launcher.read_text().replace("'/usr/lib", "'%s/usr/lib" % tmp_path))
+    for byte_code in tmp_path.glob('usr/lib/banwatch/__pycache__/*') if not compiled else ():
+        byte_code.unlink()
+    # as on OpenWrt, Python writes none
+    daemon = Started(conf, program=str(launcher), env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
+    try:
+        assert kilobytes(daemon.of('status')) - bare() < 9000
+        assert ('/proc/self/fd' in daemon.of('cmdline')) is not compiled
+        assert not list(tmp_path.glob('usr/lib/banwatch/__pycache__/*')) or compiled
+    finally:
+        daemon.end()
 
 
 @pytest.mark.parametrize('word', ['status', 'banned', 'ban 198.51.100.9', 'stop'])
