@@ -9152,6 +9152,15 @@ start_service() {
 	procd_close_instance
 }
 
+restart() {	# a conf with mistakes does not stop the one that is running
+	if daemon_runs && ! problems=$("$PROG" -c "$CONF" check 2>&1 >/dev/null); then
+		say "not restarted: $problems"
+		return 1
+	fi
+	stop "$@"
+	start "$@"
+}
+
 reload_service() {
 	procd_send_signal banwatch "*" HUP	# a conf with mistakes changes nothing
 }
@@ -9234,7 +9243,11 @@ stop() {
 case "$1" in
 	start) start ;;
 	stop) stop ;;
-	restart | force-reload) stop; start ;;
+	restart | force-reload)
+		! running || "$PROG" -c $CONF check >/dev/null || exit 6	# it goes on
+		stop
+		start
+		;;
 	reload) running && kill -HUP "$(cat $PID)" ;;
 	status)
 		if running; then
@@ -9280,7 +9293,7 @@ banwatch.leave(banwatch.main(sys.argv[1:]))
 
 # Where things belong. `cron` is a file that gets a line, or one of our own (`cron_user`: with a user's name in it);
 # `keep` lists what outlives a firmware upgrade; `links`, made instead of `start` where nothing can be run
-Place = collections.namedtuple('Place', 'name program python init mode text conf state cron cron_user keep crond start stop links')
+Place = collections.namedtuple('Place', 'name program python init mode text conf state cron cron_user keep crond start stop links gone')
 PLACES = {
     'openwrt': Place(
         'OpenWrt', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/init.d/banwatch', 0o755, OPENWRT_INIT, '/etc/banwatch.conf',
@@ -9288,22 +9301,22 @@ PLACES = {
         [['/etc/init.d/cron', 'enable'], ['/etc/init.d/cron', 'restart']],
         [['/etc/init.d/banwatch', 'enable'], ['/etc/init.d/banwatch', 'restart']],
         [['/etc/init.d/banwatch', 'stop'], ['/etc/init.d/banwatch', 'disable']],
-        {'/etc/rc.d/S95banwatch': '../init.d/banwatch', '/etc/rc.d/K05banwatch': '../init.d/banwatch'}),
+        {'/etc/rc.d/S95banwatch': '../init.d/banwatch', '/etc/rc.d/K05banwatch': '../init.d/banwatch'}, []),
     'entware': Place(
         'Entware', '/opt/sbin/banwatch', '/opt/bin/python3', '/opt/etc/init.d/S99banwatch', 0o755, ENTWARE_INIT, '/opt/etc/banwatch.conf',
         '/opt/etc/banwatch.state', '/opt/etc/cron.d/banwatch', 'root', '', [],
-        [['/opt/etc/init.d/S99banwatch', 'restart']], [['/opt/etc/init.d/S99banwatch', 'stop']], {}),
+        [['/opt/etc/init.d/S99banwatch', 'restart']], [['/opt/etc/init.d/S99banwatch', 'stop']], {}, []),
     'systemd': Place(
         'systemd', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/systemd/system/banwatch.service', 0o644, SYSTEMD_UNIT,
         '/etc/banwatch.conf', '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
         [['systemctl', 'daemon-reload'], ['systemctl', 'enable', 'banwatch'], ['systemctl', 'restart', 'banwatch']],
         [['systemctl', 'disable', '--now', 'banwatch']],
-        {'/etc/systemd/system/multi-user.target.wants/banwatch.service': '../banwatch.service'}),
+        {'/etc/systemd/system/multi-user.target.wants/banwatch.service': '../banwatch.service'}, [['systemctl', 'daemon-reload']]),
     'sysvinit': Place(
         'sysvinit', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/init.d/banwatch', 0o755, LSB_INIT, '/etc/banwatch.conf',
         '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
         [['update-rc.d', 'banwatch', 'defaults'], ['/etc/init.d/banwatch', 'restart']],
-        [['/etc/init.d/banwatch', 'stop'], ['update-rc.d', 'banwatch', 'remove']], {})}
+        [['/etc/init.d/banwatch', 'stop'], ['update-rc.d', 'banwatch', 'remove']], {}, [])}
 CRON_TIME = '0 6 * * *'
 
 
@@ -9448,6 +9461,8 @@ class Installer:
             self.run(argv)
         for path in [place.init, place.program] + (list(place.links) if self.root else []):
             self.remove(path)
+        for argv in place.gone:
+            self.run(argv)
         if self.machine.exists(self.root + self.library):
             self.say('%s: removed' % self.library, self.machine.remove_folder, self.root + self.library)
         if place.cron_user:

@@ -268,6 +268,12 @@ def test_a_running_machine_has_systemd_only_if_it_was_booted_with_it():
     assert banwatch.find_place(Files('/run/systemd/system', *there), '').name == 'systemd'
 
 
+def test_systemd_is_told_when_its_unit_has_gone(capsys):
+    banwatch.Installer(Files('/etc/systemd/system/banwatch.service'), '', True, 'systemd').uninstall(lambda: False)
+    ran = [line for line in capsys.readouterr().out.split('\n') if line.startswith('runs: ')]
+    assert ran == ['runs: systemctl disable --now banwatch', 'runs: systemctl daemon-reload']
+
+
 @pytest.mark.parametrize('words, code, said', [
     (['--root', 'TREE'], 1, 'no init system that is known here; name it with --kind (openwrt entware systemd sysvinit), or let yours run: banwatch.py run'),
     (['--root', 'TREE', '--kind', 'qnx'], 64, '--kind qnx: there are: openwrt entware systemd sysvinit'),
@@ -582,6 +588,10 @@ def test_openwrt_with_a_bad_conf_starts_nothing_and_stops_nothing(openwrt):
     assert openwrt.read('/tmp/procd') == 2 * ASKED and openwrt.logged(MISTAKE) == 3
     openwrt.said(SERVICE, 'reload')
     assert poll(lambda: MISTAKE in openwrt.read('/tmp/stderr')) and openwrt.daemons() == [pid]
+    assert openwrt(SERVICE, 'restart').returncode == 1 and openwrt.daemons() == [pid] and openwrt.logged(' banwatch: not restarted: ') == 1
+    openwrt.write('/etc/banwatch.conf', CONF)
+    openwrt.said(SERVICE, 'restart')
+    assert openwrt.daemon() != pid
 
 
 @pytest.mark.slow
@@ -693,6 +703,8 @@ def test_sysvinit_from_install_to_uninstall(sysvinit):
     sysvinit.write('/etc/banwatch.conf', BAD)
     sysvinit.said(SERVICE, 'reload')
     assert poll(lambda: sysvinit.logged(MISTAKE)) and sysvinit.daemons() == [pid]
+    done = sysvinit(SERVICE, 'restart')
+    assert done.returncode == 6 and MISTAKE in done.stderr and sysvinit.daemons() == [pid]
     sysvinit.said(SERVICE, 'stop')
     assert sysvinit.gone()
     done = sysvinit(SERVICE, 'start')
