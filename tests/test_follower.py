@@ -347,6 +347,23 @@ def test_a_follower_that_dies_is_started_again_and_the_gap_comes_from_the_ring(l
     assert reader.source.trouble == '' and reader.incidents == ['ended']
 
 
+@pytest.mark.parametrize('again', [True, False])
+def test_in_another_time_zone_the_ring_is_still_the_same(log, follower, again):
+    line = 'Fri Nov 20 %02d:%02d:45 2026 authpriv.warn dropbear[%d]: Bad password attempt for \'root\' from 192.0.2.7:5'
+    log.write(*[line % (22, n, n) for n in range(3)])
+    reader = follower(None).settle()
+    if again:                                      # banwatch is started again
+        reader = Follower(log).start(reader.stopped())
+    else:
+        log.let('dies', 1)
+        reader.until(lambda: reader.source.trouble)
+        reader.new()
+    log.ring.write_text(''.join((line % (23, n, n)) + '\n' for n in range(4)))
+    reader.settle(1)
+    reader.has(line % (23, 3, 3))
+    reader.stopped()
+
+
 @pytest.mark.parametrize('kept', [False, True])
 def test_what_a_new_log_daemon_was_told_before_the_follower_found_it_comes_from_its_ring(log, follower, kept):
     log.write('old')
