@@ -8816,6 +8816,14 @@ RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker':
 RIVAL_SCRIPTS = {'/etc/init.d/banip': 'banIP', '/etc/init.d/bearDropper': 'bearDropper'}
 
 
+def readable_conf(name):
+    """What can be read of a conf file with mistakes."""
+    try:
+        return read_conf(name, strict=False)
+    except Problem:
+        return Config()
+
+
 class Doctor:
     """What the checks need to know; `answer` is what the daemon says of itself, None if there is none."""
 
@@ -8824,10 +8832,11 @@ class Doctor:
         self.config, self.answer, self.absent = Config(), None, ''
         self.mistakes = []
         try:
-            self.config = read_conf(conf, strict=False)
-            read_conf(conf)
+            self.config = read_conf(conf)
         except Problem as e:
             self.mistakes = str(e).split('\n')
+            if conf != '-':                        # which has been read
+                self.config = readable_conf(conf)
         try:
             self.answer = ask(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
         except Problem as e:

@@ -130,6 +130,19 @@ def test_each_mistake_of_the_conf_is_told_and_that_a_daemon_does_not_start_with_
     assert says(first, PROBLEM, 'x.conf:1: a', 'keeps its old conf', 'does not start') and says(second, PROBLEM, 'x.conf:2: b')
 
 
+@pytest.mark.parametrize('text, mistakes', [
+    (b'[banwatch]\nruntime = /nowhere\n[sshd]\nmaxretry = x\n', 1), (b'[banwatch]\nruntime = /nowhere\n', 0)])
+def test_a_conf_from_standard_input_is_read_once(text, mistakes):
+    there, back = os.dup(0), os.pipe()
+    os.write(back[1], text), os.close(back[1])
+    try:
+        os.dup2(back[0], 0)
+        friend = banwatch.Doctor(House(), '-', False)
+    finally:
+        os.dup2(there, 0), os.close(there), os.close(back[0])
+    assert len(friend.mistakes) == mistakes and (mistakes or friend.config['runtime'] == '/nowhere')
+
+
 def test_no_daemon_is_a_problem():
     says(only(banwatch.check_daemon), PROBLEM, 'no daemon is running', 'banwatch.py install')
 
