@@ -5256,6 +5256,7 @@ def headers_of(settings, host, title, now, chance):
 #      "report":  {...}}                    what the next summary tells; see Tally.dump, Report.dump
 #   and in the live one
 #     "unkept":  s                         seconds for which the kept one has lacked something of this (null: it does not)
+#      "running": true                      false once it has been told to stop
 #      "fails":   [[jail, network, [seconds since each failure]]]
 #      "logins":  [[jail, ip, user, seconds left]]
 #      "sources": {source: position}}
@@ -5268,15 +5269,17 @@ SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has n
 TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock is wrong
 KEPT_BYTES = 256 * 1024
 
-Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted offset differs')
+Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted offset differs killed')
 
 
-def dump(bans, fails, logins, sources, report, clocks, differs=None):
-    """The live state as text. `clocks` is (boot id, ticks, wall); `differs` is since when the kept one lacks something."""
+def dump(bans, fails, logins, sources, report, clocks, differs=None, running=True):
+    """The live state as text. `clocks` is (boot id, ticks, wall); `differs` is since when the kept one lacks something;
+    `running` whether the daemon goes on."""
     now = clocks[1]
     state, rows = dump_bans(bans, clocks)
     state['report'] = report.dump(now)
     state['sources'] = sources
+    state['running'] = running
     state['unkept'] = None if differs is None else round(now - differs, 2)
     rows['fails'] = ([jail, net, [round(now - t, 2) for t in seen]] for (jail, net), seen in fails.recent.items())
     rows['logins'] = ([jail, ip, user, round(until - now, 2)] for (jail, ip, user), until in logins.items() if until > now)
@@ -5350,7 +5353,8 @@ def load(text, clocks):
     sources, (report, more) = state.get('sources'), load_report(state.get('report'), now, gone)
     return Restored(restored['bans'], dict(restored['history']), dict(restored['fails']),
                     dict(restored['logins']), sources if type(sources) is dict else {}, report, lost + more, gone,
-                    state.get('boot') != clocks[0], offset_in(state, clocks), differs_in(state, now - gone))
+                    state.get('boot') != clocks[0], offset_in(state, clocks), differs_in(state, now - gone),
+                    state.get('running') is True and state.get('boot') == clocks[0])
 
 
 def offset_in(state, clocks):
@@ -7915,7 +7919,7 @@ class Daemon:
         before = self.machine.ticks()
         self.look_at_clock(before, self.machine.wall())        # what is written tells how the clocks stand
         known = {source: position for source, position in self.positions.items() if position}
-        text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks(), self.differs)
+        text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks(), self.differs, not self.ending)
         self.changed = not self.write(self.runtime('state.json'), text)
         self.saved = self.machine.ticks()
         self.cost = self.saved - before
@@ -7972,6 +7976,8 @@ class Daemon:
         self.reporter.report = state.report
         self.came_from = 'reboots' if state.booted else 'starts'
         self.offset = self.offset if state.offset is None else state.offset
+        if state.killed:
+            self.reporter.incident('banwatch', 'ended without having been stopped: was it killed, or the memory full?')
         if self.bans.tickets:
             self.machine.log('restored %s' % plural(len(self.bans.tickets), 'ban'))
 

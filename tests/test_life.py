@@ -502,6 +502,8 @@ class Life(House):
             self.log(*self.connection('sshd', '198.51.100.77', 'root', 2))
         self.renew()
         self.note('start')
+        if end == 'crash':
+            self.note('wave', {'banwatch': 1})
         self.start()
 
     def renew(self, **clocks):
@@ -622,7 +624,7 @@ class Life(House):
             if quiet:
                 hiding[quiet.group(1)] = int(quiet.group(2))
                 continue
-            incident = re.match(r'(nft|logread|mail)\b.* \((?:(\d+) times, )?[^()]*\)$', text)
+            incident = re.match(r'(nft|logread|mail|banwatch)\b.* \((?:(\d+) times, )?[^()]*\)$', text)
             assert guessed or ignored or incident, text
             if guessed:
                 found[guessed.group(1, 2, 4)] += int(guessed.group(3))
@@ -632,7 +634,7 @@ class Life(House):
                 found[incident.group(1)] += int(incident.group(2) or 1)
         expected = {key: n for key, n in model.guessed.items() if n >= 3 or n and key[:2] not in model.told}
         expected.update({net: n for net, n in model.ignored.items() if n}, **{
-            where: model.counts[where] for where in ('nft', 'logread', 'mail') if model.counts[where]})
+            where: model.counts[where] for where in ('nft', 'logread', 'mail', 'banwatch') if model.counts[where]})
         if not self.pool:                          # whoever failed hours ago may have been forgotten over all the others
             assert all(0 < found[key] <= n for key, n in expected.items() if key in found)
             expected = {key: found.get(key, 0) or n for key, n in expected.items() if key in found or type(key) is str}

@@ -475,7 +475,7 @@ def test_a_crash_while_it_is_on_its_way_sends_one_more_that_is_marked(desk):
     desk.pass_time(59)
     assert len(desk.machine.posted) == 1
     desk.pass_time(1)
-    assert desk.subjects() == ['5 failures —', '5 failures —  (may be a repeat)']
+    assert desk.subjects() == ['5 failures —', '1 warning, 5 failures —  (may be a repeat)']
     assert 'may have told this already' in bodies(desk.mails()[1])[0]
     desk.fail('192.0.2.8')
     desk.pass_time(DAY)
@@ -505,6 +505,15 @@ def test_a_crash_between_the_two_files_loses_nothing_and_repeats_it_only_if_the_
     assert desk.subjects()[1:] == ['5 failures —  (may be a repeat)'][:mails - 1]
 
 
+@pytest.mark.parametrize('end, boot, told', [('crash', None, True), ('stop', None, False), ('crash', 'boot-2', False), ('stop', 'boot-2', False)])
+def test_an_end_that_nobody_asked_for_is_told(desk, end, boot, told):
+    desk.fail('192.0.2.8')
+    getattr(desk, end)()
+    desk.restart(boot)
+    desk.pass_time(DAY)
+    assert ('banwatch: ended without having been stopped' in ' '.join(row['text'] for row in desk.summary()['warnings'])) is told
+
+
 def test_a_crash_at_each_of_many_tries_marks_each_of_them(desk):
     desk.machine.slow_mail = True
     desk.send()
@@ -513,7 +522,7 @@ def test_a_crash_at_each_of_many_tries_marks_each_of_them(desk):
         desk.restart()
         desk.machine.slow_mail = True
         desk.pass_time(MINUTE)
-    assert desk.subjects() == ['5 failures —'] + ['5 failures —  (may be a repeat)'] * 3
+    assert desk.subjects() == ['5 failures —'] + ['1 warning, 5 failures —  (may be a repeat)'] * 3
 
 
 def test_a_reboot_does_not_send_yesterday_again(desk):
@@ -543,7 +552,8 @@ def test_a_mail_that_is_owed_is_sent_a_minute_after_the_start_and_is_no_repeat(d
     getattr(desk, end)()
     desk.restart(boot)
     desk.pass_time(MINUTE)
-    assert desk.subjects() == ['5 failures —', '1 warning, 5 failures —'] and len(desk.machine.gone) == 1
+    warnings = '2 warnings' if end == 'crash' and not boot else '1 warning'      # what was in RAM may tell of the crash
+    assert desk.subjects() == ['5 failures —', warnings + ', 5 failures —'] and len(desk.machine.gone) == 1
     desk.pass_time(DAY)
     assert len(desk.machine.posted) == 2
 
