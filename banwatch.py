@@ -15,7 +15,7 @@ What it touches, as root
     runs      nft, ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
               logread or journalctl if they are the log source; the programs named in
               `source = exec:...` and `[action ...]`; sendmail, for mails; logger and sshd -T for `doctor`,
-              the init system's own for `install`. Never a shell.
+              the init system's own for `install`; itself, as byte code. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
               nothing else (each with .new while it is written, .bad if it could not be used); a
               FIFO that `source` names is made if it is missing; the page that `report --html` names;
