@@ -5998,8 +5998,9 @@ class Machine:
                 os.set_inheritable(f.fileno(), True)
                 path = '/proc/self/fd/%d' % f.fileno()
                 os.stat(path)
-                os.execv(sys.executable, [sys.executable, '-S', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
-        except OSError:
+                # -I: or modules would be looked for beside that file, in /tmp
+                os.execv(sys.executable, [sys.executable, '-IS', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
+        except (OSError, ValueError, TypeError):
             pass                                   # then as it is
 
     def log_to_syslog(self):

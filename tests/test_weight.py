@@ -68,6 +68,15 @@ def test_what_it_was_started_from_is_not_kept_open(started):
     assert not [name for name in os.listdir(folder) if '(deleted)' in os.readlink(os.path.join(folder, name))]
 
 
+def test_modules_that_somebody_has_put_into_the_temporary_folder_are_not_taken(conf, tmp_path):
+    (tmp_path / 'tmp').mkdir()
+    for name in banwatch.Later.names + ['re', 'os', 'collections', 'heapq', 'locale', 'threading', 'encodings']:
+        (tmp_path / 'tmp' / (name + '.py')).write_text('open(%r, "w")\n' % str(tmp_path / 'taken'))
+    daemon = Started(conf, env=dict(os.environ, TMPDIR=str(tmp_path / 'tmp')))
+    assert '/proc/self/fd' in daemon.of('cmdline') and daemon.end()[0] == 0
+    assert not (tmp_path / 'taken').exists()
+
+
 def test_a_term_ends_it(conf):
     code, rest = Started(conf).end()
     assert (code, rest.splitlines()[-1]) == (0, 'stopped')
