@@ -9025,7 +9025,7 @@ def check_clock(doctor):
         yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall), 'let ntpd set it; summaries wait for it')
         return
     zone = doctor.machine.read('/etc/TZ').strip()
-    ours = time.strftime('%Z', time.localtime(wall))
+    ours = time.localtime(wall).tm_zone            # strftime's %Z can be empty with musl
     if zone and os.environ.get('TZ', zone) != zone:
         yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours), 'log in anew, and restart banwatch if it is older than the change')
     else:

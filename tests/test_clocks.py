@@ -1,6 +1,7 @@
 """Clocks: a start in 1970, a step of decades, an hour back, another zone. Nobody is free sooner or later for it, and the report knows."""
 import contextlib
 import glob
+import os
 import re
 import time
 
@@ -373,7 +374,11 @@ def set_clock(tmp_path, monkeypatch):
     for name, value in (('LD_PRELOAD', found[0]), ('FAKETIME_TIMESTAMP_FILE', str(now)), ('FAKETIME_NO_CACHE', '1'),
                         ('FAKETIME_DONT_FAKE_MONOTONIC', '1'), ('NO_FAKE_STAT', '1')):
         monkeypatch.setenv(name, value)
-    return sets
+    there = set(glob.glob('/dev/shm/*faketime_s*'))
+    yield sets
+    for path in set(glob.glob('/dev/shm/*faketime_s*')) - there:      # of processes that were killed, or became others
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def one_ban(answer, shown):
