@@ -3492,6 +3492,7 @@ class Null:
 
 
 OURS = 'banwatch'                    # how all begins that we make in the kernel
+TRIAL = OURS + '-trial'              # and what `doctor` makes there for a moment
 
 
 class IPTables:
@@ -3996,7 +3997,7 @@ def holders(listed):
     found = set()
     for name, parts in nft_tables(listed or '').items():
         chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
-        if not name.startswith('inet ' + OURS) and any(
+        if name not in ('inet ' + OURS, 'inet ' + TRIAL) and any(
                 not re.match(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$', row)
                 for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
             kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
@@ -5979,16 +5980,25 @@ class Machine:
         """Starts this process anew from byte code if it had to compile its source: what that leaves behind is 20 MB.
         Comes back if it had not, or if that cannot be."""
         import importlib.util
-        top = sys._getframe()
-        while top.f_back:
-            top = top.f_back
-        here = os.path.realpath(__file__)
+        top = self.top()
         if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
             os.close(int(os.path.basename(sys.argv[0])))           # it has been read
         elif top.f_globals is globals():
             self.become(importlib.util.MAGIC_NUMBER, top.f_code)
-        elif top.f_globals.get('LIBRARY') == os.path.dirname(here) and not self.compiled(here, whole=False):
+        elif self.launched() and not self.compiled(os.path.realpath(__file__), whole=False):
             self.become(importlib.util.MAGIC_NUMBER, __spec__.loader.get_code(__name__))       # as after an upgrade of Python
+
+    @staticmethod
+    def top():
+        """The frame of the program that runs: our own source, or whoever has imported us."""
+        frame = sys._getframe()
+        while frame.f_back:
+            frame = frame.f_back
+        return frame
+
+    def launched(self):
+        """Is that the launcher that `install` writes?"""
+        return self.top().f_globals.get('LIBRARY') == os.path.dirname(os.path.realpath(__file__))
 
     def become(self, magic, code):
         try:
@@ -8873,7 +8883,7 @@ def check_python(doctor):
         yield Finding(PROBLEM, 'Python %s is too old' % version, 'use 3.7 or later')
     elif missing:
         yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)), 'install the whole python3')
-    elif __name__ != '__main__' and not doctor.machine.compiled(os.path.realpath(__file__)):
+    elif doctor.machine.launched() and not doctor.machine.compiled(os.path.realpath(__file__)):
         yield Finding(WARNING, 'Python %s is not the one that banwatch was compiled for: it starts slower' % version, 'banwatch install')
     else:
         yield Finding(OK, 'Python %s, with all that is needed' % version)
@@ -8967,7 +8977,6 @@ def check_firewall(doctor):
         yield Finding(PROBLEM, 'there is neither nft nor iptables', 'install nftables, or iptables and ipset')
 
 
-TRIAL = OURS + '-trial'              # not a name that the daemon takes for its own
 TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody has
 
 

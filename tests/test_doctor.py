@@ -58,6 +58,9 @@ class House(FakeMachine):
     def processes(self):
         return self.running
 
+    def launched(self):
+        return True
+
     def compiled(self, path):
         return self.bytecode
 

@@ -64,8 +64,10 @@ def test_it_is_still_the_process_that_was_started_and_says_what_it_is(started):
 
 
 def test_what_it_was_started_from_is_not_kept_open(started):
-    folder = '/proc/%d/fd' % started.process.pid
-    assert not [name for name in os.listdir(folder) if '(deleted)' in os.readlink(os.path.join(folder, name))]
+    def deleted():
+        listed = subprocess.run(['ls', '-l', '/proc/%d/fd' % started.process.pid], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return b'(deleted)' in listed.stdout
+    assert not deleted() and started.process.poll() is None
 
 
 def test_modules_that_somebody_has_put_into_the_temporary_folder_are_not_taken(conf, tmp_path):
