@@ -44,45 +44,51 @@ import time
 
 class Later:
     """A module that is imported when it is first used: `banwatch status` needs few of these, and each costs a router time."""
-    names = []                       # of all of them
+    names = {}                       # of all of them -> may a daemon need it?
 
-    def __init__(self, name):
+    def __init__(self, name, daemon=True):
         self.name = name
-        self.names.append(name)
+        self.names[name] = daemon
 
     def __getattr__(self, attribute):
         module = globals()[self.name] = __import__(self.name)
         return getattr(module, attribute)
 
+    @classmethod
+    def for_a_daemon(cls):
+        """Imports what it may need: tomorrow an upgrade of Python may have taken the files away."""
+        for name in cls.names:
+            if cls.names[name]:
+                __import__(name)
 
-_socket = Later('_socket')
+
+_socket = Later('_socket', daemon=False)
 binascii = Later('binascii')
 bisect = Later('bisect')
-calendar = Later('calendar')
-difflib = Later('difflib')
+difflib = Later('difflib', daemon=False)
 fcntl = Later('fcntl')
-getopt = Later('getopt')
+getopt = Later('getopt', daemon=False)
 glob = Later('glob')
-gzip = Later('gzip')
+gzip = Later('gzip', daemon=False)
 heapq = Later('heapq')
 ipaddress = Later('ipaddress')
 json = Later('json')
-marshal = Later('marshal')
+marshal = Later('marshal', daemon=False)
 random = Later('random')
 sched = Later('sched')
 selectors = Later('selectors')
 shlex = Later('shlex')
-shutil = Later('shutil')
+shutil = Later('shutil', daemon=False)
 signal = Later('signal')
 socket = Later('socket')
 stat = Later('stat')
 struct = Later('struct')
 subprocess = Later('subprocess')
-syslog = Later('syslog')
-tempfile = Later('tempfile')
+syslog = Later('syslog', daemon=False)
+tempfile = Later('tempfile', daemon=False)
 termios = Later('termios')
 textwrap = Later('textwrap')
-traceback = Later('traceback')
+traceback = Later('traceback', daemon=False)
 warnings = Later('warnings')
 
 VERSION = '0.1'
@@ -1321,7 +1327,15 @@ def iso_time(m):
 def epoch(fields, offset):
     """Seconds since 1970 of (year, month, day, hour, minute, second), `offset` seconds east of Greenwich,
     or in this machine's zone for None."""
-    return time.mktime(fields + (0, 0, -1)) if offset is None else calendar.timegm(fields + (0, 0, 0)) - offset
+    if offset is None:
+        return time.mktime(fields + (0, 0, -1))
+    year, month, day, hour, minute, second = fields
+    if not (year and 1 <= month <= 12):
+        raise ValueError('no date')
+    # Fliegel and Van Flandern (1968): days, in years that begin in March; calendar.timegm would cost half a megabyte
+    years, months = (year + 4799, month + 9) if month < 3 else (year + 4800, month - 3)
+    days = day + (153 * months + 2) // 5 + 365 * years + years // 4 - years // 100 + years // 400 - 2472633
+    return ((days * 24 + hour) * 60 + minute) * 60 + second - offset
 
 
 def zone_seconds(zone):
@@ -5464,9 +5478,7 @@ class Loop:
         try:
             return function()
         except Exception as e:
-            # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
-            frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
-            text = ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
+            text = traced(e)
             if text not in self.bugs:
                 self.bugs.add(text)
                 self.log('bug, please report it:\n' + text)
@@ -5479,6 +5491,16 @@ class Loop:
         for key, _ in self.selector.select(None if seconds is None else max(0, seconds)):
             if self.selector.get_map().get(key.fd) is key:         # not closed by a handler before it
                 self.call(key.data)
+
+
+def traced(e):
+    """The traceback of an exception."""
+    try:
+        # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
+        frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
+        return ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
+    except ImportError:                            # an upgrade of Python has taken it away
+        return repr(e)
 
 
 class Program:
@@ -5963,8 +5985,12 @@ class Machine:
             try:
                 here.bind(('127.0.0.1', 0))
                 there.bind((ip, 0))
-                there.sendto(b'banwatch', here.getsockname())
-                return here.recvfrom(16)[0] == b'banwatch'
+                word = os.urandom(16)
+                here.connect(there.getsockname())          # from now on it hears nobody else
+                there.sendto(word, here.getsockname())
+                while here.recv(16) != word:
+                    pass
+                return True
             except OSError:
                 return False
 
@@ -6007,7 +6033,9 @@ class Machine:
                 f.flush()
                 os.set_inheritable(f.fileno(), True)
                 path = '/proc/self/fd/%d' % f.fileno()
-                os.stat(path)
+                if not os.path.samefile(sys.executable, '/proc/self/exe'):
+                    return                         # a wrapper's word for another Python, or one that is being upgraded
+                open(path, 'rb').close()
                 # -I: or modules would be looked for beside that file, in /tmp
                 os.execv(sys.executable, [sys.executable, '-IS', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
         except (OSError, ValueError, TypeError):
@@ -8251,6 +8279,7 @@ def read_conf(name, strict=True, filters=True):
 def run(conf, options, words):
     machine = Machine()
     machine.become_byte_code()
+    Later.for_a_daemon()
     config = read_conf(conf, filters=False)
     dry_run = 'dry-run' in options
     if not dry_run and config['firewall'] != 'none' and not machine.root():
@@ -8987,6 +9016,7 @@ def check_drops(doctor):
     for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
         door = Door((), '', True)
         trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
+        take_out(doctor.machine, trial)            # what a doctor has left who was killed
         if not doctor.machine.passes(TRIAL_IP):
             yield Finding(WARNING, '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP), 'another firewall shuts the loopback')
             continue
@@ -8999,24 +9029,33 @@ def check_drops(doctor):
             yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
 
 
+def shown(machine, trial):
+    return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
+
+
+def failure(machine, commands):
+    return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
+
+
+def take_out(machine, trial):
+    """Takes the rules on trial out of the kernel; '' or what is in the way."""
+    there = shown(machine, trial)
+    return 'its rules cannot be read' if there[0] is None else failure(machine, trial.stop(there))
+
+
 def drops(machine, trial, door):
     """(problem or '', whether a packet comes through all the same), with the rules of a firewall on trial."""
-    def shown():
-        return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
-
-    def failure(commands):
-        return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
-    before = shown()
+    before = shown(machine, trial)
     if before[0] is None:
         return 'its rules cannot be read', None
     if trial.name != 'nft':                        # behind the daemon's own jump, which has to stand first
         trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row) for row in trial.listing(before[0])[1]['INPUT'][:1])
     passes = None
     try:
-        problem = failure(trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
+        problem = failure(machine, trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
         passes = not problem and machine.passes(TRIAL_IP)
     finally:
-        left = failure(trial.stop(shown()))
+        left = take_out(machine, trial)
     return problem or left, passes
 
 
@@ -9313,6 +9352,7 @@ LAUNCHER = '''#!%s -S
 """Starts %s/banwatch.py."""
 import sys
 LIBRARY = sys.path[0] = %r
+sys.dont_write_bytecode = 'run' in sys.argv        # or it would not tell that it was compiled just now
 import banwatch
 banwatch.leave(banwatch.main(sys.argv[1:]))
 '''
@@ -9585,7 +9625,15 @@ def dispatch(argv):
     return verb.run(options.get('c', opened.get('-c')), options, words)
 
 
+def fill_standard_files():
+    """Opens /dev/null for those that were closed at our start: what is opened next would be taken for them."""
+    for name, mode in ('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w'):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
 def main(argv):
+    fill_standard_files()
     if hasattr(sys.stdout, 'reconfigure'):         # a terminal that lacks letters is no reason to fail
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
@@ -9610,11 +9658,11 @@ def main(argv):
 
 def leave(code):
     """Ends the process, without taking it apart piece by piece as Python does: that takes longer than `status`."""
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, AttributeError):              # None, if it was closed
-        pass
+    for each in (sys.stdout, sys.stderr):
+        try:
+            each.flush()
+        except (OSError, AttributeError):          # None, if it was closed
+            pass
     os._exit(code)
 
 

@@ -483,6 +483,9 @@ def of(found, beginning):
 
 SPOIL = {'nft': 'nft delete table inet banwatch', 'iptables': 'iptables -I INPUT 1 -p icmp -j ACCEPT',
          'ipset': 'iptables -D INPUT -j banwatch'}
+CHAIN = 'iptables -N banwatch-trial; iptables -I INPUT 2 -j banwatch-trial; iptables -A banwatch-trial -s 127.66.97.110 -j DROP'
+LEFT = {'iptables': CHAIN, 'ipset': CHAIN, 'nft': 'nft -f - <<X\ntable inet banwatch-trial { chain input { '
+        'type filter hook input priority -10; ip saddr 127.66.97.110 drop; }; }\nX'}        # by a doctor that was killed
 
 
 def rules(network):
@@ -499,6 +502,7 @@ def test_on_a_real_router_all_is_well_and_what_somebody_spoils_is_mended_and_tol
     network.router.script('iptables -A INPUT -i lo -j ACCEPT; iptables -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT')
     assert router.daemon.command('ban', '198.51.100.7').returncode == 0
     before = rules(network)
+    network.router.script(LEFT[firewall])
     code, found = router.doctor('--mail')
     assert rules(network) == before
     assert code == 0 and {row.level for row in found} <= {OK, WARNING}, found

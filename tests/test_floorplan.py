@@ -26,7 +26,7 @@ EFFECTS = {
     'os.mkfifo': {'Machine'}, 'os.symlink': {'Machine'}, 'os.makedirs': {'Machine'}, 'shutil.rmtree': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
     'subprocess.Popen': {'Machine'}, 'os.execv': {'Machine'}, 'os._exit': {'Main'}, '_socket': {'Control'}, 'selectors.DefaultSelector': {'Machine'},
 }
-CALLS = {'open': {'Machine', 'Commands'}, 'print': {'Commands', 'Doctor', 'Install', 'Main'}, 'eval': set(), 'exec': set(),
+CALLS = {'open': {'Machine', 'Commands', 'Main'}, 'print': {'Commands', 'Doctor', 'Install', 'Main'}, 'eval': set(), 'exec': set(),
          'compile': set(), '__import__': {'Preamble', 'Doctor'}, 'input': set()}
 
 
@@ -163,7 +163,7 @@ def test_nothing_runs_a_shell():
 
 
 def test_the_program_imports_only_what_python3_light_has():
-    light = {'binascii', 'bisect', 'calendar', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
+    light = {'binascii', 'bisect', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
              'gzip', 'heapq', 'importlib', 'importlib.util', 'ipaddress', 'itertools', 'json', 'marshal', 'os', 'random', 're', 'sched', 'selectors', 'shlex', 'shutil',
              'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', '_socket', 'tempfile', 'termios', 'textwrap', 'time', 'traceback', 'warnings'}
     for node in ast.walk(TREE):

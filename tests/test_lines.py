@@ -1,4 +1,5 @@
 """Lines: every form in which a log daemon writes a line is taken apart the same way."""
+import calendar
 import time
 
 import pytest
@@ -104,3 +105,17 @@ def test_a_date_without_a_zone_is_in_the_zone_of_the_machine(utc, monkeypatch):
                                   b'[' * 5000, b'<84>1 ' + b'[x="' * 2000, b'Nov 20 13:00:00 ' + b'a ' * 4000])
 def test_junk_is_a_line_too(junk):
     assert banwatch.read_line(junk).times == 1
+
+
+def test_days_are_counted_as_the_calendar_does():
+    for year in (1, 1899, 1900, 1970, 1999, 2000, 2024, 2026, 2100, 9999):
+        for month in range(1, 13):
+            for day in (0, 1, 28, 29, 31, 366):    # what a month does not have carries over
+                fields = (year, month, day, 23, 59, 60)
+                assert banwatch.epoch(fields, 3600) == calendar.timegm(fields + (0, 0, 0)) - 3600
+
+
+@pytest.mark.parametrize('fields', [(2026, 0, 1, 0, 0, 0), (2026, 13, 1, 0, 0, 0), (0, 1, 1, 0, 0, 0)])
+def test_a_month_or_a_year_that_is_none_is_no_date(fields):
+    with pytest.raises(ValueError):
+        banwatch.epoch(fields, 0)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import banwatch
-from network import poll
+from network import Namespace, poll
 
 CONF = '[banwatch]\nsource = fifo:%s/log\nfirewall = none\nruntime = %s/run\nstate = %s/state\n'
 
@@ -72,7 +72,7 @@ def test_what_it_was_started_from_is_not_kept_open(started):
 
 def test_modules_that_somebody_has_put_into_the_temporary_folder_are_not_taken(conf, tmp_path):
     (tmp_path / 'tmp').mkdir()
-    for name in banwatch.Later.names + ['re', 'os', 'collections', 'heapq', 'locale', 'threading', 'encodings']:
+    for name in list(banwatch.Later.names) + ['re', 'os', 'collections', 'heapq', 'locale', 'threading', 'encodings']:
         (tmp_path / 'tmp' / (name + '.py')).write_text('open(%r, "w")\n' % str(tmp_path / 'taken'))
     daemon = Started(conf, env=dict(os.environ, TMPDIR=str(tmp_path / 'tmp')))
     assert '/proc/self/fd' in daemon.of('cmdline') and daemon.end()[0] == 0
@@ -128,3 +128,53 @@ def test_what_is_written_at_the_very_end_is_not_lost(tmp_path):
     with open(str(tmp_path / 'out'), 'wb') as out:
         done = subprocess.run([sys.executable, banwatch.__file__, '--help'], stdout=out, stderr=subprocess.PIPE)
     assert done.returncode == 0 and (tmp_path / 'out').read_text().rstrip() == banwatch.help_text()
+
+
+@pytest.mark.slow
+def test_it_bans_also_when_an_upgrade_of_python_has_taken_the_modules_away(conf, tmp_path):
+    router = Namespace()
+    try:
+        daemon = router.popen([sys.executable, banwatch.__file__, '-c', conf, 'run'], stderr=subprocess.DEVNULL)
+        assert poll((tmp_path / 'run' / 'control').exists)
+        router.script('mount -t tmpfs empty ' + os.path.dirname(os.__file__))
+        (tmp_path / 'log').write_text("Nov 20 12:27:01 r dropbear[1]: Bad password attempt for 'root' from 198.51.100.9:1\n" * 5)
+        ask = [sys.executable, banwatch.__file__, '-c', conf, 'banned']
+        assert poll(lambda: daemon.poll() or b'198.51.100.9' in subprocess.run(ask, stdout=subprocess.PIPE).stdout) is True
+    finally:
+        router.close()
+
+
+def test_it_stays_as_it_is_where_the_name_it_was_started_by_is_another_python_s(conf, tmp_path):
+    other = tmp_path / 'python3'
+    other.write_text('#!/bin/sh\nexit 1\n')
+    other.chmod(0o755)
+    process = subprocess.Popen([str(other), banwatch.__file__, '-c', conf, 'run'], executable=os.path.realpath(sys.executable),
+                               env=dict(os.environ, PYTHONHOME=sys.base_prefix), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr.readline().startswith(b'banwatch ')
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+@pytest.mark.slow
+def test_the_first_start_after_an_upgrade_of_python_that_keeps_byte_code_takes_as_little(conf, tmp_path):
+    subprocess.run([sys.executable, banwatch.__file__, 'install', '--root', str(tmp_path), '--kind', 'openwrt'],
+                   stdout=subprocess.DEVNULL, check=True)
+    launcher = tmp_path / 'usr/sbin/banwatch'
+    launcher.write_text(launcher.read_text().replace("'/usr/lib", "'%s/usr/lib" % tmp_path))
+    for byte_code in tmp_path.glob('usr/lib/banwatch/__pycache__/*'):
+        byte_code.unlink()
+    daemon = Started(conf, program=str(launcher), env={key: os.environ[key] for key in os.environ if key != 'PYTHONDONTWRITEBYTECODE'})
+    try:
+        assert kilobytes(daemon.of('status')) - bare() < 9000
+    finally:
+        daemon.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&- >&- 2>&-'])
+def test_it_starts_and_ends_also_with_standard_files_closed(conf, tmp_path, closed):
+    command = 'exec "%s" "%s" -c "%s" run %s' % (sys.executable, banwatch.__file__, conf, closed)
+    process = subprocess.Popen(['sh', '-c', command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert poll(lambda: process.poll() or (tmp_path / 'run' / 'control').exists()) is True
+    process.terminate()
+    assert process.wait(10) == 0
