@@ -495,6 +495,26 @@ def rules(network):
 
 
 
+FORGER = """
+import re, socket
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    with open('/proc/net/udp') as f:
+        for port in re.findall(r'(?m)^ *\\d+: 0100007F:(\\w+)', f.read()):
+            sender.sendto(b'banwatch', ('127.0.0.1', int(port, 16)))
+"""
+
+
+@pytest.mark.slow
+def test_packets_of_others_are_not_taken_for_the_one_that_was_sent(network):
+    need('iptables', root=True)
+    forger = network.router.popen([sys.executable, '-c', FORGER])
+    with network.router.entered():
+        assert banwatch.Machine().passes(banwatch.TRIAL_IP)
+        network.router.script('iptables -I INPUT -s %s -j DROP' % banwatch.TRIAL_IP)
+        assert not any(banwatch.Machine().passes(banwatch.TRIAL_IP) for _ in range(3)) and forger.poll() is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('firewall', sorted(SPOIL))
 def test_on_a_real_router_all_is_well_and_what_somebody_spoils_is_mended_and_told(network, daemon, firewall):
