@@ -288,6 +288,31 @@ def test_the_rows_about_firewalls_run_with_few_bans(row, number, peers):
 
 
 @pytest.mark.slow
+def test_the_rows_about_a_router_run_on_little():
+    found = json.loads(run('--json', '--lines', '300', '--bans', '50', '--times', '1', 'flash', 'flood'))
+    assert [row['what'] for row in found['results']] == ['flash, 50 bans in %d h' % hours for hours in (1, 10, 24)] + [
+        'flood of 200,000 addresses'] * 2 + ['  memory at most, over a bare interpreter']
+    assert not [row for row in found['results'] if row['ours'] is None], found['notes']
+    written = [row['ours'] for row in found['results'][:3]]
+    assert 1 < written[0] < written[1] < written[2] < 100
+
+
+@pytest.mark.slow
+def test_starts_are_measured_from_source_and_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, 'instructions', lambda argv: len(argv))           # each takes valgrind a second or two
+    rows = list(bench.start_rows(bench.Bench(str(tmp_path), bench.arguments(['--times', '1']))))
+    assert [row.what for row in rows if row.what[0] != ' '] == [
+        '%s, %s' % (what, how) for how in ('from source', 'installed') for what in ('--help', 'status', 'report', 'check', 'daemon')]
+    assert all(row.ours and row.theirs for row in rows)
+
+
+@pytest.mark.slow
+def test_instructions_are_counted():
+    need('valgrind')
+    assert 5 < bench.instructions([sys.executable, '-IS', '-c', 'pass']) < 500
+
+
+@pytest.mark.slow
 def test_as_json_the_same_results_come_with_the_machine():
     answer = json.loads(run('--json', '--lines', '500', 'replay'))
     assert answer['machine']['cpus'] == os.cpu_count()
