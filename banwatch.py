@@ -57,8 +57,8 @@ class Later:
     @classmethod
     def for_a_daemon(cls):
         """Imports what it may need: tomorrow an upgrade of Python may have taken the files away."""
-        for name in cls.names:
-            if cls.names[name]:
+        for name, daemon in cls.names.items():
+            if daemon:
                 __import__(name)
 
 
@@ -4178,7 +4178,7 @@ class Tally:
 
     def failure(self, jail, net, user, guesses, when):
         self.news = True
-        key = jail, net, user if user and len(user) <= NAME_LENGTH else shortened(user or '', NAME_LENGTH)
+        key = jail, net, shortened(user or '', NAME_LENGTH)
         cell = self.fresh.get(key)
         if cell is None:
             if len(self.fresh) >= FOLDED:
@@ -4202,22 +4202,14 @@ class Tally:
             nets[net,] += n
             names[user,] += n
         addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
-        early, left = {}, {}         # failures that did not count before; who does not get in this time either
-        for part, new in (('addresses', nets), ('users', names)):
-            known, rare, floor = self.parts[part], self.rare[part], self.floor.get(part, 0)
-            before = early[part] = {key: rare.pop(key) for key in new if key in rare}
-            for key, n in before.items():
-                new[key] += n
-            left[part] = {key: n for key, n in new.items() if n <= floor and key not in known and key != ('',)}
-            rare.update(left[part])
-            shorten(rare, FOLDED)
+        (early_nets, left_nets), (early_names, left_names) = self.sift('addresses', nets), self.sift('users', names)
         for (jail, net, user), (n, when) in fresh.items():
             cell = addresses.get((net,))
             if cell:
                 cell[0] += n
                 cell[1] = max(cell[1], when)
-            elif (net,) not in left['addresses']:
-                addresses[net,] = [n + early['addresses'].get((net,), 0), when, jail]
+            elif (net,) not in left_nets:
+                addresses[net,] = [n + early_nets.get((net,), 0), when, jail]
             if not user:
                 continue
             cell = pairs.pop((net, user), None)    # to the end: the latest matter, for a login may follow
@@ -4227,17 +4219,28 @@ class Tally:
                 there[0] += n
                 there[1] += not cell
                 there[3] = there[3] or there[2] != net
-            elif (user,) not in left['users']:
-                users[user,] = [n + early['users'].get((user,), 0), 1, net, False]
+            elif (user,) not in left_names:
+                users[user,] = [n + early_names.get((user,), 0), 1, net, False]
         for jail, n in jails.items():
             self.count_jail(jail, 'failures', n)
-        for part in left:
-            if left[part].keys() - early[part].keys():
-                self.count(part, len(left[part].keys() - early[part].keys()))
         for part in 'addresses', 'pairs', 'users':
             if len(self.parts[part]) > PARTS[part].limit:
                 self.shorten(part)
         self.news = news                           # all of this is known
+
+    def sift(self, part, new):
+        """Of fresh failures by key: (those of before that did not count then, and are added; who does not get in
+        this time either)."""
+        known, rare, floor = self.parts[part], self.rare[part], self.floor.get(part, 0)
+        early = {key: rare.pop(key) for key in new if key in rare}
+        for key, n in early.items():
+            new[key] += n
+        left = {key: n for key, n in new.items() if n <= floor and key not in known and key != ('',)}
+        rare.update(left)
+        shorten(rare, FOLDED)
+        if left.keys() - early.keys():
+            self.count(part, len(left.keys() - early.keys()))
+        return early, left
 
     def ignored(self, jail, net, user, guesses, when, why):
         """Failures of an address that is never banned."""
@@ -6005,14 +6008,13 @@ class Machine:
     def become_byte_code(self):
         """Starts this process anew from byte code if it had to compile its source: what that leaves behind is 20 MB.
         Comes back if it had not, or if that cannot be."""
-        import importlib.util
         top = self.top()
         if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
             os.close(int(os.path.basename(sys.argv[0])))           # it has been read
         elif top.f_globals is globals():
-            self.become(importlib.util.MAGIC_NUMBER, top.f_code)
+            self.become(top.f_code)
         elif self.launched() and not self.compiled(os.path.realpath(__file__), whole=False):
-            self.become(importlib.util.MAGIC_NUMBER, __spec__.loader.get_code(__name__))       # as after an upgrade of Python
+            self.become(__spec__.loader.get_code(__name__))       # as after an upgrade of Python
 
     @staticmethod
     def top():
@@ -6026,10 +6028,12 @@ class Machine:
         """Is that the launcher that `install` writes?"""
         return self.top().f_globals.get('LIBRARY') == os.path.dirname(os.path.realpath(__file__))
 
-    def become(self, magic, code):
+    def become(self, code):
+        """Starts this process anew from the code of the whole program; comes back if that cannot be."""
+        import importlib.util
         try:
             with tempfile.TemporaryFile() as f:
-                f.write(magic + bytes(12) + marshal.dumps(code))
+                f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
                 f.flush()
                 os.set_inheritable(f.fileno(), True)
                 path = '/proc/self/fd/%d' % f.fileno()
@@ -8446,6 +8450,18 @@ def summary_in(state, machine):
     return summarise(state.report, facts_of(machine, bans))
 
 
+def work(machine, begin, done, signalled):
+    """Lets a command's programs run from `begin()` until `done()`."""
+    pair = listen_to_signals(machine.loop, signalled)
+    try:
+        begin()
+        while not done():
+            machine.loop.wait(machine.loop.due())
+    finally:
+        machine.kill_all()
+        deafen(machine.loop, pair)
+
+
 def send_without_daemon(machine, config):
     """The answer of a daemon that does nothing but mail."""
     machine.folder(config['runtime'])
@@ -8454,12 +8470,8 @@ def send_without_daemon(machine, config):
     daemon, answers = Daemon(machine, config), []
     daemon.restore()
     # a terminal that closes is no wish for a new conf, which would read the log
-    pair = listen_to_signals(machine.loop, lambda number: number == signal.SIGHUP or daemon.signalled(number))
-    daemon.reporter.send(answers.append)
-    while not answers and not daemon.ending:
-        machine.loop.wait(machine.loop.due())
-    machine.kill_all()
-    deafen(machine.loop, pair)
+    work(machine, lambda: daemon.reporter.send(answers.append), lambda: answers or daemon.ending,
+         lambda number: number == signal.SIGHUP or daemon.signalled(number))
     if not answers:
         raise Problem('given up; whether the mail has gone is not known: the next one says so')
     return answers[0]
@@ -8473,14 +8485,7 @@ def run_now(machine, command, seconds=10):
         if number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         machine.reap()
-    pair = listen_to_signals(machine.loop, signalled)
-    try:
-        machine.run(command, lambda *answer: ended.append(answer), seconds)
-        while not ended:
-            machine.loop.wait(machine.loop.due())
-    finally:
-        deafen(machine.loop, pair)
-        machine.kill_all()
+    work(machine, lambda: machine.run(command, lambda *answer: ended.append(answer), seconds), lambda: ended, signalled)
     return ended[0]
 
 
@@ -8557,13 +8562,12 @@ def tidy_up(machine, config):
         raise Problem('a daemon is running, but does not answer; try: kill %s' % machine.read(lock).strip())
     kernels = [Kernel(firewall, machine, Bans(0), lambda ticket: '') for kind in ('ipset', 'nft')
                for firewall in make_firewalls(kind, config['chain'], {}) if machine.root()]
-    pair = listen_to_signals(machine.loop, lambda number: machine.reap())
-    for kernel in kernels:
-        kernel.close()
-        kernel.settle()
-    while any(kernel.busy for kernel in kernels):
-        machine.loop.wait(machine.loop.due())
-    deafen(machine.loop, pair)
+
+    def begin():
+        for kernel in kernels:
+            kernel.close()
+            kernel.settle()
+    work(machine, begin, lambda: not any(kernel.busy for kernel in kernels), lambda number: machine.reap())
     troubles = ['%s: %s' % (k.firewall.name, k.trouble) for k in kernels if k.trouble and (
         k.worked or k.firewall.family != 6 and machine.which(k.firewall.tool))]     # many a kernel lacks IPv6
     if troubles:
@@ -8977,13 +8981,12 @@ def check_log(doctor):
 def check_log_level(doctor):
     """Settings that keep failed logins out of the log."""
     text = doctor.run('sshd', '-T') or doctor.machine.read('/etc/ssh/sshd_config')      # -T: what it takes from all its files
-    m = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b', text)
-    if m:
-        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % m.group(1), 'set LogLevel INFO in /etc/ssh/sshd_config')
-    m = re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
-    if m:
+    level, names = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b', text), re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
+    if level:
+        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % level.group(1), 'set LogLevel INFO in /etc/ssh/sshd_config')
+    if names:
         yield Finding(WARNING, 'sshd logs names instead of addresses: UseDNS yes', 'set UseDNS no, or those are never banned')
-    if not text or not re.search(r'(?mi)^\s*(LogLevel\s+(QUIET|FATAL|ERROR)|UseDNS\s+yes)\b', text):
+    if not (level or names):
         yield Finding(OK, 'log levels: failed logins are not hidden, as far as is known')
 
 
@@ -9093,7 +9096,7 @@ def check_mail(doctor):
         host = machine.host()
         text = mime_message(headers_of(settings, host, '[%s] a test by banwatch doctor' % host, machine.wall(), machine.chance()),
                             'The daily summary will come this way.\n')
-        problem, _ = run_now(machine, sendmail_command(machine, settings, text), MAIL_SECONDS)
+        problem, _ = run_now(machine, command._replace(stdin=text), MAIL_SECONDS)
         if problem:
             yield Finding(PROBLEM, 'mail: %s' % problem, 'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta')
         else:
@@ -9246,7 +9249,7 @@ ENABLED=yes
 PROCS=banwatch
 ARGS="-c /opt/etc/banwatch.conf run --syslog"
 PREARGS=""
-PRECMD="/opt/sbin/banwatch -c /opt/etc/banwatch.conf check"
+PRECMD=""
 DESC=$PROCS
 PATH=/opt/sbin:/opt/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
@@ -9255,7 +9258,7 @@ if [ "$1" = start ] || [ "$1" = restart ]; then
 		logger -s -t banwatch -p daemon.err "not started: python3 is missing; opkg install python3-light"
 		exit 0
 	fi
-	if ! problems=$($PRECMD 2>&1 >/dev/null); then
+	if ! problems=$(/opt/sbin/banwatch -c /opt/etc/banwatch.conf check 2>&1 >/dev/null); then
 		logger -s -t banwatch -p daemon.err "not started: $problems"
 		exit 1
 	fi

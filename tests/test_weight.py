@@ -19,6 +19,15 @@ def conf(tmp_path):
     return str(tmp_path / 'conf')
 
 
+def in_place(folder):
+    """The path of a banwatch that `install` has put into a folder, and that stays in it."""
+    subprocess.run([sys.executable, banwatch.__file__, 'install', '--root', str(folder), '--kind', 'openwrt'],
+                   stdout=subprocess.DEVNULL, check=True)
+    launcher = folder / 'usr/sbin/banwatch'
+    launcher.write_text(launcher.read_text().replace("'/usr/lib", "'%s/usr/lib" % folder))
+    return str(launcher)
+
+
 class Started:
     """`banwatch.py run`, from source."""
 
@@ -98,14 +107,11 @@ def test_it_runs_from_source_where_there_is_no_room_for_byte_code(conf):
 
 @pytest.mark.parametrize('compiled', [True, False])
 def test_an_installed_daemon_takes_as_little_also_where_python_is_not_the_one_it_was_compiled_for(conf, tmp_path, compiled):
-    subprocess.run([sys.executable, banwatch.__file__, 'install', '--root', str(tmp_path), '--kind', 'openwrt'],
-                   stdout=subprocess.DEVNULL, check=True)
-    launcher = tmp_path / 'usr/sbin/banwatch'
-    launcher.write_text(launcher.read_text().replace("'/usr/lib", "'%s/usr/lib" % tmp_path))
+    launcher = in_place(tmp_path)
     for byte_code in tmp_path.glob('usr/lib/banwatch/__pycache__/*') if not compiled else ():
         byte_code.unlink()
     # as on OpenWrt, Python writes none
-    daemon = Started(conf, program=str(launcher), env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
+    daemon = Started(conf, program=launcher, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
     try:
         assert kilobytes(daemon.of('status')) - bare() < 12000
         assert ('/proc/self/fd' in daemon.of('cmdline')) is not compiled
@@ -157,13 +163,10 @@ def test_it_stays_as_it_is_where_the_name_it_was_started_by_is_another_python_s(
 
 @pytest.mark.slow
 def test_the_first_start_after_an_upgrade_of_python_that_keeps_byte_code_takes_as_little(conf, tmp_path):
-    subprocess.run([sys.executable, banwatch.__file__, 'install', '--root', str(tmp_path), '--kind', 'openwrt'],
-                   stdout=subprocess.DEVNULL, check=True)
-    launcher = tmp_path / 'usr/sbin/banwatch'
-    launcher.write_text(launcher.read_text().replace("'/usr/lib", "'%s/usr/lib" % tmp_path))
+    launcher = in_place(tmp_path)
     for byte_code in tmp_path.glob('usr/lib/banwatch/__pycache__/*'):
         byte_code.unlink()
-    daemon = Started(conf, program=str(launcher), env={key: os.environ[key] for key in os.environ if key != 'PYTHONDONTWRITEBYTECODE'})
+    daemon = Started(conf, program=launcher, env={key: os.environ[key] for key in os.environ if key != 'PYTHONDONTWRITEBYTECODE'})
     try:
         assert kilobytes(daemon.of('status')) - bare() < 12000
     finally:
