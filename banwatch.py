@@ -4238,8 +4238,9 @@ class Tally:
         left = {key: n for key, n in new.items() if n <= floor and key not in known and key != ('',)}
         rare.update(left)
         shorten(rare, FOLDED)
-        if left.keys() - early.keys():
-            self.count(part, len(left.keys() - early.keys()))
+        turned_away = len(left.keys() - early.keys())
+        if turned_away:
+            self.count(part, turned_away)
         return early, left
 
     def ignored(self, jail, net, user, guesses, when, why):
