@@ -7928,8 +7928,7 @@ class Daemon:
         self.sources = {}
         if not self.dry_run:
             self.differs = None
-            self.save()
-            self.keep()
+            self.keep(self.save())
 
     def give_up(self):
         self.left_behind = [each.firewall.name for each in self.all_hands() if not each.closed()]
@@ -7954,7 +7953,7 @@ class Daemon:
 
     # the files
     def save(self):
-        """Writes the live state."""
+        """Writes the live state; the clocks that it was written at, None if it could not be written."""
         self.loop.cancel(self.save_timer)
         self.save_timer = None
         self.positions.update((source.meant, source.position()) for source in self.sources.values())
@@ -7963,17 +7962,20 @@ class Daemon:
         before = self.machine.ticks()
         self.look_at_clock(before, self.machine.wall())        # what is written tells how the clocks stand
         known = {source: position for source, position in self.positions.items() if position}
-        text = dump(self.bans, self.fails, logins, known, self.reporter.report, self.machine.clocks(), self.differs, not self.ending)
+        clocks = self.machine.clocks()
+        text = dump(self.bans, self.fails, logins, known, self.reporter.report, clocks, self.differs, not self.ending)
         self.changed = not self.write(self.runtime('state.json'), text)
         self.saved = self.machine.ticks()
         self.cost = self.saved - before
+        return None if self.changed else clocks
 
-    def keep(self):
-        """Writes the state that outlives a reboot, if it differs."""
+    def keep(self, clocks=None):
+        """Writes the state that outlives a reboot, if it differs. Written together with the live one, at the
+        same `clocks`, it is not the newer one, for it holds less."""
         self.loop.cancel(self.keep_timer)
         self.keep_timer = None
         if self.unkept:
-            text = dump_kept(self.bans, self.reporter.report, self.machine.clocks())
+            text = dump_kept(self.bans, self.reporter.report, clocks or self.machine.clocks())
             self.unkept = not self.write(self.config['state'], text)
             self.kept = self.kept if self.unkept else self.machine.ticks()
 
@@ -7991,16 +7993,18 @@ class Daemon:
     def save_all(self):
         """Writes both files at once."""
         self.unkept, self.differs = True, None     # a kill between the two costs no more writes to the flash
-        self.save()
-        self.keep()
+        self.keep(self.save())
 
     def restore(self):
-        """Takes in the live state, or the kept one if there is none."""
-        state = self.recall(self.runtime('state.json'))
-        self.unkept = state is not None       # the kept one may lag behind the live one
-        state = state or self.recall(self.config['state'])
+        """Takes in the live state, or the kept one if there is none. Where the live one could not be written
+        any more, since /tmp was full, the kept one is newer and knows more of bans and of the report."""
+        live, kept = self.recall(self.runtime('state.json')), self.recall(self.config['state'])
+        state = live or kept
         if state is None:
             return
+        if live and kept and kept.age < live.age:
+            state = kept._replace(fails=live.fails, logins=live.logins, sources=live.sources)
+        self.unkept = state is live           # the kept one may lag behind it
         now = self.machine.ticks()
         self.saved, self.kept = now, now - state.age           # what has just been read is on file: no haste
         self.differs = state.differs
@@ -8028,7 +8032,7 @@ class Daemon:
     def recall(self, path):
         try:
             text = self.machine.recall(path)
-            state = text and load(text, self.machine.clocks())
+            state = None if text is None else load(text, self.machine.clocks())
         except (ValueError, RecursionError, OSError) as e:
             self.machine.log('%s: cannot be used (%s); kept as %s' % (
                 path, printable(str(e))[:100], self.machine.put_aside(path)))

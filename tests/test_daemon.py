@@ -333,12 +333,70 @@ def test_a_torn_live_state_is_put_aside_and_the_kept_one_used(house):
     assert (house.folder / 'run' / 'state.json.bad').exists() and house.machine.said('cannot be used')
 
 
+@pytest.mark.parametrize('text', [b'', b'\n', bytes(4096), b'[1,2]', b'""', b'{"banwatch":1', b'\xff\xfe'])
+@pytest.mark.parametrize('torn', ['run/state.json', 'state'])
+def test_whatever_a_state_file_holds_it_is_put_aside_and_the_other_one_used(house, torn, text):
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    (house.folder / torn).write_bytes(text)
+    house.restart()
+    assert house.banned() == ['192.0.2.7']
+    assert (house.folder / (torn + '.bad')).read_bytes() == text and house.machine.said('cannot be used')
+
+
+def test_with_two_empty_states_it_starts_with_nothing(house):
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    for torn in 'run/state.json', 'state':
+        (house.folder / torn).write_bytes(b'')
+    house.restart()
+    assert house.banned() == []
+    house.fail('192.0.2.8', 3)
+    assert house.banned() == ['192.0.2.8']
+
+
 def test_two_hostile_states_do_not_stop_the_start(house):
     house.stop()
     for path in (house.folder / 'run' / 'state.json', house.folder / 'state'):
         path.write_text('{"banwatch":1,"bans":[["dropbear","0.0.0.0/0",-1,0,1,1],["dropbear","127.0.0.1",-1,0,1,1],["nojail","192.0.2.1",-1,0,1,1]]}')
     house.restart()
     assert house.banned() == []
+
+
+def full_runtime(house):
+    """From now on nothing can be written into `runtime`, as where /tmp is full."""
+    write = house.machine.replace
+
+    def replace(path, *more):
+        if '/run/' in path:
+            raise OSError(28, 'No space left on device')
+        write(path, *more)
+    house.machine.replace = replace
+
+
+def test_a_restart_with_a_full_tmp_loses_no_ban(house):
+    house.fail('192.0.2.7', 3)
+    house.fail('192.0.2.9', 2)
+    house.pass_time(5)
+    full_runtime(house)
+    house.pass_time(5)
+    house.fail('192.0.2.8', 3)
+    house.ask('unban', networks=['192.0.2.7'])
+    house.stop()
+    house.restart()
+    assert house.banned() == ['192.0.2.8']
+    assert house.daemon.fails.recent.keys() == {('dropbear', '192.0.2.9')}, 'failures are in the live state alone'
+    assert not [key for key in house.daemon.reporter.tally['incidents'] if 'killed' in key[1]]
+
+
+def test_a_kept_state_that_was_written_with_the_live_one_is_not_the_newer_one(house):
+    house.fail('192.0.2.7', 3)
+    house.fail('192.0.2.9', 2)
+    ticks = type(house.machine).ticks
+    house.machine.ticks = lambda: setattr(house.machine, 'now', house.machine.now + 0.4) or ticks(house.machine)
+    house.daemon.save_all()
+    with open(str(house.folder / 'state')) as kept, open(str(house.folder / 'run' / 'state.json')) as live:
+        assert json.load(kept)['ticks'] == json.load(live)['ticks']
 
 
 def test_idle_time_writes_nothing(house):
