@@ -1624,9 +1624,9 @@ failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
 [Definition]
 program = sshd(?:-session|-auth|\(pam_unix\))?
 
-# sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII: where
-# a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
-prefregex = ^(?!(?=.{150,256}$).*\\\d\d\d)(?:\[ID \d+ \S+\] )?(?:error: |fatal: )?<F-CONTENT>.+</F-CONTENT>$
+# sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII and two for
+# a backslash: where a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
+prefregex = ^(?!(?=.{150,256}$).*\\)(?:\[ID \d+ \S+\] )?(?:error: |fatal: )?<F-CONTENT>.+</F-CONTENT>$
 
 # The last lines of a connection have no such limit, but their names are cut to .{0,64} here, so that
 # a whole line is shorter than what any log daemon lets through (and sshd itself cuts at 500 bytes).
