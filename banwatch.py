@@ -1596,28 +1596,30 @@ program = dropbear
 
 # `dropbear -E`, caught by procd, writes the connection's pid and its date in front
 prefregex = ^(?:\[<F-MLFID>\d+</F-MLFID>\] \w{3} [ \d]\d \d\d:\d\d:\d\d )?<F-CONTENT>.+</F-CONTENT>$
+# 2026.94 cuts the port of an IPv6 client short, down to nothing: the address is whole where its bracket closes
+client = <HOST>(?::\d+|(?<=\]):?)
 
-failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <HOST>:\d+$
-            ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<HOST>:\d+>: \(user '[^']*', 0 fails\):
-            ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>'(?: with (?:\S+ )?key (?:\S+ )?\S+)? from <HOST>:\d+$
+failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <client>$
+            ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<client>>: \(user '[^']*', 0 fails\):
+            ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>'(?: with (?:\S+ )?key (?:\S+ )?\S+)? from <client>$
 
-            ^[Bb]ad (?:PAM )?password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
-            ^Too-long password attempt for '<F-USER>.*</F-USER>' from <HOST>:\d+$
-            ^Pubkey auth bad signature for '<F-USER>.*</F-USER>' with (?:\S+ )?key (?:\S+ )?\S+ from <HOST>:\d+$
-            ^[Ll]ogin attempt for nonexistent user(?: '.*')? from <HOST>:\d+$
+            ^[Bb]ad (?:PAM )?password attempt for '<F-USER>.*</F-USER>' from <client>$
+            ^Too-long password attempt for '<F-USER>.*</F-USER>' from <client>$
+            ^Pubkey auth bad signature for '<F-USER>.*</F-USER>' with (?:\S+ )?key (?:\S+ )?\S+ from <client>$
+            ^[Ll]ogin attempt for nonexistent user(?: '.*')? from <client>$
             ^Login attempt for nonexistent user$
-            ^Login attempt with wrong user \S+ from <HOST>:\d+$
+            ^Login attempt with wrong user \S+ from <client>$
             ^Login attempt with wrong user \S+$
             ^User '<F-USER>.*</F-USER>' has (?:invalid shell|blank password), rejected$
             ^Logins are restricted to the group \S+ but user '<F-USER>.*</F-USER>' is not a member$
             ^User account '<F-USER>.*</F-USER>' is locked$
             ^root login rejected$
-            ^Client trying multiple usernames from <HOST>:\d+$
+            ^Client trying multiple usernames from <client>$
 
             ^pam_\w+\(dropbear:auth\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
 
-            ^Exit before auth from <<HOST>:\d+>: (?!\(user '[^']*', 0 fails\):)
-            ^[Ee]xit before auth(?: \(user '.{0,128}', \d+ fails\))?: (?:Max auth tries reached - user '.*'|Client trying multiple usernames) from <HOST>:\d+$
+            ^Exit before auth from <<client>>: (?!\(user '[^']*', 0 fails\):)
+            ^[Ee]xit before auth(?: \(user '.{0,128}', \d+ fails\))?: (?:Max auth tries reached - user '.*'|Client trying multiple usernames) from <client>$
             ^[Ee]xit before auth(?: \(user '.{0,128}', [1-9]\d* fails\))?: (?!Max auth tries reached - user '|Client trying multiple usernames from )
 ''',
     'sshd': r'''
