@@ -595,7 +595,7 @@ OPTIONS = [Option(*row) for row in (
      'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the jail.\n'
      'Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the built-in ones, in\n'
      '/etc/fail2ban/filter.d (fail2ban\'s files work as they are).'),
-    ('DEFAULT', 'mode', str, '', 'How strict its filter is, if it knows modes: sshd has normal, ddos, extra, aggressive.'),
+    ('DEFAULT', 'mode', str, '', 'How strict its filter is, if it knows modes: dropbear and sshd have normal, ddos, extra, aggressive.'),
     ('DEFAULT', 'failregex', lines, '',
      'Your own regexes, one a line, in fail2ban\'s language; without a `filter` they see the whole\n'
      'line but its date.'),
@@ -1600,7 +1600,6 @@ prefregex = ^(?:\[<F-MLFID>\d+</F-MLFID>\] \w{3} [ \d]\d \d\d:\d\d:\d\d )?<F-CON
 client = <HOST>(?::\d+|(?<=\]):?)
 
 failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <client>$
-            ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<client>>: \(user '[^']*', 0 fails\):
             ^<F-MLFGAINED>(?:(?:PAM )?[Pp]assword auth succeeded|[Pp]ubkey auth succeeded|Auth succeeded with blank password)</F-MLFGAINED> for '<F-USER>[^']*</F-USER>'(?: with (?:\S+ )?key (?:\S+ )?\S+)? from <client>$
 
             ^[Bb]ad (?:PAM )?password attempt for '<F-USER>.*</F-USER>' from <client>$
@@ -1618,9 +1617,28 @@ failregex = ^<F-NOFAIL>Child connection</F-NOFAIL> from <client>$
 
             ^pam_\w+\(dropbear:auth\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* ruser=\S* rhost=<HOST>(?:\s+user=<F-USER>.*</F-USER>)?\s*$
 
-            ^Exit before auth from <<client>>: (?!\(user '[^']*', 0 fails\):)
+            ^Exit before auth from <<client>>: <guessed>
             ^[Ee]xit before auth(?: \(user '.{0,128}', \d+ fails\))?: (?:Max auth tries reached - user '.*'|Client trying multiple usernames) from <client>$
-            ^[Ee]xit before auth(?: \(user '.{0,128}', [1-9]\d* fails\))?: (?!Max auth tries reached - user '|Client trying multiple usernames from )
+            ^[Ee]xit before auth:? <guessed>
+            <mode-<mode>>
+
+guessed = (?:\(user '.{0,128}', [1-9]\d* fails\):|Max auth tries reached - user '|Client trying multiple usernames|Attempted username with a null byte)
+# normal: guesses. A connection that names no user (ssh-keyscan, a monitor of the port) is a probe: ddos counts
+# those, extra those that have no algorithm in common with the server. aggressive: both, and who names a user only.
+mode = normal
+mode-normal = ^<F-NOFAIL>Exit before auth</F-NOFAIL> from <<client>>:
+mode-ddos = <probe>
+            <mode-normal>
+mode-extra = <no-algorithm>
+            <mode-normal>
+mode-aggressive = <probe>
+            <no-algorithm>
+            ^Exit before auth from <<client>>: \(user '.{0,128}', 0 fails\):
+            ^[Ee]xit before auth \(user '.{0,128}', 0 fails\):
+probe = ^Exit before auth from <<client>>: (?!\(user '|No matching algo )
+            ^[Ee]xit before auth: (?!No matching algo )
+no-algorithm = ^Exit before auth from <<client>>: No matching algo[ ]
+            ^[Ee]xit before auth: No matching algo[ ]
 ''',
     'sshd': r'''
 [Definition]

@@ -89,7 +89,7 @@ def test_a_stricter_mode_finds_more(name):
 
 # --- the table
 
-MODES = {'sshd': ('normal', 'ddos', 'extra', 'aggressive')}
+MODES = {name: ('normal', 'ddos', 'extra', 'aggressive') for name in ('dropbear', 'sshd')}
 
 
 def filters():
@@ -97,6 +97,7 @@ def filters():
     for name in banwatch.FILTERS:
         if not name.startswith('common'):
             yield banwatch.load_filter(name, {'mode': 'aggressive'} if name in MODES else {})
+    yield banwatch.load_filter('dropbear')             # its last regex holds in no stricter mode
 
 
 def native():
