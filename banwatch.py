@@ -2160,8 +2160,9 @@ class Definition:
 
     def include(self, names, folder, loop, path):
         for name in names.split():
-            if '/' in name:
-                found = (self.read(name), name, name.rpartition('/')[0])
+            if '/' in name:                        # as in fail2ban, from where this file lies
+                place = os.path.normpath(os.path.join(folder, name))
+                found = (None if folder == BUILT_IN else self.read(place), place, os.path.dirname(place))
             else:
                 places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
                 found = next((self.fetch(f, name) + (f,) for f in places + [BUILT_IN] * (name == 'common.conf')

@@ -94,6 +94,31 @@ def test_an_included_file_includes_others_from_its_own_folder():
     assert (made.get('seen'), made.get('own')) == ('b', 'a')
 
 
+@pytest.mark.parametrize('name', ['../shared/filter.d/common.conf', 'sub/common.conf', './common.conf', '/g/common.conf'])
+def test_a_relative_include_is_looked_for_from_where_its_file_lies(name):
+    made = banwatch.Definition('x', {})
+    here = os.path.normpath(os.path.join('/e/filter.d', name))
+    files = {'/e/filter.d/x.conf': '[INCLUDES]\nbefore = %s\n[Definition]\n' % name,
+             here: '[INCLUDES]\nafter = ../b.conf\n[Definition]\nseen = yes\n',
+             os.path.normpath(os.path.dirname(here) + '/../b.conf'): '[Definition]\ntoo = yes\n'}
+    made.load(('/e/filter.d',), files.get)
+    assert (made.get('seen'), made.get('too'), made.missing) == ('yes', 'yes', [])
+
+
+def test_no_include_is_looked_for_in_the_current_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(str(tmp_path))
+    for name in 'sub/a.conf', 'built-in/sub/a.conf':
+        os.makedirs(os.path.dirname(name))
+        with open(name, 'w') as f:
+            f.write('[Definition]\nseen = yes\n')
+    machine = banwatch.Machine()
+    made = banwatch.Definition('sshd', {})
+    local = str(tmp_path / 'f' / 'sshd.local')
+    made.load((os.path.dirname(local), banwatch.BUILT_IN), lambda path: (
+        '[INCLUDES]\nbefore = sub/a.conf\n' if path == local else machine.filter_text(path)))
+    assert made.given('seen') is None and 'sub/a.conf' in made.missing[0]
+
+
 def test_files_that_include_each_other_are_read_once():
     made = define('[INCLUDES]\nbefore = a.conf\n[Definition]\none = x\n',
                   a__conf='[INCLUDES]\nbefore = x.conf\nafter = a.conf\n[Definition]\none = a\ntwo = a\n')
