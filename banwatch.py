@@ -4478,8 +4478,9 @@ NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at
 
 
 def masked(message):
-    """A message with all that differs from time to time written as *."""
-    return unnamed(VARIABLE.sub('*', message), '*')
+    """A message with all that differs from time to time written as *. Names go first: one that is half a number
+    would lose only that half."""
+    return VARIABLE.sub('*', unnamed(message, '*'))
 
 
 def unnamed(message, instead='…'):
