@@ -684,7 +684,8 @@ NOTES = {
     'luci': '; LuCI logs whatever its client sends, line breaks too. So this jail closes the web\'s ports\n'
             '; only, and a login that it reports forgives nobody. (So do the logs of nginx and lighttpd.)',
     'vsftpd': '; Filters for other daemons: enable what you run, and say where it logs if that is not syslog.',
-    'recidive': '; Who has been banned by the other jails so often is banned for longer, from everything.',
+    'recidive': '; Who has been banned by the other jails so often is banned for longer, from everything. It counts only bans\n'
+                '; that close at least what its own do: not those of luci, unless it says `port = http,https` itself.',
     'kernel-scan': '; Counts different ports in the lines that the router\'s own firewall logs for packets it drops\n'
                    '; (OpenWrt: `option log 1` for the zone). Anybody can forge a packet\'s sender: think twice. So\n'
                    '; its bans never touch what is forwarded.'}
@@ -3393,6 +3394,7 @@ class Jails:
                 self.by_name[name] = Jail(name, options, jail_filter(name, options, folders, read, guard))
             except ValueError as e:
                 self.problems.append('%s: [%s]: %s' % (config.where(name), name, e))
+        self.hooks = config['chain']
         self.everywhere = config['source']
         self.sources = list(dict.fromkeys(self.everywhere + sum(
             [jail.options['source'] for jail in self.watching()], [])))
@@ -3442,11 +3444,27 @@ class Jails:
                     yield jail, seen
 
     def after_ban(self, jail, network, now):
-        """Yields (jail, Sighting) for the jails that count bans, after a new one."""
+        """Yields (jail, Sighting) for the jails that count bans, after a new one. What is narrow since anybody can forge
+        its lines (luci, kernel-scan) adds up to nothing wider: a ban counts only where it stops all that theirs would."""
         if jail.filter and not isinstance(jail.filter, History):
             for other in self.watching():
-                if isinstance(other.filter, History):
+                if isinstance(other.filter, History) and as_wide(jail.options, other.options, self.hooks):
                     yield other, Sighting(network, None, 1, False, now)
+
+
+def as_wide(one, other, hooks):
+    """True if bans of a jail with the options `one` stop all that those of `other` do, where these hooks are."""
+    if other['forward'] and not one['forward'] and 'FORWARD' in hooks:
+        return False
+    if not (one['port'] and other['port']):
+        return not one['port']
+    return set(other['protocol']) <= set(one['protocol']) and all(
+        any(first <= start and end <= last for first, last in port_spans(one['port'])) for start, end in port_spans(other['port']))
+
+
+def port_spans(ports):
+    """[(first, last), ...] of '22,8000:8080'."""
+    return [(int(part.partition(':')[0]), int(part.rpartition(':')[2])) for part in ports.split(',')]
 
 
 def jail_filter(name, options, folders, read, guard):

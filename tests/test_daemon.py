@@ -1279,6 +1279,43 @@ def test_bans_of_different_jails_count_together_and_those_of_others_do_not(stric
     assert jails_of(house) == ['dropbear', 'recidive'] and jails_of(house, '192.0.2.8') == []
 
 
+LUCI = 'Fri Nov 20 08:00:00 2026 daemon.err uhttpd[9]: luci: failed login on /x for y from 192.0.2.7\n'
+PACKET = ('Nov 20 08:00:00 r kernel: [ 9.1] DROP wan in: IN=wan OUT= MAC= SRC=192.0.2.7 DST=203.0.113.1 LEN=44 TOS=0x00 PREC=0x00 '
+          'TTL=50 ID=5 PROTO=TCP SPT=443 DPT=%d WINDOW=1024 RES=0x00 SYN URGP=0\n')
+
+
+@pytest.mark.parametrize('jail, text', [
+    ('luci', ''), ('kernel-scan', '[kernel-scan]\nmaxretry = 3\n'), ('dropbear', '[dropbear]\nport = ssh\n'),
+    ('dropbear', '[dropbear]\nforward = false\n')])
+def test_bans_that_are_narrower_than_those_of_recidive_do_not_count(strict, jail, text):
+    house = strict('[recidive]\nbantime = 1w\n' + text)
+    for n in range(8):
+        house.write({'luci': LUCI * 3, 'kernel-scan': ''.join(PACKET % (n * 10 + k) for k in range(3))}.get(
+            jail, ''.join(LINE % (k, '192.0.2.7') for k in range(3))))
+        assert jails_of(house) == [jail]
+        house.pass_time(3600)
+    assert not house.machine.said('[recidive]')
+
+
+@pytest.mark.parametrize('port, protocol, wide', [
+    ('http,https', 'tcp', True), ('https', 'tcp', True), ('http', 'tcp udp', False), ('22', 'tcp', False), ('79:81', 'tcp', False)])
+def test_a_recidive_that_closes_no_more_counts_them(strict, port, protocol, wide):
+    house = strict('[recidive]\nport = %s\nprotocol = %s\n[luci]\nport = http,443:444\n' % (port, protocol))
+    for _ in range(5):
+        house.write(LUCI * 3)
+        house.pass_time(3600)
+    assert jails_of(house) == ['recidive'] * wide
+
+
+@pytest.mark.parametrize('chain, counted', [('INPUT', True), ('INPUT FORWARD', False)])
+def test_what_is_forwarded_matters_only_where_bans_stop_it(make, chain, counted):
+    house = make('[recidive]\n[dropbear]\nforward = false\n', bantime_increment='false')
+    house.more = 'chain = %s\n' % chain
+    house.ask('reload')
+    offend(house, 5)
+    assert jails_of(house) == ['recidive'] * counted
+
+
 def test_a_network_is_counted_as_it_was_banned(strict):
     house = strict(ipv4prefix=24)
     for n in range(5):
