@@ -32,13 +32,19 @@ Map, from the ground up; a section names only itself and what stands above it:
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
 """
 
+import sys
+
+if __name__ == '__main__':
+    # Nothing is imported from where this file lies, or from PYTHONPATH: who may write there would run his code as
+    # root. They stand before the standard library's own path, whose first entry is python3x.zip.
+    del sys.path[:next((n for n, place in enumerate(sys.path) if place.endswith('python%d%d.zip' % sys.version_info[:2])), 1)]
+
 import collections
 import errno
 import functools
 import itertools
 import os
 import re
-import sys
 import time
 
 
@@ -932,10 +938,13 @@ SECTIONS = {
     'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: banwatch.py report --send'}
 
 
+NO_CONF = 'built-in defaults'         # what stands for the name of a conf file where there is none
+
+
 class Config:
     """What a conf file says; asked by section and option, it answers with the defaults filled in."""
 
-    def __init__(self, name='built-in defaults'):
+    def __init__(self, name=NO_CONF):
         self.name = name
         self.settings = {}           # section -> {option: (value, text, line)}, as written
         self.lines = {}              # section -> line of its head
@@ -2082,9 +2091,15 @@ SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
 PARAMETER = Regex(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
+def conf_folder(conf):
+    """The folder that a conf file lies in, '' if there is no such file."""
+    return '' if conf in (NO_CONF, '-') else os.path.dirname(os.path.abspath(conf))
+
+
 def filter_folders(conf):
-    """Where filters are looked for: first in filter.d beside the conf."""
-    return (os.path.join(os.path.dirname(os.path.abspath(conf)), 'filter.d'),) + FILTER_FOLDERS
+    """Where filters are looked for: first in filter.d beside the conf, never in the current directory."""
+    folder = conf_folder(conf)
+    return ((os.path.join(folder, 'filter.d'),) if folder else ()) + FILTER_FOLDERS
 
 
 def filter_spec(text):
@@ -3387,11 +3402,10 @@ class Jails:
         self.listening = {}          # source -> jails
         self.before = {}             # source -> its last line, which `last message repeated` may mean
         self.by_name = {MANUAL: Jail(MANUAL, config.options(MANUAL))}
-        folders = filter_folders(config.name)
         for name in config.jails():
             options = config.options(name)
             try:
-                self.by_name[name] = Jail(name, options, jail_filter(name, options, folders, read, guard))
+                self.by_name[name] = Jail(name, options, jail_filter(name, options, config.name, read, guard))
             except ValueError as e:
                 self.problems.append('%s: [%s]: %s' % (config.where(name), name, e))
         self.hooks = config['chain']
@@ -3467,14 +3481,19 @@ def port_spans(ports):
     return [(int(part.partition(':')[0]), int(part.rpartition(':')[2])) for part in ports.split(',')]
 
 
-def jail_filter(name, options, folders, read, guard):
-    """The filter that a jail's options ask for; ValueError says what is wrong with it."""
-    own, ignore = options['failregex'], options['ignoreregex']
+def jail_filter(name, options, conf, read, guard):
+    """The filter that a jail's options ask for; ValueError says what is wrong with it. A path is meant from where
+    the conf lies."""
+    own, ignore, spec = options['failregex'], options['ignoreregex'], options['filter'] or name
     params = {key: str(options[key]) for key in ('mode', 'prefregex', 'maxlines', 'datepattern') if options[key]}
     check_own(own)
     if own and not options['filter']:
         return own_filter(params, own, ignore, guard)
-    return load_filter(options['filter'] or name, params, read, folders, guard, own, ignore)
+    if '/' in spec.partition('[')[0] and not spec.startswith('/'):
+        if not conf_folder(conf):
+            raise ValueError('filter: %s is not an absolute path' % quoted(spec))
+        spec = os.path.join(conf_folder(conf), spec)
+    return load_filter(spec, params, read, filter_folders(conf), guard, own, ignore)
 
 
 # ---- Firewalls -----------------------------------------------------------------------------
@@ -8801,8 +8820,8 @@ def trial_filters(conf, machine, words, options):
         raise Problem('usage: banwatch.py test FILTER [FILE...] (or --regex R)', os.EX_USAGE)
     spec, files = words[0], words[1:]
     name, bracket, more = spec.partition('[')
-    if os.path.isfile(name) and '/' not in name:
-        name = './' + name
+    if name not in FILTERS and spec not in config.jails() and os.path.isfile(name) and '/' not in name:
+        name = './' + name                         # a file that is called like a jail is not meant
     try:
         if name == 'all':
             given = filter_spec(spec)[1]
@@ -9396,10 +9415,11 @@ WantedBy=multi-user.target
 '''
 
 # the whole of /usr/sbin/banwatch: Python keeps no compiled copy of what it runs itself, but of what that imports
-LAUNCHER = '''#!%s -S
+LAUNCHER = '''#!%s -IS
 """Starts %s/banwatch.py."""
 import sys
-LIBRARY = sys.path[0] = %r
+LIBRARY = %r
+sys.path.append(LIBRARY)                           # -I: nothing comes from PYTHONPATH, or from beside this file
 sys.dont_write_bytecode = 'run' in sys.argv        # or it would not tell that it was compiled just now
 import banwatch
 banwatch.leave(banwatch.main(sys.argv[1:]))

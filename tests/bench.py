@@ -1041,7 +1041,7 @@ def in_place(bench):
         with open(launcher) as f:
             text = f.read()
         with open(launcher, 'w') as f:             # it stays in its folder, and starts the Python that all else is started with
-            f.write(re.sub('^#!.*', '#!%s -S' % sys.executable, text).replace("'/usr/lib", "'%s/usr/lib" % root))
+            f.write(re.sub('^#!.*', '#!%s -IS' % sys.executable, text).replace("'/usr/lib", "'%s/usr/lib" % root))
     return [root + '/usr/sbin/banwatch']
 
 
