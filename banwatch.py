@@ -2088,6 +2088,7 @@ def unguarded(search, *arguments):
 BUILT_IN = 'built-in'
 FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
 SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
+PLAIN_WORD = Regex(r'[\w-]*')           # an option's value that cannot be a part of a regex
 PARAMETER = Regex(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
@@ -2125,6 +2126,7 @@ class Definition:
         self.sections = {}           # section -> {option: [(text, where), ...]}; the last one holds
         self.origin = origin         # where the filter was found
         self.missing = []            # files that were to be included
+        self.foreign = False         # has any of it been read from a file?
         self.folders, self.read = (), nothing
 
     def load(self, folders, read):
@@ -2163,6 +2165,7 @@ class Definition:
         """Takes in one file's text, and before and after it what it includes."""
         if text is None or path in loop:
             return
+        self.foreign = self.foreign or folder != BUILT_IN
         entries = list(read_ini(text))
         wanted = {key: value for _, section, key, value in entries if section == 'INCLUDES' and key}
         self.include(wanted.get('before', ''), folder, loop + (path,), path)
@@ -2527,12 +2530,15 @@ def make_form(tag, rest, texts, led, bare):
 
 
 class Filter:
-    """A filter of our own kind: `scan` turns a block into Sightings."""
+    """A filter of our own kind: `scan` turns a block into Sightings. Where its regexes are not built in, it looks at
+    one line at a time, under `guard`, which raises Runaway; at an ignoreregex always so."""
     trouble, telling = '', False     # does somebody want to know what the lines say?
 
-    def __init__(self, definition, failregex=(), ignoreregex=()):
+    def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.origin = definition.origin
-        self.definition = definition
+        self.definition, self.guard = definition, guard
+        self.foreign = definition.foreign or bool(failregex) or not all(PLAIN_WORD.fullmatch(text) for text in definition.params.values())
+        self.slow = {}               # 'failregex' or 'ignoreregex' -> (when one ran away lately, until when they rest)
         program, prefregex = definition.get('program'), definition.get('prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
         parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
         if parts is None:
@@ -2607,7 +2613,7 @@ class Filter:
         led, latest, repeats = self.led and not bare, None, b'message repeated ' in block
         end, size, shape, known_home = self.known_head
         width = len(shape)
-        for m in regex.finditer(block):
+        for m in self.matches(regex, block, demanded, led, wall) if self.foreign else regex.finditer(block):
             row = rows[m.lastindex]
             if row is None:
                 continue
@@ -2640,7 +2646,7 @@ class Filter:
                         self.parents[ip] = identity
                     continue
             latest = when = moment(date)
-            if when is None or self.ignore and self.ignored(block, m):
+            if when is None or self.ignore and self.ignored(block, m, wall):
                 continue
             if ip_at and not ip:
                 self.names += ip == '' and verdict == FAIL
@@ -2669,6 +2675,8 @@ class Filter:
         if type(old) is type(self):
             for name in ('sessions', 'parents', 'children', 'distinct', 'names'):
                 setattr(self, name, getattr(old, name))
+            if self.texts == old.texts and [regex.pattern for regex in self.ignore] == [regex.pattern for regex in old.ignore]:
+                self.slow, self.trouble = old.slow, old.trouble
 
     @staticmethod
     def told(block, m, user):
@@ -2676,9 +2684,36 @@ class Filter:
         line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
         return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
 
-    def ignored(self, block, m):
+    def matches(self, regex, block, demanded, led, wall):
+        """Yields what a regex that is not built in finds in a block, line by line."""
+        for start, end in with_lines(block, best_of(demanded)):
+            m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1, end)
+            if m:
+                yield m
+
+    def ignored(self, block, m, wall):
+        """Does an ignoreregex match? One that takes too long does not: else a long name would hide a guess."""
         text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
+        return bool(self.guarded('ignoreregex', wall, self.ignores, text))
+
+    def ignores(self, text):
         return any(regex.search(text) for regex in self.ignore)
+
+    def guarded(self, option, wall, search, *arguments):
+        """What the regexes of an option find; None if they take too long for this line, or rest for having done that
+        again and again."""
+        runaways, rest = self.slow.get(option, ((), 0))
+        if rest - REST_SECONDS <= wall < rest:
+            return None
+        try:
+            return self.guard(search, *arguments)
+        except Runaway:
+            runaways, until = after_runaway(runaways, wall)
+            self.slow[option] = runaways, until or 0
+            said = 'a regex of %s takes too long for some lines, which are skipped%s' if option == 'failregex' else (
+                'an ignoreregex takes too long for some lines of %s, which count%s')
+            self.trouble = said % (self.origin, '; %s rests for a minute' % ('the filter' if option == 'failregex' else 'it') if until else '')
+            return None
 
     def meet(self, identity, ip, kind, child, when):
         """The Session of a line whose connection is not known; a child's line may be its parent's."""
@@ -2778,9 +2813,9 @@ class Filter:
         return self.look_at(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'), wall, bare)
 
     def look_at(self, block, wall, bare):
-        regex, rows, texts, _ = self.form(bare)
+        regex, rows, texts, demanded = self.form(bare)
         block = without_rfc5424(block)
-        for m in regex.finditer(block):
+        for m in self.matches(regex, block, demanded, self.led and not bare, wall) if self.foreign else regex.finditer(block):
             if rows[m.lastindex] is None:
                 continue
             head = self.head(block[1:m.start()]) if self.led and not bare else (
@@ -2792,7 +2827,7 @@ class Filter:
         row, date = rows[m.lastindex], head[0]
         ip = host(m[row.ip]) if row.ip else None
         user = m[row.user] if row.user else None
-        ignored = bool(self.ignore) and self.ignored(block, m)
+        ignored = bool(self.ignore) and self.ignored(block, m, wall)
         why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
                'its address is not known yet' if row.verdict == FAIL and not ip else '')
         fields = {name: as_text(m[at]) for name, at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
@@ -3129,7 +3164,7 @@ def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=u
     if definition.given('history') is not None:
         return History(definition)
     if definition.given('program') is not None:
-        return Filter(definition, failregex, ignoreregex)
+        return Filter(definition, failregex, ignoreregex, guard)
     return LineFilter(definition, failregex, ignoreregex, guard)
 
 

@@ -2,6 +2,7 @@
 import json
 import os
 import socket
+import time
 
 import pytest
 
@@ -1219,6 +1220,53 @@ def test_a_regex_that_is_mended_does_not_rest_any_more(make):
     house.ask('reload')
     house.write('a 192.0.2.7\n' * 3)
     assert house.banned() == ['192.0.2.7']
+
+
+# names that such a regex takes an hour for, in sshd's lines; a conf, and the file of a filter, that have one
+WICKED = 'Nov 20 12:00:00 h sshd[%d]: Failed password for %s from 192.0.2.7 port 5 ssh2\n'
+ENDLESS_NAME = 'a' * 45
+GREEDY, EXCEPT = r'^Failed password for (?:a+)+ from <HOST> port \d+ ssh\d\d', '^(?!Failed password for (?:a+)+b)<F-CONTENT>.+</F-CONTENT>$'
+FOREIGN = {
+    "the conf's ignoreregex": ('[sshd]\nignoreregex = for (a+)+b\n', ''), "the conf's failregex": ('[sshd]\nfilter = sshd\nfailregex = %s\n' % GREEDY, ''),
+    "the conf's prefregex": ('[sshd]\nprefregex = %s\n' % EXCEPT, ''), "an option of the conf's": ('[sshd]\nfilter = sshd[prefregex="%s"]\n' % EXCEPT, ''),
+    'a file with `program`': ('[mine]\n', '[Definition]\nprogram = sshd\nfailregex = %s\n' % GREEDY),
+    'a .local of a built-in one': ('[sshd]\n', '[Definition]\nprefregex = %s\n' % EXCEPT)}
+
+
+@pytest.mark.parametrize('where', FOREIGN)
+def test_no_regex_that_is_not_built_in_holds_the_daemon_whatever_filter_it_hangs_on(make, filter_d, where):
+    text, file = FOREIGN[where]
+    (filter_d / ('mine.conf' if '[mine]' in text else 'sshd.local')).write_text(file or '[Definition]\n')
+    house, began = make(text), time.process_time()
+    house.write(''.join(WICKED % (n, ENDLESS_NAME) for n in range(20)) + ''.join(LINE % (n, '192.0.2.8') for n in range(3)))
+    assert time.process_time() - began < 5
+    assert '192.0.2.8' in house.banned()
+    assert 'take' in ''.join(house.ask('status')['wrong']) and 'rests for a minute' in ''.join(house.ask('status')['wrong'])
+    assert not house.machine.said('bug')
+
+
+def test_who_makes_an_ignoreregex_run_away_is_counted_all_the_same(make):
+    house = make('[sshd]\nignoreregex = for (?:a+)+b\n')
+    house.write(''.join(WICKED % (n, ENDLESS_NAME) for n in range(3)))
+    assert house.banned() == ['192.0.2.7']
+    assert house.ask('status')['wrong'] == [
+        'sshd: an ignoreregex takes too long for some lines of built-in, which count; it rests for a minute']
+    house.pass_time(61)
+    house.write(''.join(WICKED.replace('192.0.2.7', '192.0.2.9') % (n, 'aab') for n in range(3)))
+    assert house.banned() == ['192.0.2.7'], 'it holds again'
+
+
+def test_after_a_reload_the_same_regexes_go_on_resting_and_others_do_not(make):
+    house = make(FOREIGN["the conf's failregex"][0])
+    house.write(''.join(WICKED % (n, ENDLESS_NAME) for n in range(3)))
+    good = ''.join(WICKED % (n, 'a') for n in range(9, 12))
+    house.ask('reload')
+    house.write(good)
+    assert house.banned() == [] and house.ask('status')['wrong']
+    house.text = house.text.replace('(?:a+)+', 'a+').replace('\\d\\d', '\\d')
+    house.ask('reload')
+    house.write(good)
+    assert house.banned() == ['192.0.2.7'] and house.ask('status')['wrong'] == []
 
 
 # --- recidive

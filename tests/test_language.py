@@ -1066,6 +1066,41 @@ def test_every_line_of_a_foreign_filter_is_guarded_and_none_of_a_built_in_one():
     assert asked == [SIMPLE_LINE] * 2
 
 
+OWN_KIND = '[Definition]\nprogram = sshd\nfailregex = ^Invalid user <F-USER>\\S+</F-USER> from <HOST> port \\d+$\n'
+OWN_LINE = 'Nov 20 14:01:4%d h sshd[%d]: Invalid user x%d from 192.0.2.%d port 5'
+
+
+@pytest.mark.parametrize('conf, files, lines', [
+    ('[mine]\n', {'mine.conf': OWN_KIND}, 1), ('[sshd]\n', {'sshd.local': '[Definition]\nmode = ddos\n'}, 1),
+    ('[sshd]\nfilter = sshd\nfailregex = ^Invalid user \\S+ from <HOST> port\n', {}, 1), ('[sshd]\nignoreregex = user y\n', {}, 1),
+    ('[sshd]\nfilter = sshd[head=x.*]\n', {}, 1), ('[sshd]\nmode = aggressive\n', {}, 0)])
+def test_a_filter_of_our_own_kind_is_guarded_line_by_line_unless_all_of_it_is_built_in(conf, files, lines):
+    asked = []
+
+    def guard(search, *arguments):
+        asked.append(arguments)
+        return search(*arguments)
+    config, _ = banwatch.read_config(conf, '/f/c.conf')
+    made = banwatch.Jails(config, lambda path: files.get(os.path.basename(path)) if path.startswith('/f/') else None, guard)
+    assert not made.problems
+    jail = made.by_name[conf[1:5].rstrip(']')]
+    raw = ''.join(OWN_LINE % (n, n, n, n) + '\n' + 'Nov 20 14:01:45 h cron[1]: nothing\n' for n in range(1, 4)).encode()
+    found = list(jail.filter.scan(banwatch.tidy(raw), lambda date: 0.0, wall=NOW))
+    assert [seen.ip for seen in found] == ['192.0.2.1', '192.0.2.2', '192.0.2.3']
+    assert len(asked) == 3 * lines
+
+
+def test_line_by_line_it_finds_what_it_finds_in_a_block():
+    path = os.path.join(os.path.dirname(__file__), 'corpora', 'sshd.log')
+    with open(path, encoding='utf-8') as f:
+        raw = '\n'.join(line.split('\t', 3)[-1] for line in f if line[0] not in '#\n').encode() + b'\n'
+    whole, lines = banwatch.load_filter('sshd'), banwatch.load_filter('sshd')
+    lines.foreign = True
+    for bare in False, True:
+        first, second = (list(made.scan(banwatch.tidy(raw), lambda date: 1000.0, bare)) for made in (whole, lines))
+        assert first == second and len(first) > 50
+
+
 @pytest.fixture(scope='module')
 def machine():
     return banwatch.Machine()
