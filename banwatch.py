@@ -592,8 +592,8 @@ OPTIONS = [Option(*row) for row in (
     ('banwatch', 'maxtracked', count, '10000',
      'At most this many addresses with failures in memory; the least recently seen go first.'),
     ('banwatch', 'maxbans', count_or_auto, 'auto',
-     'At most this many bans; the ones nearest their end go first. auto is 20000, or 100 for\n'
-     'each MB of RAM if that is less. Plain iptables holds 2000; ipset and nft are as fast with all of them.'),
+     'At most this many bans; one more lifts that of whoever has been silent longest. auto is 20000, or 100\n'
+     'for each MB of RAM if that is less. Plain iptables holds 2000; ipset and nft are as fast with all of them.'),
     ('banwatch', 'dbpurgeage', length, '30d',
      'How long after its last ban an address is remembered, and banned longer next time.'),
     ('DEFAULT', 'enabled', flag, 'true', 'false switches a jail off.'),
@@ -3256,7 +3256,7 @@ class Bans:
 
     def __init__(self, limit):
         self.limit = limit
-        self.tickets = {}            # (jail, network) -> Ticket
+        self.tickets = {}            # (jail, network) -> Ticket; who has been silent longest stands first
         self.history = {}            # (jail, network) -> (bans so far, end of the last), oldest first
         self.ends = []               # heap of (until, key); rows that no longer hold are skipped
         self.dropped = 0             # bans that `limit` has cost
@@ -3278,6 +3278,7 @@ class Bans:
 
     def put(self, ticket, now):
         """Takes in a ticket, new or restored."""
+        self.tickets.pop(ticket.key, None)
         self.tickets[ticket.key] = ticket
         if ticket.until is not None:
             heapq.heappush(self.ends, (ticket.until, ticket.key))
@@ -3291,6 +3292,11 @@ class Bans:
         self.history[key] = bans, last
         if len(self.history) > self.limit:
             del self.history[next(iter(self.history))]
+
+    def heard(self, key):
+        """The ticket of somebody who has tried again although he is banned."""
+        ticket = self.tickets[key] = self.tickets.pop(key)
+        return ticket
 
     def remove(self, key):
         return self.tickets.pop(key, None)
@@ -3313,10 +3319,11 @@ class Bans:
             ticket = self.next_end()
 
     def surplus(self):
-        """Yields tickets that `limit` leaves no room for, nearest end first; the caller removes them."""
-        while len(self.tickets) > self.limit:
-            self.dropped += 1
-            yield self.next_end() or next(iter(self.tickets.values()))
+        """The tickets that `limit` leaves no room for: of those who have been silent longest, for whoever attacks now
+        is to be banned. The caller removes them."""
+        found = list(itertools.islice(self.tickets.values(), max(0, len(self.tickets) - self.limit)))
+        self.dropped += len(found)
+        return found
 
     def purge(self, now, age):
         """Forgets history whose last ban ended more than `age` ago and is not running."""
@@ -3393,7 +3400,8 @@ class Jail:
             tally.failure(self.name, cell[1], user, guesses, when)
         options = self.options
         if key in bans.tickets:
-            return self.longer(bans.tickets[key], seen) if options['bantime.extend'] else None
+            ticket = bans.heard(key)
+            return self.longer(ticket, seen) if options['bantime.extend'] else None
         n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
         if told:
             self.witness(key, told, n)
@@ -8104,7 +8112,7 @@ class Daemon:
         self.differs = state.differs
         for key, (n, last) in reversed(list(state.history.items())):
             self.bans.remember(key, n, last)
-        for ticket in state.tickets:
+        for ticket in sorted(state.tickets, key=lambda ticket: ticket.since):
             if ticket.until is None or ticket.until > now:
                 self.bans.put(ticket, now)
             else:                                  # nobody else has told of its end
@@ -8223,9 +8231,11 @@ class Daemon:
 
         def settled(trouble):
             gone = [t.network for t in tickets if t.key not in self.bans.tickets and t.left(self.machine.ticks())]
-            self.shown(reply, {
-                'banned': [t.network for t in tickets if t.network not in gone], 'seconds': seconds, 'trouble': trouble,
-                'refused': refused + ['%s: lifted again: %s' % (net, self.full()) for net in gone]})
+            answer = {'banned': [t.network for t in tickets if t.network not in gone], 'seconds': seconds, 'trouble': trouble,
+                      'refused': refused + ['%s: lifted again: %s' % (net, self.full()) for net in gone]}
+            if len(self.bans.tickets) >= self.bans.limit:
+                answer['full'] = '%s: each further ban lifts that of whoever has been silent longest' % self.full()
+            self.shown(reply, answer)
         self.when_settled(tickets, settled)
 
     def unban_by_hand(self, request, reply):
@@ -8609,6 +8619,8 @@ def ban(conf, options, words):
         print('%s: banned %s' % (net, for_text(answer['seconds'])))
     if seconds is not None and seconds != answer['seconds']:
         print('(bantime.maxtime is %s; -t -1 bans for ever)' % duration_text(answer['seconds']))
+    if answer.get('full'):
+        print('banwatch: ' + answer['full'], file=sys.stderr)
     return verdict(answer, answer['refused'])
 
 

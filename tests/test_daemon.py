@@ -129,6 +129,43 @@ def test_maxbans_holds_and_status_says_when_it_bites(house):
     assert house.ask('status')['wrong'] == ['maxbans is reached: 1 ban lifted before their time']
 
 
+def test_who_attacks_now_is_banned_though_others_fill_the_table_for_ever(house):
+    house.more = 'maxbans = 3\n'
+    house.ask('reload')
+    assert 'full' not in house.ask('ban', networks=['198.51.100.1', '198.51.100.2'], seconds=-1)
+    assert house.ask('ban', networks=['198.51.100.3'], seconds=-1)['full'] == (
+        'maxbans is reached: each further ban lifts that of whoever has been silent longest')
+    house.pass_time(5)
+    for n in range(7, 9):
+        house.fail('192.0.2.%d' % n, 3)
+        assert '192.0.2.%d' % n in house.banned() and len(house.banned()) == 3
+    assert house.banned() == ['192.0.2.7', '192.0.2.8', '198.51.100.3']
+    house.fail('192.0.2.7')                          # it is not silent
+    house.pass_time(1)
+    for n in range(4):
+        house.ask('ban', networks=['198.51.100.%d' % (90 + n)], seconds=60)
+        if n < 2:
+            assert '192.0.2.7' in house.banned()
+    assert '192.0.2.7' not in house.banned()
+
+
+def test_one_ban_more_than_there_is_room_for_is_told_at_once(house):
+    house.more = 'maxbans = 2\n'
+    house.ask('reload')
+    answer = house.ask('ban', networks=['198.51.100.%d' % n for n in range(1, 4)], seconds=60)
+    assert answer['refused'] == ['198.51.100.1: lifted again: maxbans is reached'] and answer['full']
+
+
+def test_after_a_restart_the_oldest_bans_go_first(house):
+    for n, seconds in ((1, 900), (2, 100), (3, 500)):
+        house.ask('ban', networks=['198.51.100.%d' % n], seconds=seconds)
+        house.pass_time(1)
+    house.stop()
+    house.more = 'maxbans = 2\n'
+    house.restart()
+    assert house.banned() == ['198.51.100.2', '198.51.100.3']
+
+
 def test_little_ram_means_fewer_bans(tmp_path):
     machine = FakeMachine()
     machine.memory = lambda: (10000, 64000)

@@ -247,15 +247,16 @@ def test_tickets_end_in_order_and_an_extended_one_later():
     assert ended == ['192.0.2.3', '192.0.2.1']
 
 
-def test_over_maxbans_the_nearest_end_goes_first_and_permanent_ones_last():
-    bans = banwatch.Bans(2)
-    for net, seconds in (('192.0.2.1', banwatch.FOREVER), ('192.0.2.2', 500), ('192.0.2.3', 100)):
-        bans.add('sshd', net, 0, seconds, 5)
-    gone = []
-    for ticket in bans.surplus():
-        gone.append(ticket.network)
-        bans.remove(ticket.key)
-    assert gone == ['192.0.2.3'] and bans.dropped == 1
+def test_over_maxbans_those_go_first_who_have_been_silent_longest_permanent_or_not():
+    court = Court(maxbans=3, maxretry=1)
+    for n, seconds in ((1, banwatch.FOREVER), (2, 50), (3, 500)):
+        court.bans.add('sshd', '192.0.2.%d' % n, n, seconds, 5)
+    assert court.bans.surplus() == []
+    court.see('192.0.2.1', 10)                       # tries again, although it is banned
+    for n in 4, 5:
+        court.bans.add('sshd', '192.0.2.%d' % n, n, 20, 5)
+    assert [ticket.network for ticket in court.bans.surplus()] == ['192.0.2.2', '192.0.2.3']
+    assert court.bans.dropped == 2
 
 
 def test_the_heap_of_ends_does_not_grow_with_extensions():
