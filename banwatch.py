@@ -3805,6 +3805,23 @@ def list_rules(tool, *more):
     return Command([tool, '-w', '5', '-S'] + list(more))
 
 
+# How iptables and its kin are told to wait for each other, with whatever the installed ones know of that: the lock came
+# with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore; see iptables(8)
+WAITS = (['-w', '5'], ['-w'], [])
+NO_SUCH_WAIT = Regex(r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
+LOCKED = 4                                         # iptables' exit code if something else changes its rules just now
+
+
+def waits_for_others(command):
+    """True if a Command is one of iptables or its kin."""
+    return command.argv[1:3] == WAITS[0]
+
+
+def waiting(command, n):
+    """Such a Command in the n-th of these forms."""
+    return command._replace(argv=command.argv[:1] + WAITS[n] + command.argv[3:])
+
+
 COUNTER = Regex(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
 
 
@@ -4131,9 +4148,9 @@ PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset']),
           'iptables': list_rules('iptables'), 'ip6tables': list_rules('ip6tables')}
 
 
-def follow(shown):
+def follow(shown, failed=()):
     """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this, None for a
-    program that is missing or fails."""
+    program that is missing, or one of those that have `failed`."""
     tables = holders(shown['nft'])
     native = sorted(tables - {None})
     if native:
@@ -4142,7 +4159,7 @@ def follow(shown):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
         return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
-    return ['nft', 'iptables'], 'no rules here yet; iptables is not installed'
+    return ['nft', 'iptables'], 'no rules here yet; iptables %s' % ('fails' if 'iptables' in failed else 'is not installed')
 
 
 def make_firewalls(kind, hooks, jails):
@@ -5538,6 +5555,7 @@ LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logi
 # is written. A program gets an argv list, its own process group, a deadline and LC_ALL=C; what it
 # prints is bounded; it is never waited for, its pipes and its end are events of the loop.
 
+LOCK_TRIES, LOCK_SECONDS = 20, 0.25    # for an iptables that does not wait for others
 OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them in this
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
@@ -5610,7 +5628,7 @@ def traced(e):
 
 
 class Program:
-    """A Command that runs to its end: `done(problem, output)`, problem '' if it exited with 0."""
+    """A Command that runs to its end: `done(problem, output, exit code)`, problem '' if that is 0."""
 
     def __init__(self, machine, command, done, seconds):
         self.machine, self.done, self.name = machine, done, os.path.basename(command.argv[0])
@@ -5692,7 +5710,7 @@ class Program:
         self.process.stderr.close()
         self.machine.loop.cancel(self.timer)
         self.machine.programs.discard(self)
-        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'))
+        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'), self.process.returncode)
 
     def problem(self, err):
         said = [line for line in err.decode('utf-8', 'replace').split('\n')
@@ -5717,6 +5735,8 @@ class Machine:
     def __init__(self):
         self.loop = Loop(self.ticks, self.log)
         self.programs = set()
+        self.waits = {}              # iptables or another of its kin -> which of WAITS it takes
+        self.alone, self.turns = False, collections.deque()    # does one run that waits for nobody? what is next
         self.lock_fd = None
         self.outward = set()         # interfaces that a default route goes through, or did
         self.written = 0             # bytes of state files, for `status`
@@ -5876,11 +5896,43 @@ class Machine:
 
     def run(self, command, done, seconds=10):
         """Starts a Command; `done(problem, output)` is called when it has ended."""
+        if waits_for_others(command):
+            self.run_in_turn(command, done, seconds)
+        else:
+            self.start(command, lambda problem, output, code: done(problem, output), seconds)
+
+    def start(self, command, done, seconds):
         try:
             Program(self, command, done, seconds)
         except (OSError, ValueError) as e:         # ValueError: a NUL in the conf
             why = getattr(e, 'strerror', None) or str(e)
-            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '')
+            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '', None)
+
+    def run_in_turn(self, command, done, seconds, tries=0):
+        """Runs iptables or its kin. What of WAITS a tool takes is found out once; those that wait for nobody run one at
+        a time, and again where somebody else was at it."""
+        tool = command.argv[0]
+        form = self.waits.setdefault(tool, 0)
+        alone = not WAITS[form]
+        if alone and self.alone:
+            self.turns.append((command, done, seconds, tries))
+            return
+        self.alone = self.alone or alone
+
+        def ended(problem, output, code):
+            if alone:
+                self.alone = False
+            if problem and not alone and NO_SUCH_WAIT.search(problem):
+                # -restore learned both at once, and takes the first alone for nothing
+                self.waits[tool] = 2 if tool.endswith('-restore') else max(self.waits[tool], form + 1)
+                self.run_in_turn(command, done, seconds)
+            elif form and code == LOCKED and tries < LOCK_TRIES:
+                self.loop.after(LOCK_SECONDS, functools.partial(self.run_in_turn, command, done, seconds, tries + 1))
+            else:
+                done(problem, output)
+            if self.turns and not self.alone:
+                self.run_in_turn(*self.turns.popleft())
+        self.start(waiting(command, form), ended, seconds)
 
     def run_all(self, commands, done, seconds=10, lenient=False, shown=()):
         """Runs Commands one after the other until one fails; `done(problem, what they printed)`. If it is
@@ -7655,7 +7707,7 @@ class Daemon:
             if len(shown) == len(PROBES):
                 self.probing = False
                 if self.kind() == 'auto' and not self.ending:
-                    self.choose(*follow(shown))
+                    self.choose(*follow(shown, [name for name in shown if shown[name] is None and self.machine.which(name)]))
                 held, self.held = self.held, []
                 for ask_again in held:
                     ask_again()

@@ -575,3 +575,76 @@ def test_a_stop_that_cannot_tidy_up_says_so(router, kind):
     assert done.returncode not in (0, 69) or 'may have left rules behind' in done.stderr, done
     here.go_right()
     assert here.guard.command('stop').returncode == 69 and traces(here.network) == set()
+
+
+# --- an iptables that knows less
+
+# What the old ones say to -w, and its exit code; `held` is there while another program changes the rules. 1.4.15
+# (Asuswrt-Merlin) knows no lock; 1.4.21 (Entware) waits for it, but not for some seconds, and its -restore does not.
+OLD_IPTABLES = '''#!/bin/sh
+name=${0##*/}
+version=@version
+case " $*" in
+    *' -w '*)
+        case $version:$name in
+            1.4.15:*-restore | 1.4.21:*-restore) echo "$name: invalid option -- 'w'" >&2; echo "Can't open 5: No such file" >&2; exit 1 ;;
+            1.4.15:*) echo "$name v1.4.15: unknown option \\"-w\\"" >&2; echo "Try \\`$name -h' for more information." >&2; exit 2 ;;
+        esac
+        case "$*" in *'-w 5'*) echo "$name v1.4.21: Bad argument \\`5'" >&2; exit 2 ;; esac ;;
+    *) [ ! -e @held ] || { echo "$name: Resource temporarily unavailable." >&2; exit 4; } ;;
+esac
+while [ -e @held ]; do sleep 0.1; done
+echo "$name $*" >>@said
+exec /usr/sbin/$(echo $name | sed 's/tables/tables-legacy/') "$@"
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('version, firewall, held', [
+    ('1.4.15', 'auto', False), ('1.4.15', 'iptables', True), ('1.4.21', 'auto', True), ('1.4.21', 'ipset', False)])
+def test_an_old_iptables_is_taken_as_it_is(network, daemon, tmp_path, monkeypatch, version, firewall, held):
+    need('iptables-legacy', 'ip6tables-legacy', 'ipset', root=True)
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    text = OLD_IPTABLES.replace('@version', version).replace('@held', str(tmp_path / 'held')).replace('@said', str(tmp_path / 'said'))
+    for name in 'iptables', 'ip6tables', 'iptables-restore', 'ip6tables-restore':
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv('PATH', '%s:%s' % (tools, os.environ['PATH']))
+    network.router.script('iptables-legacy -A INPUT -i lo -j ACCEPT; ip6tables-legacy -A INPUT -i lo -j ACCEPT')
+    network.write('messages', '')
+    guard = daemon(firewall=firewall)
+    assert poll(lambda: guard.ask('status')['firewall'] and not any(row['pending'] for row in guard.ask('status')['firewall']), 15)
+    if held:
+        (tmp_path / 'held').write_text('')
+        network.router.popen(['sh', '-c', 'sleep 2; rm %s' % (tmp_path / 'held')])
+    done = guard.command('ban', '198.51.100.7', '2001:db8:bad::7')
+    assert (done.returncode, done.stderr) == (0, ''), guard.stderr()
+    assert not network.attacker.reaches('203.0.113.1', source='198.51.100.7') and network.attacker.reaches('203.0.113.1', source='198.51.100.8')
+    assert not network.attacker.reaches('2001:db8:1::1', source='2001:db8:bad::7')
+    assert guard.ask('status')['wrong'] == [] and 'writing all anew' not in guard.stderr(), guard.stderr()
+    assert guard.stop() == 0
+    assert 'banwatch' not in network.router.script('iptables-legacy -S; ip6tables-legacy -S; ipset list -n')
+
+
+def test_iptables_and_its_kin_run_one_at_a_time_where_nothing_waits_for_the_lock(tmp_path, monkeypatch):
+    """Of a kind that knows no -w; asked once each, not again and again."""
+    machine, ended = banwatch.Machine(), []
+    (tmp_path / 'iptables').write_text(
+        '#!/bin/sh\necho "$*" >>%s\ncase "$*" in *-w*) echo "iptables v1.4.15: unknown option \\"-w\\"" >&2; exit 2 ;; esac\n'
+        'mkdir %s || exit 9\nsleep 0.1; rmdir %s\n' % (tmp_path / 'said', tmp_path / 'lock', tmp_path / 'lock'))
+    (tmp_path / 'iptables').chmod(0o755)
+    monkeypatch.setenv('PATH', '%s:%s' % (tmp_path, os.environ['PATH']))
+    begin = lambda: [machine.run(banwatch.list_rules('iptables'), lambda *answer: ended.append(answer)) for _ in range(4)]
+    banwatch.work(machine, begin, lambda: len(ended) == 4, lambda number: machine.reap())
+    assert ended == [('', '')] * 4
+    machine.run(banwatch.list_rules('iptables'), lambda *answer: ended.append(answer))
+    banwatch.work(machine, lambda: None, lambda: len(ended) == 5, lambda number: machine.reap())
+    said = (tmp_path / 'said').read_text().split('\n')
+    assert said[-2:] == ['-S', ''] and sum('-w' in line for line in said) <= 8
+
+
+def test_an_iptables_that_fails_is_not_called_not_installed():
+    shown = {'nft': '', 'iptables': None, 'ip6tables': None}
+    assert banwatch.follow(shown)[1] == 'no rules here yet; iptables is not installed'
+    assert banwatch.follow(shown, ['iptables'])[1] == 'no rules here yet; iptables fails'
