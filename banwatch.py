@@ -6522,10 +6522,12 @@ class Logread(Child):
     what of it is new comes first; and after a silence its last line is asked for. A line tells its second, so it is
     known again as often as it was told, in whatever order."""
     fills = True
+    SOCKET = '/dev/log'              # each log daemon makes it anew
     asked = 0                        # when
     ring, ring_until = None, 0       # what the follower may tell although the ring has told it, and how long
 
     def open(self, position):
+        self.socket = inode(self.SOCKET)
         Child.open(self, position)
         self.ring = None
         self.loop.cancel(self.settling)
@@ -6585,8 +6587,13 @@ class Logread(Child):
             self.fail(self.said)
 
     def check(self):
+        """A new log daemon is known by its socket: the follower may go on waiting for the old one. And the ring's last
+        line is asked for after a silence."""
         now = self.machine.ticks()
-        if self.process and not self.settling and now - max(self.asked, self.last or 0) >= SILENCE:
+        if self.process and inode(self.SOCKET) not in (None, self.socket):
+            self.settled()                         # what has been told so far
+            self.fail('its log daemon was replaced')
+        elif self.process and not self.settling and now - max(self.asked, self.last or 0) >= SILENCE:
             self.asked = now
             self.machine.run(Command(['logread', '-l', '1']), functools.partial(self.heard, self.process), RING_SECONDS)
 
@@ -6599,6 +6606,14 @@ class Logread(Child):
     def is_deaf(self, process, last):
         if process is self.process and last not in self.seen:
             self.fail('has gone deaf')
+
+
+def inode(path):
+    """(device, inode) of a file, None if there is none."""
+    try:
+        return identity(os.stat(path))
+    except OSError:
+        return None
 
 
 def checksums(block, most=None):

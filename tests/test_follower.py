@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import random
+import socket
 import sys
 import time
 
@@ -457,6 +458,37 @@ def test_a_deaf_follower_is_found_out_and_what_it_missed_comes_once(log, followe
     reader.has('old', 'one', 'missed', 'missed')
     reader.hears('live')
     assert len(log.alive()) == 1
+
+
+def log_socket(log):
+    """What each log daemon makes anew."""
+    path = str(log.folder / 'socket')
+    if os.path.exists(path):
+        os.rename(path, path + '.old')               # its inode is not to be given to the next one
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
+        made.bind(path)
+    return path
+
+
+def test_a_new_log_daemon_is_noticed_within_a_minute_though_the_follower_says_nothing(log, follower, monkeypatch):
+    monkeypatch.setattr(banwatch.Logread, 'SOCKET', log_socket(log))
+    reader = follower().settle()
+    reader.hears('one')
+    reader.source.check()
+    log.let('deaf')
+    reader.until(lambda: log.pids('deafened'))
+    log_socket(log)
+    log.restart(log.ring.read_bytes(), 'two')
+    log.write('three')
+    assert not reader.incidents, 'nothing had changed'
+    reader.source.check()
+    assert reader.incidents == ['its log daemon was replaced']
+    reader.settle(2)
+    reader.has('one', 'two', 'three')
+    reader.hears('four')
+    os.rename(log_socket(log), str(log.folder / 'gone'))        # none, for a while: the follower has its own way to tell
+    reader.source.check()
+    assert len(reader.incidents) == 1 and len(log.alive()) == 1
 
 
 def test_a_line_that_comes_while_the_ring_is_asked_is_no_deafness(log, follower):
