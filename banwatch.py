@@ -8171,7 +8171,7 @@ class Daemon:
         state = live or kept
         if state is None:
             return
-        if live and kept and kept.age < live.age:
+        if live and kept and kept.age < live.age and not (kept.booted or live.booted):         # by the boot clock
             state = kept._replace(fails=live.fails, logins=live.logins, sources=live.sources)
         self.unkept = state is live           # the kept one may lag behind it
         now = self.machine.ticks()
