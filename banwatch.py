@@ -48,7 +48,7 @@ import re
 import time
 
 
-class Later:
+class LazyModule:
     """A module that is imported when it is first used: `banwatch status` needs few of these, and each costs a router time."""
     names = {}                       # of all of them -> may a daemon need it?
 
@@ -68,34 +68,34 @@ class Later:
                 __import__(name)
 
 
-_socket = Later('_socket', daemon=False)
-binascii = Later('binascii')
-bisect = Later('bisect')
-difflib = Later('difflib', daemon=False)
-fcntl = Later('fcntl')
-getopt = Later('getopt', daemon=False)
-glob = Later('glob')
-gzip = Later('gzip', daemon=False)
-heapq = Later('heapq')
-ipaddress = Later('ipaddress')
-json = Later('json')
-marshal = Later('marshal', daemon=False)
-random = Later('random')
-sched = Later('sched')
-selectors = Later('selectors')
-shlex = Later('shlex')
-shutil = Later('shutil', daemon=False)
-signal = Later('signal')
-socket = Later('socket')
-stat = Later('stat')
-struct = Later('struct')
-subprocess = Later('subprocess')
-syslog = Later('syslog', daemon=False)
-tempfile = Later('tempfile', daemon=False)
-termios = Later('termios')
-textwrap = Later('textwrap')
-traceback = Later('traceback', daemon=False)
-warnings = Later('warnings')
+_socket = LazyModule('_socket', daemon=False)
+binascii = LazyModule('binascii')
+bisect = LazyModule('bisect')
+difflib = LazyModule('difflib', daemon=False)
+fcntl = LazyModule('fcntl')
+getopt = LazyModule('getopt', daemon=False)
+glob = LazyModule('glob')
+gzip = LazyModule('gzip', daemon=False)
+heapq = LazyModule('heapq')
+ipaddress = LazyModule('ipaddress')
+json = LazyModule('json')
+marshal = LazyModule('marshal', daemon=False)
+random = LazyModule('random')
+sched = LazyModule('sched')
+selectors = LazyModule('selectors')
+shlex = LazyModule('shlex')
+shutil = LazyModule('shutil', daemon=False)
+signal = LazyModule('signal')
+socket = LazyModule('socket')
+stat = LazyModule('stat')
+struct = LazyModule('struct')
+subprocess = LazyModule('subprocess')
+syslog = LazyModule('syslog', daemon=False)
+tempfile = LazyModule('tempfile', daemon=False)
+termios = LazyModule('termios')
+textwrap = LazyModule('textwrap')
+traceback = LazyModule('traceback', daemon=False)
+warnings = LazyModule('warnings')
 
 VERSION = '0.1'
 
@@ -113,13 +113,13 @@ Command = collections.namedtuple('Command', 'argv stdin environment')
 Command.__new__.__defaults__ = '', {}
 # What one line of a log said: `login` is True for a success; `guesses` is how many it stands for;
 # `told` is (line, fields of its regex), if somebody wants to know.
-Sighting = collections.namedtuple('Sighting', 'ip user guesses login when told')
-Sighting.__new__.__defaults__ = None,
+LogEvent = collections.namedtuple('Sighting', 'ip user guesses login when told')
+LogEvent.__new__.__defaults__ = None,
 # Why an address has to go: where it was counted, and for how long.
-Offence = collections.namedtuple('Offence', 'network failures seconds evidence')
-Offence.__new__.__defaults__ = None,
+BanOrder = collections.namedtuple('Offence', 'network failures seconds matches')
+BanOrder.__new__.__defaults__ = None,
 # A stretch of addresses that is never banned, as numbers, with the reason for the operator.
-Free = collections.namedtuple('Free', 'version first last why')
+Exempt = collections.namedtuple('Free', 'version first last why')
 
 
 class Problem(Exception):
@@ -145,7 +145,7 @@ class Regex:
 
 class Ticket:
     """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in ticks."""
-    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'evidence')
+    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'matches')
 
     def __init__(self, jail, network, since, until, count, failures):
         self.jail = jail
@@ -154,7 +154,7 @@ class Ticket:
         self.until = until
         self.count = count           # how many bans of this network in this jail, this one included
         self.failures = failures     # that led to it
-        self.evidence = None         # (lines, fields) of the log, if the jail has an action
+        self.matches = None         # (lines, fields) of the log, if the jail has an action
 
     @property
     def key(self):
@@ -217,7 +217,7 @@ def address(text):
 
 
 @functools.lru_cache(maxsize=2048)
-def network(text, ipv4prefix=32, ipv6prefix=128):
+def network_of(text, ipv4prefix=32, ipv6prefix=128):
     """The network around `text` (an address or network) as text; a single address has no prefix."""
     if ipv4prefix == 32 and IPV4.fullmatch(text):
         return text
@@ -245,12 +245,12 @@ def wide_span(text):
     return net.version, first, first + net.num_addresses - 1
 
 
-def free(text, why):
+def exempt(text, why):
     """The row for an address or network that must never be banned, because it is `why`."""
-    return Free(*(span(network(text)) + ('%s (%s)' % (network(text), why),)))
+    return Exempt(*(span(network_of(text)) + ('%s (%s)' % (network_of(text), why),)))
 
 
-def fences(frees):
+def merge_ranges(frees):
     """version -> (first numbers, last numbers, whys) of the stretches that `frees` cover, in order; those
     that overlap are one."""
     found = {4: ([], [], []), 6: ([], [], [])}
@@ -263,7 +263,7 @@ def fences(frees):
     return found
 
 
-def overlap(text, fences):
+def exempt_reason(text, fences):
     """Why a network must not be touched, '' if it may be; `fences` is what that function returns."""
     version, first, last = span(text)
     firsts, lasts, whys = fences[version]
@@ -271,20 +271,20 @@ def overlap(text, fences):
     return whys[n] if n >= 0 and lasts[n] >= first else ''
 
 
-def meet(one, other):
+def spans_overlap(one, other):
     """True if two spans share an address."""
     return one[0] == other[0] and one[1] <= other[2] and other[1] <= one[2]
 
 
-def touches(one, other):
+def networks_overlap(one, other):
     """True if two networks share an address."""
-    return meet(span(one), span(other))
+    return spans_overlap(span(one), span(other))
 
 
 @functools.lru_cache(maxsize=None)
-def never():
+def never_banned():
     """What is no single machine's address, on whatever network."""
-    return tuple(free(text, why) for text, why in (
+    return tuple(exempt(text, why) for text, why in (
         ('0.0.0.0', 'no address'), ('255.255.255.255', 'broadcast'), ('224.0.0.0/4', 'multicast'),
         ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'), ('ff00::/8', 'multicast')))
 
@@ -331,28 +331,28 @@ def table(head, rows):
 # line of banwatch.conf that explains it. Always true: reading a conf finds every problem in one
 # go, each with its line; what `config_text` prints reads back as the same configuration.
 
-def count(text):
+def positive_count(text):
     if not text.isdigit() or not 1 <= int(text) <= 1000000:
         raise ValueError('is not a number from 1 to 1000000')
     return int(text)
 
 
-def count_or_auto(text):
-    return None if text == 'auto' else count(text)
+def positive_count_or_auto(text):
+    return None if text == 'auto' else positive_count(text)
 
 
-def count_or_none(text):
-    return count(text) if text else None
+def positive_count_or_none(text):
+    return positive_count(text) if text else None
 
 
-def number(text):
+def decimal(text):
     if not re.match(r'\d{1,9}(\.\d{1,9})?$', text):
         raise ValueError('is not a number (try 1, 2.5)')
     return float(text)
 
 
-def numbers(text):
-    return [number(word) for word in text.split()]
+def decimals(text):
+    return [decimal(word) for word in text.split()]
 
 
 def flag(text):
@@ -363,7 +363,7 @@ def flag(text):
         raise ValueError('is neither true nor false') from None
 
 
-def length(text):
+def positive_duration(text):
     seconds = duration(text)
     if seconds < 1:
         raise ValueError('is too short (1s at least)')
@@ -371,20 +371,20 @@ def length(text):
 
 
 def ban_seconds(text):
-    return FOREVER if text == '-1' else length(text)
+    return FOREVER if text == '-1' else positive_duration(text)
 
 
-def path(text):
+def absolute_path(text):
     if not text.startswith('/'):
         raise ValueError('is not an absolute path')
     return text
 
 
-def networks(text):
+def exempt_networks(text):
     found, bad = [], []
     for word in text.replace(',', ' ').split():
         try:
-            found.append(free(network(word), 'ignoreip'))
+            found.append(exempt(network_of(word), 'ignoreip'))
         except ValueError:
             bad.append(word)
     if bad:
@@ -392,7 +392,7 @@ def networks(text):
     return tuple(found)
 
 
-def lines(text):
+def text_rows(text):
     return [line for line in text.split('\n') if line]
 
 
@@ -405,7 +405,7 @@ PORTS = {'ssh': '22', 'http': '80', 'https': '443', 'ftp': '21', 'smtp': '25', '
          'imap': '143', 'imaps': '993', 'pop3': '110', 'pop3s': '995', 'openvpn': '1194'}
 
 
-def ports(text):
+def port_list(text):
     """'22,8000:8080' for 'ssh,8000:8080'; '' for all ports."""
     if text in ('', 'all', 'any', '0:65535', '1:65535'):
         return ''
@@ -426,7 +426,7 @@ def port_range(text):
     return (str(first) if first == last else '%d:%d' % (first, last)) if 0 < first <= last < 65536 else None
 
 
-def choice(*known):
+def one_of(*known):
     def one_of(text):
         if text not in known:
             raise ValueError('is not one of: ' + ' '.join(known))
@@ -434,20 +434,20 @@ def choice(*known):
     return one_of
 
 
-def names(text):
+def name_list(text):
     return list(dict.fromkeys(text.replace(',', ' ').split()))
 
 
 def some_of(*known):
     def words(text):
-        found = names(text)
+        found = name_list(text)
         if not found or set(found) - set(known):
             raise ValueError('is not a choice of: ' + ' '.join(known))
         return found
     return words
 
 
-def prefix(least, most):
+def prefix_length(least, most):
     def bits(text):
         if not text.isdigit() or not least <= int(text) <= most:
             raise ValueError('is not a prefix length from %d to %d' % (least, most))
@@ -459,12 +459,12 @@ SOURCE = Regex(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
                     r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
 
 
-def sources(text):
-    bad = [line for line in lines(text) if not is_source(line)]
+def source_list(text):
+    bad = [line for line in text_rows(text) if not is_source(line)]
     if bad:
         raise ValueError('%s: no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, '
                          'udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % quoted(' | '.join(bad)))
-    return lines(text)
+    return text_rows(text)
 
 
 def is_source(line):
@@ -483,12 +483,12 @@ JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
 TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'matches', 'restored')
 
 
-def commands(*tags):
+def command_reader(*tags):
     """What reads an action's commands, one a line, as lists of arguments; these tags mean something there."""
-    return lambda text: [arguments(line, tags) for line in lines(text)]
+    return lambda text: [command_words(line, tags) for line in text_rows(text)]
 
 
-def arguments(line, tags):
+def command_words(line, tags):
     """Those of one command; ValueError if it cannot mean what its author wants, or is not safe."""
     try:
         words = shlex.split(line)
@@ -535,7 +535,7 @@ def mailbox(text):
     return mailboxes(text) if text else ''
 
 
-def argv(text):
+def command_line(text):
     try:
         words = shlex.split(text)
     except ValueError as e:
@@ -553,7 +553,7 @@ def permissions(text):
     return int(text, 8)
 
 
-def regex(text):
+def valid_regex(text):
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as e:
@@ -561,7 +561,7 @@ def regex(text):
     return text
 
 
-def word(text):
+def valid_name(text):
     if not re.fullmatch(r'(?:[A-Za-z0-9][\w.-]{0,29})?', text):
         raise ValueError('is not a name')
     return text
@@ -572,29 +572,29 @@ Option = collections.namedtuple('Option', 'section name read default help')
 # section 'banwatch', 'report': once for the program; 'DEFAULT': for every jail, where it may be set anew;
 # 'action', 'rule': for each [action NAME] and [rule NAME]
 OPTIONS = [Option(*row) for row in (
-    ('banwatch', 'source', sources, 'auto',
+    ('banwatch', 'source', source_list, 'auto',
      'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM ARGS |\n'
      'udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a line, several allowed.'),
-    ('banwatch', 'firewall', choice('auto', 'ipset', 'nft', 'iptables', 'command', 'none'), 'auto',
+    ('banwatch', 'firewall', one_of('auto', 'ipset', 'nft', 'iptables', 'command', 'none'), 'auto',
      'auto | ipset | nft | iptables | command | none. auto does as the machine\'s own firewall does; ipset is\n'
      'iptables with sets; command bans by `action` alone; none counts and reports but bans nobody.'),
     ('banwatch', 'chain', some_of('INPUT', 'FORWARD'), 'INPUT FORWARD',
      'Which packets of a banned address are stopped: to the router itself (INPUT), through it (FORWARD;\n'
      'then your LAN cannot talk to it either, since the answers do not get through).'),
-    ('banwatch', 'runtime', path, '/var/run/banwatch',
+    ('banwatch', 'runtime', absolute_path, '/var/run/banwatch',
      'Folder for the socket, the lock and the live state. Best on a RAM disk.'),
-    ('banwatch', 'state', path, '/etc/banwatch.state',
+    ('banwatch', 'state', absolute_path, '/etc/banwatch.state',
      'The copy of bans, history and summary that outlives a reboot. On flash: see `save`.'),
-    ('banwatch', 'save', length, '1h',
+    ('banwatch', 'save', positive_duration, '1h',
      'Write that copy at most this often. A power failure forgets at most this much.'),
-    ('banwatch', 'poll', length, '1s',
+    ('banwatch', 'poll', positive_duration, '1s',
      'How often log files are looked at. Longer saves power, and is how late a ban may be.'),
-    ('banwatch', 'maxtracked', count, '10000',
+    ('banwatch', 'maxtracked', positive_count, '10000',
      'At most this many addresses with failures in memory; the least recently seen go first.'),
-    ('banwatch', 'maxbans', count_or_auto, 'auto',
+    ('banwatch', 'maxbans', positive_count_or_auto, 'auto',
      'At most this many bans; one more lifts that of whoever has been silent longest. auto is 20000, or 100\n'
      'for each MB of RAM if that is less. Plain iptables holds 2000; ipset and nft are as fast with all of them.'),
-    ('banwatch', 'dbpurgeage', length, '30d',
+    ('banwatch', 'dbpurgeage', positive_duration, '30d',
      'How long after its last ban an address is remembered, and banned longer next time.'),
     ('DEFAULT', 'enabled', flag, 'true', 'false switches a jail off.'),
     ('DEFAULT', 'filter', str, '',
@@ -602,75 +602,75 @@ OPTIONS = [Option(*row) for row in (
      'Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the built-in ones, in\n'
      '/etc/fail2ban/filter.d (fail2ban\'s files work as they are).'),
     ('DEFAULT', 'mode', str, '', 'How strict its filter is, if it knows modes: dropbear and sshd have normal, ddos, extra, aggressive.'),
-    ('DEFAULT', 'failregex', lines, '',
+    ('DEFAULT', 'failregex', text_rows, '',
      'Your own regexes, one a line, in fail2ban\'s language; without a `filter` they see the whole\n'
      'line but its date.'),
     ('DEFAULT', 'prefregex', str, '', 'A line must match this first; <F-CONTENT> in it is what the others see.'),
-    ('DEFAULT', 'maxlines', count_or_none, '', 'How many lines a regex with <SKIPLINES> may span.'),
+    ('DEFAULT', 'maxlines', positive_count_or_none, '', 'How many lines a regex with <SKIPLINES> may span.'),
     ('DEFAULT', 'datepattern', str, '', 'How lines are dated, if in none of the usual ways.'),
-    ('DEFAULT', 'ignoreregex', lines, '', 'Lines that match one of these are never failures.'),
-    ('DEFAULT', 'source', sources, '',
+    ('DEFAULT', 'ignoreregex', text_rows, '', 'Lines that match one of these are never failures.'),
+    ('DEFAULT', 'source', source_list, '',
      'A log for this jail alone (also called logpath). Empty: those of [banwatch].'),
-    ('DEFAULT', 'port', ports, '',
+    ('DEFAULT', 'port', port_list, '',
      'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them. Behind a port\n'
      'forward, that is the inner port.'),
     ('DEFAULT', 'protocol', some_of('tcp', 'udp'), 'tcp', 'tcp, udp or both; matters only with `port`.'),
     ('DEFAULT', 'forward', flag, 'true',
      'Its bans also stop what the router forwards, if `chain` has FORWARD; false: to the router only.'),
-    ('DEFAULT', 'action', names, '',
+    ('DEFAULT', 'action', name_list, '',
      'Commands of your own that run at each ban and unban, besides the firewall: names of [action NAME].'),
-    ('DEFAULT', 'maxretry', count, '5', 'This many failures ...'),
-    ('DEFAULT', 'findtime', length, '10m', '... within this time are a ban ...'),
+    ('DEFAULT', 'maxretry', positive_count, '5', 'This many failures ...'),
+    ('DEFAULT', 'findtime', positive_duration, '10m', '... within this time are a ban ...'),
     ('DEFAULT', 'bantime', ban_seconds, '10m', '... of this length, -1 for ever.'),
     ('DEFAULT', 'bantime.increment', flag, 'true', 'Each further ban of an address is longer:'),
-    ('DEFAULT', 'bantime.factor', number, '1', 'bantime x factor x 1, 2, 4, 8 ... up to bantime.maxtime'),
-    ('DEFAULT', 'bantime.multipliers', numbers, '',
+    ('DEFAULT', 'bantime.factor', decimal, '1', 'bantime x factor x 1, 2, 4, 8 ... up to bantime.maxtime'),
+    ('DEFAULT', 'bantime.multipliers', decimals, '',
      'or, if this is set, bantime x factor x the n-th of these; the last one serves from then on.'),
-    ('DEFAULT', 'bantime.maxtime', length, '4w', 'No ban is longer than this, but for those of -1.'),
+    ('DEFAULT', 'bantime.maxtime', positive_duration, '4w', 'No ban is longer than this, but for those of -1.'),
     ('DEFAULT', 'bantime.rndtime', duration, '0',
      'Add a random time up to this, so that a botnet cannot learn when a ban ends.'),
     ('DEFAULT', 'bantime.overalljails', flag, 'false', 'Count the bans of all jails, not of this one alone.'),
     ('DEFAULT', 'bantime.extend', duration, '0',
      'Each attempt seen during a ban makes it this much longer (0: not at all).'),
-    ('DEFAULT', 'ignoreip', networks, '127.0.0.0/8 ::1',
+    ('DEFAULT', 'ignoreip', exempt_networks, '127.0.0.0/8 ::1',
      'Addresses and networks that are never banned: put your own fixed address here.'),
     ('DEFAULT', 'ignoreself', flag, 'true',
      'Nor are this machine, its LAN, the gateway and the resolvers. Leave this on.'),
     ('DEFAULT', 'ignorelogin', duration, '1h',
      'After a login, mistyping that same user\'s password from there is forgiven for this long.'),
-    ('DEFAULT', 'ipv4prefix', prefix(8, 32), '32', 'Count and ban IPv4 addresses by networks of this size.'),
-    ('DEFAULT', 'ipv6prefix', prefix(32, 128), '64', 'The same for IPv6, where an attacker owns a /64.'),
+    ('DEFAULT', 'ipv4prefix', prefix_length(8, 32), '32', 'Count and ban IPv4 addresses by networks of this size.'),
+    ('DEFAULT', 'ipv6prefix', prefix_length(32, 128), '64', 'The same for IPv6, where an attacker owns a /64.'),
     ('report', 'to', mailboxes, 'root', 'Who gets it; several with commas.'),
     ('report', 'from', mailbox, '', 'Its sender. Empty: root at this host\'s name.'),
-    ('report', 'sendmail', argv, 'sendmail -t -i',
+    ('report', 'sendmail', command_line, 'sendmail -t -i',
      'Gets the mail on standard input. On OpenWrt install msmtp-mta for it, and name your mail provider\n'
      'in /etc/msmtprc.'),
     ('report', 'empty', flag, 'true', 'false: no mail for a day on which nothing happened; true: a short one, but at most each 12 hours.'),
     ('report', 'other', flag, 'true',
      'Tell of log lines that no jail and no rule explains. false saves some 3 us a line; the built-in\n'
      'rules are then not used either.'),
-    ('report', 'mailmax', count, '6', 'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
+    ('report', 'mailmax', positive_count, '6', 'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
     ('report', 'htmlmode', permissions, '600', 'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
-    ('action', 'actionstart', commands(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
-    ('action', 'actionstop', commands(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
-    ('action', 'actionban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
-    ('action', 'actionunban', commands(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban that ends.'),
-    ('action', 'actionflush', commands(*JAIL_TAGS), '', 'Lifts all bans at the end, instead of actionunban for each.'),
-    ('action', 'actioncheck', commands(*JAIL_TAGS), '',
+    ('action', 'actionstart', command_reader(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
+    ('action', 'actionstop', command_reader(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
+    ('action', 'actionban', command_reader(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
+    ('action', 'actionunban', command_reader(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban that ends.'),
+    ('action', 'actionflush', command_reader(*JAIL_TAGS), '', 'Lifts all bans at the end, instead of actionunban for each.'),
+    ('action', 'actioncheck', command_reader(*JAIL_TAGS), '',
      'Each minute; if it fails: actionstop, actionstart, and actionban for all.'),
-    ('action', 'timeout', length, '10s', 'A command that takes longer is killed. It is tried three times.'),
-    ('rule', 'program', regex, '', 'A regex that fits the whole name of the program that writes the line (kernel, dnsmasq.*). Empty: any.'),
-    ('rule', 'regex', lines, '',
+    ('action', 'timeout', positive_duration, '10s', 'A command that takes longer is killed. It is tried three times.'),
+    ('rule', 'program', valid_regex, '', 'A regex that fits the whole name of the program that writes the line (kernel, dnsmasq.*). Empty: any.'),
+    ('rule', 'regex', text_rows, '',
      'Regexes, one a line, in fail2ban\'s language; they see the message, what stands behind `program[pid]: `.'),
-    ('rule', 'report', choice('warning', 'info', 'other', 'ignore'), 'info',
+    ('rule', 'report', one_of('warning', 'info', 'other', 'ignore'), 'info',
      'warning: under WARNING. info: under NOTED. other: under OTHER LOG LINES. ignore: not at all.'),
     ('rule', 'text', str, '', 'What the summary says (port scan by <HOST>). Empty: the message, its numbers and addresses as *.'),
-    ('rule', 'details', choice('all', 'none', 'first', 'last', 'firstlast'), 'none', 'Which of the lines it shows: all | none | first | last | firstlast.'),
+    ('rule', 'details', one_of('all', 'none', 'first', 'last', 'firstlast'), 'none', 'Which of the lines it shows: all | none | first | last | firstlast.'),
     ('rule', 'mail', flag, 'false', 'true: also one mail at once.'),
     ('rule', 'key', str, '', 'Count each program, ip, user or F-NAME by itself, as a regex has captured it. Empty: all together.'),
-    ('rule', 'maxretry', count, '1', 'It takes this many lines ...'),
-    ('rule', 'findtime', length, '10m', '... within this time.'),
-    ('rule', 'resets', word, '', 'Name of another rule, which begins to count anew, for the same key, when this one fits ...'),
+    ('rule', 'maxretry', positive_count, '1', 'It takes this many lines ...'),
+    ('rule', 'findtime', positive_duration, '10m', '... within this time.'),
+    ('rule', 'resets', valid_name, '', 'Name of another rule, which begins to count anew, for the same key, when this one fits ...'),
     ('rule', 'grace', duration, '0', '... and whose lines are not counted for this long from then on.'),
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
@@ -929,7 +929,7 @@ ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quot
           'seconds. That a running ban becomes longer is not told. At a stop, all together have some 4 s: with many\n'
           'bans, give an actionflush. Bans by hand without -j belong to the jail `manual`.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
-TEMPLATES = {'action': ACTION, 'rule': RULE}       # kinds of sections that have a name of their own
+NAMED_SECTIONS = {'action': ACTION, 'rule': RULE}       # kinds of sections that have a name of their own
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
                 'A comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m, 2h30m, 7d, 4w.\n'
@@ -990,7 +990,7 @@ class Config:
 def kind_of(section):
     """Which rows of OPTIONS a section has: 'banwatch', 'report', 'action', 'rule', or as a jail 'DEFAULT'."""
     kind = section.partition(' ')[0]
-    return kind if section in ('banwatch', 'report') or section != kind and kind in TEMPLATES else 'DEFAULT'
+    return kind if section in ('banwatch', 'report') or section != kind and kind in NAMED_SECTIONS else 'DEFAULT'
 
 
 @functools.lru_cache(maxsize=1)
@@ -1036,7 +1036,7 @@ def read_config(text, name):
     """(Config, problems): the problems are 'file:line: what is wrong', all of them at once."""
     config, problems = Config(name), []
     for n, section, key, value in read_ini(text):
-        complaint = value if section is None else take(config, n, section, key, value)
+        complaint = value if section is None else take_entry(config, n, section, key, value)
         if complaint:
             problems.append('%s:%d: %s' % (name, n, complaint))
     return config, problems + lacking_actions(config)
@@ -1056,7 +1056,7 @@ def lacking_actions(config):
     return sorted(found)
 
 
-def take(config, n, section, key, value):
+def take_entry(config, n, section, key, value):
     """Puts one entry of a conf file into `config`; returns what is wrong with it, or ''."""
     if key is None:
         if section in config.lines:
@@ -1070,7 +1070,7 @@ def take(config, n, section, key, value):
     key = ALIASES.get(key, key)
     row = ROWS.get((kind_of(section), key))
     if not row:
-        return '%s: no such option in [%s]%s' % (printable(key), printable(section), near(key, section))
+        return '%s: no such option in [%s]%s' % (printable(key), printable(section), option_hint(key, section))
     if key in said:
         return '%s: stands in [%s] twice' % (key, section)
     said[key] = row.read(row.default), value, n
@@ -1083,23 +1083,23 @@ def take(config, n, section, key, value):
     return ''
 
 
-def near(key, section):
+def option_hint(key, section):
     """A hint for a mistyped or misplaced option: ' (did you mean maxretry?)'."""
     there = [s for s, name in ROWS if name == key]
     if there:
-        return ' (it belongs into [%s])' % (there[0] + ' NAME' * (there[0] in TEMPLATES))
-    meant = nearest(key, [row.name for row in OPTIONS if row.section == kind_of(section)])
+        return ' (it belongs into [%s])' % (there[0] + ' NAME' * (there[0] in NAMED_SECTIONS))
+    meant = closest_word(key, [row.name for row in OPTIONS if row.section == kind_of(section)])
     return ' (did you mean %s?)' % meant if meant else ''
 
 
-def nearest(word, known):
+def closest_word(word, known):
     """The known word that is most likely meant by one that is not known; '' if none is like it."""
     return ''.join(difflib.get_close_matches(word, known, 1))
 
 
 def choose_from(word, known, more=()):
     """'did you mean dhcp?', of the `known` words or of `more`; or the known ones, if none is like it."""
-    meant = nearest(word, known + list(more))
+    meant = closest_word(word, known + list(more))
     return 'did you mean %s?' % meant if meant else 'there are: ' + ' '.join(known)
 
 
@@ -1125,7 +1125,7 @@ def config_text(config):
         out += [NOTES[name]] if name in NOTES else []
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
     rules = '\n    '.join(textwrap.wrap(' '.join(section[5:] for section in built_in_rules()), 96, break_on_hyphens=False))
-    for kind, about in TEMPLATES.items():
+    for kind, about in NAMED_SECTIONS.items():
         out += ['; ' + line for line in about.replace('<rules>', rules).split('\n')] + ['; [%s NAME]' % kind]
         for row in OPTIONS:
             if row.section == kind:
@@ -1190,11 +1190,11 @@ def read_line(line):
     """The Line in `line` (bytes, no newline); program None if it has no tag at all."""
     m = LINE.match(without_rfc5424(tidy(line + b'\n'))[1:-1])
     program, pid, times, message = m.group('program', 'pid', 'times', 'message')
-    return Line(first(m, DATE_GROUPS), first(m, HOST_GROUPS), program, pid,
+    return Line(first_group(m, DATE_GROUPS), first_group(m, HOST_GROUPS), program, pid,
                 min(int(times or 1), MOST_TIMES), message)
 
 
-def first(m, names):
+def first_group(m, names):
     """The first of these groups that a match has; None if it has none of them."""
     return next((m[name] for name in names if m[name] is not None), None)
 
@@ -1413,7 +1413,7 @@ TAI64N = '@(?P<tai>[0-9a-f]{24})'
 LINE_BEGIN = '{^LN-BEG}'
 
 
-class Template:
+class DateFormat:
     """One way to write a date: `regex` finds it in a line (text), `group` is what is cut out there."""
 
     def __init__(self, pattern):
@@ -1471,7 +1471,7 @@ def date_field(m):
         raise ValueError('%s is no field of a date' % m.group()) from None
 
 
-def templates(pattern=''):
+def date_formats(pattern=''):
     """The Templates that a `datepattern` (one a line; empty: all default ones) stands for; ValueError
     says what is wrong. As in fail2ban, {^LN-BEG} alone means those at a line's beginning, {DATE}
     each of them in that place, and a default one is looked for at the beginning first."""
@@ -1479,36 +1479,36 @@ def templates(pattern=''):
     for line in pattern.split('\n') if pattern.strip() else ['{DEFAULT}']:
         line = line.strip()
         if line in ('{DEFAULT}', LINE_BEGIN):
-            found += anchored_templates()
-            found += [t for t in default_templates() if line == '{DEFAULT}' or t.anchored]
+            found += anchored_date_formats()
+            found += [t for t in default_date_formats() if line == '{DEFAULT}' or t.anchored]
         elif line == '{NONE}':
             return []
         elif '{DATE}' in line.upper():
             for default in DATES:
                 bare = default.replace(LINE_BEGIN, '').lstrip('^')
                 inner = {'EPOCH': '{EPOCH}', 'TAI64N': TAI64N}.get(bare, bare)
-                found.append(template(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
+                found.append(date_format(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
         elif line:
-            found.append(template(line, line))
+            found.append(date_format(line, line))
     return found
 
 
-def template(pattern, line):
+def date_format(pattern, line):
     """The Template of a pattern; ValueError names the line of a datepattern that it comes from."""
     try:
-        return Template(pattern)
+        return DateFormat(pattern)
     except (ValueError, re.error) as e:
         raise ValueError('%s: %s' % (quoted(line), e)) from None
 
 
 @functools.lru_cache(maxsize=1)
-def default_templates():
-    return [Template(text) for text in DATES]
+def default_date_formats():
+    return [DateFormat(text) for text in DATES]
 
 
 @functools.lru_cache(maxsize=1)
-def anchored_templates():
-    return [Template(LINE_BEGIN + text) for text in DATES if text[0] not in '^{' and text != 'EPOCH']
+def anchored_date_formats():
+    return [DateFormat(LINE_BEGIN + text) for text in DATES if text[0] not in '^{' and text != 'EPOCH']
 
 
 def find_date(line, choice, now):
@@ -1595,7 +1595,7 @@ Row = collections.namedtuple('Row', 'kind verdict ip user child special')
 Special = collections.namedtuple('Special', 'distinct times mlfid')
 # The one regex over a block that all of them are part of. `rows`: number of the group that ends a row -> Row;
 # `texts`: the same -> the regex as it is written; `demands`: sets of texts, one of each must be in a block
-Form = collections.namedtuple('Form', 'regex rows texts demands')
+BlockRegex = collections.namedtuple('Form', 'regex rows texts demands')
 # What one line is, for `test`: `verdict` one of FAIL NOFAIL LOGIN, or None with the reason `why`
 Look = collections.namedtuple('Look', 'verdict regex ip id user when fields why')
 
@@ -2072,7 +2072,7 @@ MOST_RUNAWAYS = 3                                  # regexes aborted, until a fi
 REST_SECONDS = 60                                  # ... for so long
 
 
-def nothing(path):
+def no_files(path):
     """What a folder without files reads as."""
 
 
@@ -2127,7 +2127,7 @@ class Definition:
         self.origin = origin         # where the filter was found
         self.missing = []            # files that were to be included
         self.foreign = False         # has any of it been read from a file?
-        self.folders, self.read = (), nothing
+        self.folders, self.read = (), no_files
 
     def load(self, folders, read):
         """Takes in the filter's file (its name is a path, or is looked for in these folders) and what
@@ -2319,10 +2319,10 @@ def compile_line(text, multiline=False):
         return ')' if closing else '(?P<%s>' % TAG_NAMES.get(field.group(1), field.group(1).lower())
     regex = re.sub(r'<(/?)([\w-]+/?)>', replace, text)
     regex = re.sub(r'(?<!\\)\((?:\?:)?(\(\?[a-z]+)\)', r'\1:', regex)      # ((?i)x) is (?i:x) today
-    return compiled(regex, re.M if multiline else 0, text)
+    return compile_regex(regex, re.M if multiline else 0, text)
 
 
-def compiled(regex, flags, text):
+def compile_regex(regex, flags, text):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -2331,7 +2331,7 @@ def compiled(regex, flags, text):
         raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
 
 
-def lost(text):
+def reject_unfilled_tag(text):
     """ValueError if a line of a failregex is a <tag> that nothing was filled in for: a mode, most likely."""
     m = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
     if m and m.group(1) not in TAGS:
@@ -2342,7 +2342,7 @@ def lost(text):
 def native_row(text, n):
     """A line of a failregex of our own kind as a part of one large regex over a block (text): its
     groups get names of their own, an address is simple text, and nothing matches a line's end."""
-    lost(text)
+    reject_unfilled_tag(text)
     if not text.startswith('^'):
         raise ValueError('%s: with `program`, a regex begins with ^' % quoted(text))
     hosts = len(re.findall('<(?:HOST|ADDR)>', text))
@@ -2379,14 +2379,14 @@ def one_line(regex):
                    for piece, inside in pieces(regex))
 
 
-def silent(regex):
+def without_groups(regex):
     """`regex` with each (x) as (?:x)."""
     found = list(pieces(regex))
     return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)] else piece
                    for n, (piece, inside) in enumerate(found))
 
 
-def branches(regex):
+def optional_groups_as_branches(regex):
     """`regex` with each (x)? as ((x)|), which means the same to Python and costs it far less."""
     out, opened = [], []
     for piece, inside in pieces(regex):
@@ -2401,18 +2401,18 @@ def branches(regex):
     return ''.join(out)
 
 
-def needed(regex):
+def best_literals(regex):
     """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
     if there is none worth looking for. Longer and fewer is better."""
-    return best_of(demands(regex.pattern, regex.flags))
+    return most_telling(required_literals(regex.pattern, regex.flags))
 
 
-def demands(pattern, flags):
+def required_literals(pattern, flags):
     """All such sets that a regex with these flags has, small ones first."""
     if flags & re.I:
         return []
     coding = 'latin-1' if isinstance(pattern, bytes) else 'utf-8'
-    sets = needed_sets(parsed(pattern, flags & re.M), coding)
+    sets = literal_sets(parsed(pattern, flags & re.M), coding)
     return sorted((found for found in sets if found and min(map(len, found)) > 2), key=len)
 
 
@@ -2425,13 +2425,13 @@ def parsed(pattern, flags=0):
     return parser.parse(pattern, flags)
 
 
-def best_of(sets):
+def most_telling(sets):
     """The most telling of some sets of texts."""
     sets = [found for found in sets if found and min(map(len, found)) > 2]
     return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
 
 
-def needed_sets(parts, coding='utf-8'):
+def literal_sets(parts, coding='utf-8'):
     """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
     run = b''
     for op, arg in list(parts) + [('END', None)]:
@@ -2445,18 +2445,18 @@ def needed_sets(parts, coding='utf-8'):
                 yield {piece}
             run = b''
         if name == 'SUBPATTERN' and not arg[1] & re.I:
-            yield from needed_sets(arg[-1], coding)
+            yield from literal_sets(arg[-1], coding)
         elif name == 'ATOMIC_GROUP':
-            yield from needed_sets(arg, coding)
+            yield from literal_sets(arg, coding)
         elif name in ('MAX_REPEAT', 'MIN_REPEAT', 'POSSESSIVE_REPEAT') and arg[0]:
-            yield from needed_sets(arg[2], coding)
+            yield from literal_sets(arg[2], coding)
         elif name == 'BRANCH':
-            ways = [best_of(needed_sets(way, coding)) for way in arg[1]]
+            ways = [most_telling(literal_sets(way, coding)) for way in arg[1]]
             if all(ways):
                 yield set().union(*ways)
 
 
-def only(texts):
+def only_literal(texts):
     """The one text (str) of a set that has no other; else '', which stands in everything."""
     return min(texts).decode('utf-8') if texts and len(texts) == 1 else ''
 
@@ -2482,7 +2482,7 @@ def in_lines(block, other, positions):
 
 
 @functools.lru_cache(maxsize=2048)
-def host(text):
+def captured_address(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
     try:
         return text.decode() if IPV4_RAW.fullmatch(text) else address(text.decode())
@@ -2510,13 +2510,13 @@ class Session:
 
 
 @functools.lru_cache(maxsize=32)
-def make_form(tag, rest, texts, led, bare):
+def block_regex(tag, rest, texts, led, bare):
     """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
     written) of each row; is the regex to begin with the tag; may a line lack it?"""
     whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest if bare else b'\n' + HEAD + tag + rest
     if led and not bare:                           # a line has one tag: after it, it is not tried again
         whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
-    regex = compiled(branches(whole.decode('latin-1')).encode('latin-1'), re.M, 'what all of them make')
+    regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'), re.M, 'what all of them make')
     at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
     for n, (kind, text) in enumerate(texts):
         ip, user, distinct, times, mlfid = (at('%s%d' % (name, n), 0)
@@ -2526,13 +2526,13 @@ def make_form(tag, rest, texts, led, bare):
         rows[at('end%d' % n)] = Row(
             kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
             ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times or mlfid else None)
-    return Form(regex, rows, written, demands(regex.pattern if bare else tag + rest, regex.flags))
+    return BlockRegex(regex, rows, written, required_literals(regex.pattern if bare else tag + rest, regex.flags))
 
 
 class Filter:
     """A filter of our own kind: `scan` turns a block into Sightings. Where its regexes are not built in, it looks at
     one line at a time, under `guard`, which raises Runaway; at an ignoreregex always so."""
-    trouble, telling = '', False     # does somebody want to know what the lines say?
+    trouble, keep_matches = '', False     # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.origin = definition.origin
@@ -2543,22 +2543,22 @@ class Filter:
         parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
         if parts is None:
             raise definition.complaint('prefregex', 'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
-        before, after = (one_line(silent(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
+        before, after = (one_line(without_groups(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
                          for part in parts.groups())
         for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
-            definition.told(option, compiled, text, 0, text)
+            definition.told(option, compile_regex, text, 0, text)
         kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
         texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
         rows = [definition.told('failregex', native_row, text, n) for n, (_, text) in enumerate(texts)]
         self.ignore = [definition.told('ignoreregex', compile_line, text)
-                       for text in ignoreregex or lines(definition.get('ignoreregex'))]
+                       for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
         self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
                      + br'(?(times) ?\])\r?$')
         self.texts = texts           # (kind, regex as it is written)
         # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
-        self.led = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
+        self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
         # of the last header: what stands between date and tag, its length, the date's shape, the host
         self.known_head = None, 0, b'', None
         self.forms = {}              # may a line lack the tag? -> its Form
@@ -2578,7 +2578,7 @@ class Filter:
         """The Form; with `bare` a line needs no tag."""
         if bare not in self.forms:
             try:
-                self.forms[bare] = make_form(self.tag, self.rest, tuple(self.texts), self.led, bare)
+                self.forms[bare] = block_regex(self.tag, self.rest, tuple(self.texts), self.tag_is_literal, bare)
             except ValueError as e:
                 raise ValueError('%s: %s' % (self.definition.name, e)) from None
         return self.forms[bare]
@@ -2589,7 +2589,7 @@ class Filter:
         m = HEADER.fullmatch(head)
         if m is None:
             return None
-        date, home = first(m, HEAD_DATES), first(m, HOST_GROUPS)
+        date, home = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
         if head.startswith(date or b' '):
             date = date or b''
             self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
@@ -2610,18 +2610,18 @@ class Filter:
             return
         pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
         dates = DATE_GROUPS if bare else HEAD_DATES
-        led, latest, repeats = self.led and not bare, None, b'message repeated ' in block
+        led, latest, repeats = self.tag_is_literal and not bare, None, b'message repeated ' in block
         end, size, shape, known_home = self.known_head
         width = len(shape)
-        for m in self.matches(regex, block, demanded, led, wall) if self.foreign else regex.finditer(block):
+        for m in self.matches_in_lines(regex, block, demanded, led, wall) if self.foreign else regex.finditer(block):
             row = rows[m.lastindex]
             if row is None:
                 continue
             kind, verdict, ip_at, user_at, child, special = row
             pid, times = m[pid_at], m[times_at] if repeats else None
-            ip = host(m[ip_at]) if ip_at else None
+            ip = captured_address(m[ip_at]) if ip_at else None
             if not led:
-                date, home = first(m, dates), first(m, HOST_GROUPS)
+                date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
             else:
                 at = m.start() - size
                 if block[at:at + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
@@ -2663,12 +2663,12 @@ class Filter:
                 ip, user, new = self.tell(session, identity, ip, user, kind, verdict, child, new)
             if new > 0 and ip:
                 name = as_text(user) if user and verdict == FAIL else None
-                told = self.told(block, m, name) if self.telling else None
-                yield new_tuple(Sighting, (ip, name, new, False, when, told))
+                told = self.told(block, m, name) if self.keep_matches else None
+                yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
                 sessions.pop((home, pid), None)    # what comes later under this pid is another connection
                 if ip and user:
-                    yield Sighting(ip, as_text(user), 0, True, when)
+                    yield LogEvent(ip, as_text(user), 0, True, when)
 
     def adopt(self, old):
         """Takes over what this filter knew before a reload."""
@@ -2684,9 +2684,9 @@ class Filter:
         line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
         return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
 
-    def matches(self, regex, block, demanded, led, wall):
+    def matches_in_lines(self, regex, block, demanded, led, wall):
         """Yields what a regex that is not built in finds in a block, line by line."""
-        for start, end in with_lines(block, best_of(demanded)):
+        for start, end in with_lines(block, most_telling(demanded)):
             m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1, end)
             if m:
                 yield m
@@ -2815,17 +2815,17 @@ class Filter:
     def look_at(self, block, wall, bare):
         regex, rows, texts, demanded = self.form(bare)
         block = without_rfc5424(block)
-        for m in self.matches(regex, block, demanded, self.led and not bare, wall) if self.foreign else regex.finditer(block):
+        for m in self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare, wall) if self.foreign else regex.finditer(block):
             if rows[m.lastindex] is None:
                 continue
-            head = self.head(block[1:m.start()]) if self.led and not bare else (
-                first(m, DATE_GROUPS if bare else HEAD_DATES), None)
+            head = self.head(block[1:m.start()]) if self.tag_is_literal and not bare else (
+                first_group(m, DATE_GROUPS if bare else HEAD_DATES), None)
             if head:
                 break
         else:
             return None
         row, date = rows[m.lastindex], head[0]
-        ip = host(m[row.ip]) if row.ip else None
+        ip = captured_address(m[row.ip]) if row.ip else None
         user = m[row.user] if row.user else None
         ignored = bool(self.ignore) and self.ignored(block, m, wall)
         why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
@@ -2839,22 +2839,22 @@ class Filter:
 class LineFilter:
     """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
     Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
-    telling = False                  # does somebody want to know what the lines say?
+    keep_matches = False                  # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.definition, self.guard = definition, guard
         self.origin = definition.origin
         get = definition.get
         self.maxlines = max(1, definition.told('maxlines', int, get('maxlines') or '1'))
-        self.templates = definition.told('datepattern', templates, get('datepattern'))
+        self.templates = definition.told('datepattern', date_formats, get('datepattern'))
         self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
-        self.texts = failregex or lines(get('failregex'))
+        self.texts = failregex or text_rows(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
         # for each row sets of texts (bytes), one of each stands in a line that it matches; the telling ones first
-        self.needs = [sorted(demands(regex.pattern, regex.flags), key=lambda found: (len(found), -min(map(len, found))))
+        self.needs = [sorted(required_literals(regex.pattern, regex.flags), key=lambda found: (len(found), -min(map(len, found))))
                       for regex in self.rows]
-        self.tellers = [only(best_of(sets)) for sets in self.needs]
-        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or lines(get('ignoreregex'))]
+        self.tellers = [only_literal(most_telling(sets)) for sets in self.needs]
+        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or text_rows(get('ignoreregex'))]
         self.check()
         self.needed = self.what_is_needed()
         self.buffer = []             # the lines that a regex over several of them may want
@@ -2885,7 +2885,7 @@ class LineFilter:
             raise self.definition.complaint('failregex', 'there is none')
         for text, regex in zip(self.texts, self.rows):
             try:
-                lost(text)
+                reject_unfilled_tag(text)
             except ValueError as e:
                 raise self.definition.complaint('failregex', e) from None
             if not ids & (set(regex.groupindex) | set(known)):
@@ -2895,9 +2895,9 @@ class LineFilter:
         """The texts without one of which a line need not be looked at; None: look at all."""
         if self.maxlines > 1 or any(template.unbound for template in self.templates):
             return None
-        sets = [best_of(found) for found in self.needs]
+        sets = [most_telling(found) for found in self.needs]
         rows = set().union(*sets) if all(sets) else None
-        return best_of([found for found in (self.prefregex and needed(self.prefregex), rows) if found])
+        return most_telling([found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
         """Yields a Sighting for each line of a tidy block that is a failure or a login; see Filter."""
@@ -2916,10 +2916,10 @@ class LineFilter:
             if when is None or found.verdict == NOFAIL:
                 continue
             if found.ip and found.verdict == FAIL:
-                told = self.told(raw, found.fields) if self.telling else None
-                yield Sighting(found.ip, found.user, times, False, when, told)
+                told = self.told(raw, found.fields) if self.keep_matches else None
+                yield LogEvent(found.ip, found.user, times, False, when, told)
             elif found.ip and found.user:
-                yield Sighting(found.ip, found.user, 0, True, when)
+                yield LogEvent(found.ip, found.user, 0, True, when)
             elif found.verdict == FAIL:
                 self.names += 1
 
@@ -2978,7 +2978,7 @@ class LineFilter:
         if fields.get('cidr') and ip:
             ip = '%s/%s' % (ip, fields['cidr'])
         try:
-            ip = network(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
+            ip = network_of(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
         except ValueError:
             ip = None
         return Look(verdict, regex, ip, key, user, when, dict(fields), '')
@@ -3149,7 +3149,7 @@ class History:
         """It remembers nothing; its jail does."""
 
 
-def load_filter(spec, params=None, read=nothing, folders=FILTER_FOLDERS, guard=unguarded, failregex=(), ignoreregex=()):
+def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=unguarded, failregex=(), ignoreregex=()):
     """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is a
     file's text or None. ValueError says what is wrong with it, and where."""
     name, given = filter_spec(spec)
@@ -3347,25 +3347,25 @@ class Jail:
         self.name = name
         self.options = options
         self.filter = filter         # None: bans by hand only
-        self.frees, self.fences = (), fences(())
+        self.exempt, self.exempt_ranges = (), merge_ranges(())
         self.places = {}             # address -> what `place` knows of it
         self.logins = {}             # (ip, user) -> until when their failures are forgiven
-        self.evidence = {}           # key -> (lines, fields) of its failures, if there is an action that may want them
+        self.matches = {}           # key -> (lines, fields) of its failures, if there is an action that may want them
         if filter and options['action']:
-            filter.telling = True
+            filter.keep_matches = True
         self.failures = self.banned = self.ignored = 0         # since the start
 
     def protect(self, machine):
         """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine. True if that is new."""
-        frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + never()
-        changed = frees != self.frees
+        frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + never_banned()
+        changed = frees != self.exempt
         if changed:
-            self.frees, self.fences, self.places = frees, fences(frees), {}
+            self.exempt, self.exempt_ranges, self.places = frees, merge_ranges(frees), {}
         return changed
 
     def refusal(self, network):
         """Why an address or network must not be banned; '' if it may be."""
-        return overlap(network, self.fences)
+        return exempt_reason(network, self.exempt_ranges)
 
     def place(self, ip):
         """(why the address is never banned or '', key it is counted by, key it is banned by): the
@@ -3374,7 +3374,7 @@ class Jail:
             self.places.clear()
         net = ip
         if ':' in ip or self.options['ipv4prefix'] != 32:
-            net = network(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
+            net = network_of(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
         key = cell = self.name, net
         if net != ip and self.refusal(net):
             key = self.name, ip
@@ -3404,22 +3404,22 @@ class Jail:
             return self.longer(ticket, seen) if options['bantime.extend'] else None
         n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
         if told:
-            self.witness(key, told, n)
+            self.note_match(key, told, n)
         if n < options['maxretry']:
             return None
         everywhere = jails if options['bantime.overalljails'] else None
-        return Offence(key[1], max(n, guesses),
+        return BanOrder(key[1], max(n, guesses),
                        ban_length(options, bans.earlier(self.name, key[1], everywhere), chance()),
-                       self.evidence.pop(key, None))
+                       self.matches.pop(key, None))
 
-    def witness(self, key, told, n):
+    def note_match(self, key, told, n):
         """Keeps the lines that told of the last `n` failures of an address, at most, and the latest fields."""
-        lines, fields = self.evidence.pop(key, ((), {}))
+        lines, fields = self.matches.pop(key, ((), {}))
         line, found = told
         fields = dict(fields, **{name: value[:WITNESS_FIELD] for name, value in found.items()})
         # as bytes, for one rare letter makes each letter of a text take four
-        self.evidence[key] = (lines + (line.encode()[:WITNESS_BYTES],))[-min(n, WITNESS_LINES):], fields
-        shorten(self.evidence, WITNESSES)
+        self.matches[key] = (lines + (line.encode()[:WITNESS_BYTES],))[-min(n, WITNESS_LINES):], fields
+        shorten(self.matches, WITNESSES)
 
     def longer(self, ticket, seen):
         """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
@@ -3427,7 +3427,7 @@ class Jail:
         if ticket.until is None:
             return None
         seconds = min(ticket.until - seen.when + extra, self.options['bantime.maxtime'])
-        return Offence(ticket.network, ticket.failures + seen.guesses, seconds)
+        return BanOrder(ticket.network, ticket.failures + seen.guesses, seconds)
 
     def admit(self, seen, key, bans):
         """Remembers a login, unless the address is banned (so it had fewer than maxretry failures)."""
@@ -3440,7 +3440,7 @@ class Jail:
 class Jails:
     """The jails of one configuration, and who listens to what."""
 
-    def __init__(self, config, read=nothing, guard=unguarded):
+    def __init__(self, config, read=no_files, guard=unguarded):
         self.problems = []
         self.listening = {}          # source -> jails
         self.before = {}             # source -> its last line, which `last message repeated` may mean
@@ -3464,8 +3464,8 @@ class Jails:
         for name, jail in self.by_name.items():
             before = old.by_name.get(name)
             if before:
-                jail.logins, jail.failures, jail.banned, jail.ignored, jail.evidence = (
-                    before.logins, before.failures, before.banned, before.ignored, before.evidence)
+                jail.logins, jail.failures, jail.banned, jail.ignored, jail.matches = (
+                    before.logins, before.failures, before.banned, before.ignored, before.matches)
                 if jail.filter and before.filter:
                     jail.filter.adopt(before.filter)
 
@@ -3506,7 +3506,7 @@ class Jails:
         if jail.filter and not isinstance(jail.filter, History):
             for other in self.watching():
                 if isinstance(other.filter, History) and as_wide(jail.options, other.options, self.hooks):
-                    yield other, Sighting(network, None, 1, False, now)
+                    yield other, LogEvent(network, None, 1, False, now)
 
 
 def as_wide(one, other, hooks):
@@ -3552,31 +3552,31 @@ def jail_filter(name, options, conf, read, guard):
 # change(changes, now) - those for some Changes, which may be repeated, None if only a rebuild can do it;
 # stop(shown) - those that leave nothing of ours. `wanted` is what `entries` returns.
 
-Door = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
+Scope = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
 # What has to happen to an entry: it is `there` already or not, `gone` or lasts until (None: for ever).
 Change = collections.namedtuple('Change', 'network door there gone until')
 
 
-def make_door(options, hooks):
+def scope_of(options, hooks):
     """The Door that a jail's bans shut; None if they stop nothing where these hooks are."""
     if not options['forward'] and 'INPUT' not in hooks:
         return None
-    return Door(tuple(options['protocol']) if options['port'] else (), options['port'],
+    return Scope(tuple(options['protocol']) if options['port'] else (), options['port'],
                 options['forward'] or len(hooks) < 2)
 
 
-def entries(tickets, doors):
+def entries_of(tickets, doors):
     """(network, Door) -> when the last of its tickets ends, None for never; `doors` is jail -> Door."""
     wanted = {}
     for ticket in tickets:
         door = doors.get(ticket.jail)
         if door:
             key = ticket.network, door
-            wanted[key] = later(wanted[key], ticket.until) if key in wanted else ticket.until
+            wanted[key] = later_end(wanted[key], ticket.until) if key in wanted else ticket.until
     return wanted
 
 
-def later(one, other):
+def later_end(one, other):
     return None if one is None or other is None else max(one, other)
 
 
@@ -3644,7 +3644,7 @@ class IPTables:
         first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
         return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
 
-    def spread(self, wanted):
+    def entries_by_chain(self, wanted):
         """chain -> its entries; the chains that the hooks enter always."""
         chains = {self.CHAIN: set()}
         if self.inner:
@@ -3658,7 +3658,7 @@ class IPTables:
         found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
         if chain == self.CHAIN:
             for name in set(chains) - {self.CHAIN, self.INNER}:
-                found.add('-A %s -s %s -j %s' % (chain, self.stretch(name), name))
+                found.add('-A %s -s %s -j %s' % (chain, self.network_of_chain(name), name))
         for each in chains[chain]:
             found.update('-A %s%s -j DROP' % (chain, match) for match in self.drops(each))
         return found
@@ -3667,9 +3667,9 @@ class IPTables:
         """What the rules of one of the things in a chain match."""
         net, door = entry
         net = net if '/' in net else '%s/%d' % (net, self.bits)
-        return [' -s %s%s' % (net, match) for match in matches(door)]
+        return [' -s %s%s' % (net, match) for match in port_matches(door)]
 
-    def stretch(self, chain):
+    def network_of_chain(self, chain):
         """The network that a sub-chain is for."""
         first = int(chain.rpartition('-')[2], 16) << (self.bits - self.lead)
         made = ipaddress.IPv4Address if self.family == 4 else ipaddress.IPv6Address
@@ -3695,7 +3695,7 @@ class IPTables:
 
     @staticmethod
     def endings(door):
-        return matches(door)
+        return port_matches(door)
 
     def restore(self, rows):
         text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
@@ -3719,7 +3719,7 @@ class IPTables:
         chains, hooks = self.listing(shown[0])
         found = ['%s rule %s' % (hook, self.misplaced(hook, there))
                  for hook, there in hooks.items() if self.misplaced(hook, there)]
-        spread = self.spread(wanted)
+        spread = self.entries_by_chain(wanted)
         rules = {name: sorted(self.rules(name, spread)) for name in spread}
         if {name: sorted(have) for name, have in chains.items()} != rules:
             n, m = (sum(len(rules) for rules in some.values()) for some in (chains, rules))
@@ -3730,7 +3730,7 @@ class IPTables:
 
     def rebuild(self, shown, wanted, now):
         there, hooks = self.listing(shown[0])
-        self.chains, rows = self.spread(wanted), []
+        self.chains, rows = self.entries_by_chain(wanted), []
         for hook, have in hooks.items():
             if self.misplaced(hook, have):
                 rows += self.unhook(hook, have)
@@ -3793,7 +3793,7 @@ class IPTables:
         return (self.restore(rows) if rows else []) + destroy(self.sizes(shown))
 
 
-def matches(door, form=' -p {0} -m {0} --dport {1}'):
+def port_matches(door, form=' -p {0} -m {0} --dport {1}'):
     """What stands in front of a rule's target: a match per protocol and port, or [''] for all packets.
     Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
     if not door.ports:
@@ -3817,7 +3817,7 @@ def waits_for_others(command):
     return command.argv[1:3] == WAITS[0]
 
 
-def waiting(command, n):
+def wait_form(command, n):
     """Such a Command in the n-th of these forms."""
     return command._replace(argv=command.argv[:1] + WAITS[n] + command.argv[3:])
 
@@ -3852,9 +3852,9 @@ class IPSet(IPTables):
             if door and door not in self.sets:
                 self.sets[door] = '%s-%d%s' % (name, family, '-%d' % len(self.sets) if self.sets else '')
 
-    def spread(self, wanted):
+    def entries_by_chain(self, wanted):
         """chain -> its sets, whatever is in them."""
-        chains = IPTables.spread(self, ())
+        chains = IPTables.entries_by_chain(self, ())
         for door in self.sets:
             chains[self.CHAIN if door.forward else self.INNER].add(door)
         return chains
@@ -3863,7 +3863,7 @@ class IPSet(IPTables):
         return self.drops(door)
 
     def drops(self, door):
-        return ['%s -m set --match-set %s src' % (match, self.sets[door]) for match in matches(door)]
+        return ['%s -m set --match-set %s src' % (match, self.sets[door]) for match in port_matches(door)]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
@@ -3957,7 +3957,7 @@ class NFTables:
                             '_door%d' % self.numbers[door] if self.numbers[door] else '')
         return name, (door, family, length), ip
 
-    def spread(self, wanted):
+    def entries_by_chain(self, wanted):
         """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
         self.sets, found = {}, {}
         for door in self.numbers:
@@ -3977,7 +3977,7 @@ class NFTables:
                 ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
                 net = ipaddress.ip_network('%s/%d' % (zero, length))
                 mask = '' if length == net.max_prefixlen else ' & %s' % net.netmask
-                for match in matches(door, '{0} dport {1} '):
+                for match in port_matches(door, '{0} dport {1} '):
                     yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
 
     def check(self, wanted):
@@ -4037,7 +4037,7 @@ class NFTables:
 
     def rebuild(self, shown, wanted, now):
         """All of it anew, in one transaction."""
-        elements = self.spread(wanted)
+        elements = self.entries_by_chain(wanted)
         rows = ['add table ' + self.TABLE, 'delete table ' + self.TABLE, 'table %s {' % self.TABLE]
         for name, (_, family, _) in sorted(self.sets.items()):
             rows += ['set %s {' % name, 'type ipv%d_addr; flags timeout;' % family, '}']
@@ -4103,7 +4103,7 @@ class Custom:
 def ticket_tags(ticket, now, wall, restored):
     """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is printable."""
     family, first, _ = span(ticket.network)
-    lines, fields = ticket.evidence or ((), {})
+    lines, fields = ticket.matches or ((), {})
     ip = ticket.network.partition('/')[0]
     parts = ip.split('.') if family == 4 else '%032x' % first
     tags = {'F-' + name.upper(): printable(str(value))[:256] for name, value in fields.items()}
@@ -4123,7 +4123,7 @@ def filled(word, tags):
 
 # Which firewall: what `firewall = auto` looks at.
 
-def holders(listed):
+def nft_tables_with_rules(listed):
     """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop; None
     stands for those that iptables-nft keeps, which are its business."""
     found = set()
@@ -4138,7 +4138,7 @@ def holders(listed):
     return found
 
 
-def ruled(listed):
+def iptables_has_rules(listed):
     """True if `iptables -S` shows rules or policies that are not ours."""
     return any(re.match(r'-P \w+ DROP|-A (?!banwatch)', row) and not re.search(r' -j banwatch(-input)?$', row)
                for row in (listed or '').split('\n'))
@@ -4148,14 +4148,14 @@ PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset']),
           'iptables': list_rules('iptables'), 'ip6tables': list_rules('ip6tables')}
 
 
-def follow(shown, failed=()):
+def choose_kinds(shown, failed=()):
     """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this, None for a
     program that is missing, or one of those that have `failed`."""
-    tables = holders(shown['nft'])
+    tables = nft_tables_with_rules(shown['nft'])
     native = sorted(tables - {None})
     if native:
         return ['nft', 'ipset', 'iptables'], 'rules stand in the nft table %s' % printable(native[0])
-    if None in tables or ruled(shown['iptables']) or ruled(shown['ip6tables']):
+    if None in tables or iptables_has_rules(shown['iptables']) or iptables_has_rules(shown['ip6tables']):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
         return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
@@ -4164,7 +4164,7 @@ def follow(shown, failed=()):
 
 def make_firewalls(kind, hooks, jails):
     """The firewalls that `firewall =` names, one per family or one for both; `jails` is name -> Jail."""
-    doors = {name: make_door(jail.options, hooks) for name, jail in jails.items()}
+    doors = {name: scope_of(jail.options, hooks) for name, jail in jails.items()}
     if kind in ('none', 'command'):
         return [Null(kind)]
     if kind == 'nft':
@@ -4180,7 +4180,7 @@ def make_actions(config, jails):
         for name, jail in jails.items() for action in jail.options['action']]
 
 
-def cut(networks):
+def cut_connections(networks):
     """The Command that ends the connections of these networks, those too that bypass every rule because their
     flow is offloaded; conntrack(8)."""
     text = ''.join('-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d'))
@@ -4232,9 +4232,9 @@ class Tally:
     def __init__(self, begun):
         self.begun = begun
         self.parts = {name: {} for name in PARTS}
-        self.floor = {}              # part -> how often the last one that was let go of had been counted
-        self.rare = {'addresses': {}, 'users': {}}             # key -> failures of those that did not get in, lately
-        self.fresh = {}              # (jail, network, user) -> [failures, last] that are in no part yet
+        self.evicted_count = {}              # part -> how often the last one that was let go of had been counted
+        self.below_cutoff = {'addresses': {}, 'users': {}}             # key -> failures of those that did not get in, lately
+        self.uncounted = {}              # (jail, network, user) -> [failures, last] that are in no part yet
         self.news = False            # has anything but plain numbers been counted since somebody looked?
         self.hour = [0, 0]           # the cell of this hour, from `hour_start` on
         self.hour_start = self.hour_end = 0
@@ -4258,7 +4258,7 @@ class Tally:
         """Lets go of what matters least, but for its number."""
         known, order = self.parts[part], self.order(part)
         for key in order[:len(known) - PARTS[part].limit]:
-            self.floor[part] = known.pop(key)[0]
+            self.evicted_count[part] = known.pop(key)[0]
         if part not in OLDEST_GO and part != 'counts':
             self.note('counts', (part,), len(order) - PARTS[part].limit)
 
@@ -4297,11 +4297,11 @@ class Tally:
     def failure(self, jail, net, user, guesses, when):
         self.news = True
         key = jail, net, shortened(user or '', NAME_LENGTH)
-        cell = self.fresh.get(key)
+        cell = self.uncounted.get(key)
         if cell is None:
-            if len(self.fresh) >= FOLDED:
+            if len(self.uncounted) >= FOLDED:
                 self.fold()
-            self.fresh[key] = [guesses, when]
+            self.uncounted[key] = [guesses, when]
         else:
             cell[0] += guesses
             cell[1] = when
@@ -4313,7 +4313,7 @@ class Tally:
     def fold(self):
         """Puts fresh failures into their places. Where these are full, only who has failed more often than the last
         that had to go gets in."""
-        fresh, self.fresh, news = self.fresh, {}, self.news
+        fresh, self.uncounted, news = self.uncounted, {}, self.news
         jails, nets, names = (collections.defaultdict(int) for _ in range(3))
         for (jail, net, user), (n, _) in fresh.items():
             jails[jail] += n
@@ -4349,7 +4349,7 @@ class Tally:
     def sift(self, part, new):
         """Of fresh failures by key: (those of before that did not count then, and are added; who does not get in
         this time either)."""
-        known, rare, floor = self.parts[part], self.rare[part], self.floor.get(part, 0)
+        known, rare, floor = self.parts[part], self.below_cutoff[part], self.evicted_count.get(part, 0)
         early = {key: rare.pop(key) for key in new if key in rare}
         for key, n in early.items():
             new[key] += n
@@ -4416,20 +4416,20 @@ LEVELS = {'err': 2, 'warn': 1, '': 0}          # how bad an other log line is, a
 FEW = 3                              # failures before a login that may be mistyping
 
 
-def ends(lines, most=DETAILS):
+def first_and_latest(lines, most=DETAILS):
     """The first and the latest of some lines."""
     return lines if len(lines) <= most else lines[:1] + lines[1 - most:]
 
 
 # what becomes of two fields of a cell, see PARTS
 COMBINE = {'n': lambda a, b: a + b, 'f': min, 'l': max, 't': lambda a, b: b or a, 'e': lambda a, b: a or b,
-           'b': lambda a, b: a or b, 'd': lambda a, b: ends(a + b)}
+           'b': lambda a, b: a or b, 'd': lambda a, b: first_and_latest(a + b)}
 
 
 def aged(codes, fields, now, details=DETAILS):
     """The fields of a key or a cell, moments as ages."""
     return [round(now - field, 1) if code in 'fml' else
-            [[round(now - t, 1), text] for t, text in ends(field, details)] if code == 'd' else field
+            [[round(now - t, 1), text] for t, text in first_and_latest(field, details)] if code == 'd' else field
             for code, field in zip(codes, fields)]
 
 
@@ -4448,7 +4448,7 @@ def load_tally(state, now, gone):
                     raise ValueError('too long or too short')
                 fields = [field_of(code, field, now - gone) for code, field in zip(keys + cell, row)]
                 if part == 'addresses':
-                    network(fields[0])
+                    network_of(fields[0])
                 tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
             except (ValueError, TypeError, LookupError):
                 lost += 1
@@ -4487,8 +4487,8 @@ class Report:
         self.tally = Tally(now)
         self.sent = None             # what the mail tells that sendmail has in hand
         self.known = {}              # (user, address) -> its last login, as far as summaries have told
-        self.owed = False            # has a mail been asked for that has not gone?
-        self.doubt = False           # has one perhaps gone before we ended, unknown to us?
+        self.mail_due = False            # has a mail been asked for that has not gone?
+        self.maybe_sent = False           # has one perhaps gone before we ended, unknown to us?
         self.last = None             # when the last one went
 
     def whole(self):
@@ -4512,14 +4512,14 @@ class Report:
             self.known.pop((user, ip), None)
             self.known[user, ip] = last
         shorten(self.known, 500)
-        self.sent, self.owed, self.doubt, self.last = None, False, False, now
+        self.sent, self.mail_due, self.maybe_sent, self.last = None, False, False, now
 
     def came_back(self):
         """The mail has not gone: its period goes on."""
-        self.tally, self.sent, self.owed = self.sent.merge(self.tally), None, True
+        self.tally, self.sent, self.mail_due = self.sent.merge(self.tally), None, True
 
     def dump(self, now, kept=False, most=KEPT_ROWS):
-        return dict(self.whole().dump(now, kept, most), sending=bool(self.sent) or self.doubt, owed=self.owed,
+        return dict(self.whole().dump(now, kept, most), sending=bool(self.sent) or self.maybe_sent, owed=self.mail_due,
                     last=None if self.last is None else round(now - self.last, 1),
                     known=[[user, ip, round(now - last, 1)]
                            for (user, ip), last in list(self.known.items())[-10 * most if kept else 0:]])
@@ -4531,7 +4531,7 @@ def load_report(state, now, gone):
     if type(state) is not dict:
         return report, state is not None
     report.tally, lost = load_tally(state, now, gone)
-    report.doubt, report.owed = state.get('sending') is True, (state.get('owed') or state.get('sending')) is True
+    report.maybe_sent, report.mail_due = state.get('sending') is True, (state.get('owed') or state.get('sending')) is True
     try:
         report.last = None if state.get('last') is None else now - gone - age_of(state['last'])
     except ValueError:
@@ -4591,7 +4591,7 @@ class Rule:
 
     def __init__(self, name, options, guard=None):
         self.name, self.options, self.guard = name, options, guard or unguarded
-        self.program = compiled(options['program'] or '.*', 0, options['program'])
+        self.program = compile_regex(options['program'] or '.*', 0, options['program'])
         self.regexes = None          # made when its program has spoken; at once if `guard` tells that it is not built in
         self.runaways = []           # when a regex was aborted, lately
         self.rests = 0               # until when the rule is not asked
@@ -4612,8 +4612,8 @@ class Rule:
             if tag not in ('HOST', 'ADDR') and tag_field(tag) not in self.fields:
                 raise ValueError('text: <%s> means nothing here (no regex has it)' % printable(tag))
         # texts (bytes) of which one stands in every line that is meant; None: there is nothing to look for
-        sets = [needed(regex) for regex in self.regexes]
-        self.needed = best_of([found for found in (needed(self.program), all(sets) and set().union(*sets)) if found])
+        sets = [best_literals(regex) for regex in self.regexes]
+        self.needed = most_telling([found for found in (best_literals(self.program), all(sets) and set().union(*sets)) if found])
 
     def match(self, program, message):
         """The fields that one of its regexes finds, None if none matches."""
@@ -4697,12 +4697,12 @@ class Digest:
             if known not in self.shapes:
                 if examples is None:               # shape -> the first line of it
                     examples = dict(zip(reversed(keys), reversed(raw)))
-                if not self.affords(b' kernel: ' in known, now):
+                if not self.may_analyse(b' kernel: ' in known, now):
                     tally.note('other', ('', 'lines of ever new kinds, too many to be looked at', ''), n, now, now, '')
                     continue
                 if len(self.shapes) >= KNOWN_SHAPES:
                     self.shapes.clear()
-                learnt = self.learn(examples[shape], tally)                    # which may clear them, too
+                learnt = self.classify(examples[shape], tally)                    # which may clear them, too
                 self.shapes[known] = learnt
             found = self.shapes[known]
             if found and b'message repeated ' in shape:
@@ -4716,7 +4716,7 @@ class Digest:
                 scans = scans or found is False
         return scans
 
-    def affords(self, whose, now):
+    def may_analyse(self, whose, now):
         """May one more new shape be looked at? Who makes a flood does not hide what the kernel says."""
         self.room = [min(NEW_AT_ONCE, room + NEW_A_SECOND * (now - self.looked)) for room in self.room]
         self.looked = now
@@ -4765,7 +4765,7 @@ class Digest:
         self.fails.forget((rule.name, what))
         return True
 
-    def learn(self, raw, tally):
+    def classify(self, raw, tally):
         """(part, key, last field of its cell) of a line whose shape is new; None if it does not matter, False if it
         is a packet that the firewall has logged."""
         line = read_line(raw)
@@ -4805,14 +4805,14 @@ class Digest:
                     SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found for i in where):
                 wider = ['*' if i in where else word for i, word in enumerate(known[found[0]])]
                 for n in reversed(found):
-                    self.widen(program, known.pop(n), wider, tally)
+                    self.generalise(program, known.pop(n), wider, tally)
                 known.append(wider)
                 return wider
         known.append(words)
         del known[:-8]
         return words
 
-    def widen(self, program, template, wider, tally):
+    def generalise(self, program, template, wider, tally):
         """What was counted under a template now counts under a wider one."""
         self.shapes.clear()
         for level in ('err', 'warn', ''):
@@ -4906,7 +4906,7 @@ def summarise(report, facts):
                  for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0])]
     return {
         'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now), 'seconds': round(seconds),
-        'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.doubt,
+        'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.maybe_sent,
         'reboots': counts['reboots'], 'starts': counts['starts'],
         'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
         'warnings': report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall),
@@ -5002,7 +5002,7 @@ def noted_lines(tally, facts, wall):
     """What rules have found."""
     def chosen(name, lines):
         which = facts['details'].get(name, 'none')             # of a rule that is there no more
-        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': ends(lines, 2)}[which]
+        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': first_and_latest(lines, 2)}[which]
     return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
                     'details': [[wall(when), line] for when, line in chosen(name, lines)]}
                    for (level, name, text), (n, first, last, lines) in tally['rules'].items()],
@@ -5045,7 +5045,7 @@ def neighbours(addresses):
     """Networks (/24, /48) from which more than one address has failed."""
     found = {}
     for row in addresses:
-        net = network(row['ip'].partition('/')[0], 24, 48)
+        net = network_of(row['ip'].partition('/')[0], 24, 48)
         cell = found.setdefault(net, {'network': net, 'addresses': 0, 'failures': 0, 'bans': 0})
         cell['addresses'] += 1
         cell['failures'] += row['failures']
@@ -5460,15 +5460,15 @@ def elapsed(state, clocks):
     """Seconds since a state was written."""
     boot, now, wall = clocks
     try:
-        if state.get('boot') == boot and moment(state.get('ticks')) <= now + 1:       # it was rounded
+        if state.get('boot') == boot and checked_seconds(state.get('ticks')) <= now + 1:       # it was rounded
             return max(0, now - state['ticks'])
-        then = moment(state.get('wall'))
+        then = checked_seconds(state.get('wall'))
         return wall - then if SANE <= then <= wall < then + TOO_LONG else 0
     except ValueError:
         return 0
 
 
-def moment(value, least=-1e10):
+def checked_seconds(value, least=-1e10):
     """A number of seconds as it stands in a state file; ValueError for anything else."""
     return number_of(value, least, 1e10)
 
@@ -5498,7 +5498,7 @@ def load(text, clocks):
 def offset_in(state, clocks):
     """How the clocks stood to each other when a state was written; None in another boot."""
     try:
-        return moment(state.get('wall')) - moment(state.get('ticks')) if state.get('boot') == clocks[0] else None
+        return checked_seconds(state.get('wall')) - checked_seconds(state.get('ticks')) if state.get('boot') == clocks[0] else None
     except ValueError:
         return None
 
@@ -5506,7 +5506,7 @@ def offset_in(state, clocks):
 def differs_in(state, then):
     """Since when the kept state lacks something of this one, which was written `then`; None if it does not."""
     try:
-        return None if state.get('unkept') is None else then - moment(state['unkept'], 0)
+        return None if state.get('unkept') is None else then - checked_seconds(state['unkept'], 0)
     except ValueError:
         return None
 
@@ -5514,35 +5514,35 @@ def differs_in(state, then):
 def name_and_network(jail, net):
     if type(jail) is not str or type(net) is not str or len(jail) > 64:
         raise ValueError('no ticket')
-    return jail, network(net)
+    return jail, network_of(net)
 
 
 def load_ban(row, now, gone):
     jail, net, left, age, n, failures = row
-    until = None if left == FOREVER else now + moment(left, 0) - gone
+    until = None if left == FOREVER else now + checked_seconds(left, 0) - gone
     jail, net = name_and_network(jail, net)
-    return Ticket(jail, net, now - moment(age) - gone, until, whole(n), whole(failures))
+    return Ticket(jail, net, now - checked_seconds(age) - gone, until, whole_number(n), whole_number(failures))
 
 
-def whole(n):
-    return int(moment(n, 0))
+def whole_number(n):
+    return int(checked_seconds(n, 0))
 
 
 def load_history(row, now, gone):
     jail, net, n, age = row
-    return name_and_network(jail, net), (whole(n), now - moment(age) - gone)
+    return name_and_network(jail, net), (whole_number(n), now - checked_seconds(age) - gone)
 
 
 def load_fails(row, now, gone):
     jail, net, ages = row
-    return name_and_network(jail, net), sorted(now - moment(age, 0) - gone for age in ages[:1000])
+    return name_and_network(jail, net), sorted(now - checked_seconds(age, 0) - gone for age in ages[:1000])
 
 
 def load_login(row, now, gone):
     jail, ip, user, left = row
     if type(user) is not str:
         raise ValueError('no user')
-    return name_and_network(jail, ip) + (user,), now + moment(left) - gone
+    return name_and_network(jail, ip) + (user,), now + checked_seconds(left) - gone
 
 
 LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logins': load_login}
@@ -5932,7 +5932,7 @@ class Machine:
                 done(problem, output)
             if self.turns and not self.alone:
                 self.run_in_turn(*self.turns.popleft())
-        self.start(waiting(command, form), ended, seconds)
+        self.start(wait_form(command, form), ended, seconds)
 
     def run_all(self, commands, done, seconds=10, lenient=False, shown=()):
         """Runs Commands one after the other until one fails; `done(problem, what they printed)`. If it is
@@ -6122,7 +6122,7 @@ class Machine:
         rows = {}
         for text, why in found:
             try:
-                rows.setdefault(network(text), free(text, why))
+                rows.setdefault(network_of(text), exempt(text, why))
             except ValueError:
                 pass
         return list(rows.values())
@@ -6297,7 +6297,7 @@ SETTLE = 1                           # seconds in which a program that was start
 PATIENCE = 60                        # seconds between attempts, at most
 
 
-class Cutter:
+class LineSplitter:
     """Makes whole lines of what comes in pieces. A line over PLAIN_LINE keeps its beginning only."""
 
     def __init__(self):
@@ -6390,7 +6390,7 @@ class Pipe(Source):
             self.fd = os.open(self.argument, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             if not stat.S_ISFIFO(os.fstat(self.fd).st_mode):
                 raise OSError(0, 'is not a FIFO')
-        self.cutter = Cutter()
+        self.cutter = LineSplitter()
         try:
             self.loop.watch(self.fd, self.readable)
         except PermissionError:                    # epoll takes no regular file
@@ -6439,7 +6439,7 @@ class Child(Source):
         self.seen = getattr(self, 'seen', None) or collections.deque(
             position if is_checksums(position) else (), maxlen=SEEN)
         self.process, self.tether = self.machine.spawn_tethered(self.argument)
-        self.cutter, self.said, self.first = Cutter(), '', b''
+        self.cutter, self.said, self.first = LineSplitter(), '', b''
         self.settling = self.loop.after(SETTLE, self.settled)
         for stream, handler in ((self.process.stdout, self.readable),
                                 (self.process.stderr, self.complaint)):
@@ -6474,10 +6474,10 @@ class Child(Source):
         """The first second is over."""
         self.loop.cancel(self.settling)
         self.settling, block, self.first = None, self.first, b''
-        self.pass_on(self.unseen(block), RECENT)
+        self.pass_on(self.new_lines(block), RECENT)
 
-    def unseen(self, block):
-        told = replayed(list(self.seen), checksums(block))
+    def new_lines(self, block):
+        told = count_replayed(list(self.seen), checksums(block))
         return b''.join(line + b'\n' for line in block.split(b'\n')[told:-1])
 
     def pass_on(self, block, age):
@@ -6548,7 +6548,7 @@ class Logread(Child):
             if self.machine.ticks() > self.ring_until:
                 self.ring = None
             else:
-                block = untold(block, self.ring)
+                block = lines_not_in(block, self.ring)
         self.pass_on(block, LIVE)
 
     def read_ring(self, process, problem, output):
@@ -6560,7 +6560,7 @@ class Logread(Child):
             return self.settled()
         ring = output.encode('utf-8', 'surrogateescape')
         ring = ring[:ring.rfind(b'\n') + 1]
-        new, age = self.unseen(ring), RECENT if self.seen else OLD
+        new, age = self.new_lines(ring), RECENT if self.seen else OLD
         if self.seen and new == ring:
             self.complain(self, 'lines are lost: more were written than the ring holds, or it was emptied')
         self.ring, self.ring_until = collections.Counter(checksums(ring)), self.machine.ticks() + RING_SECONDS
@@ -6569,11 +6569,11 @@ class Logread(Child):
         self.pass_on(new, age)
         self.take(block)
 
-    def unseen(self, block):
+    def new_lines(self, block):
         """What of a block was not seen yet. What stands before the oldest line that is remembered was."""
         numbers = checksums(block)
         at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(self.seen) == SEEN and self.seen[0] in numbers else 0
-        return untold(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
+        return lines_not_in(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
 
     def complaint(self):
         """It has lost its log daemon, and will go on with what a new one is told after it has found it."""
@@ -6611,7 +6611,7 @@ class Logread(Child):
 def inode(path):
     """(device, inode) of a file, None if there is none."""
     try:
-        return identity(os.stat(path))
+        return file_identity(os.stat(path))
     except OSError:
         return None
 
@@ -6622,7 +6622,7 @@ def checksums(block, most=None):
     return [binascii.crc32(line[13:] if line[13:14] == b':' else line) for line in block.split(b'\n')[:-1][-most if most else 0:]]
 
 
-def untold(block, told):
+def lines_not_in(block, told):
     """The lines of a block that are not among the `told`, a Counter of checksums; those that are count down there."""
     new = []
     for line, number in zip(block.split(b'\n'), checksums(block)):
@@ -6637,7 +6637,7 @@ def is_checksums(position):
     return type(position) is list and all(type(n) is int for n in position)
 
 
-def replayed(seen, lines):
+def count_replayed(seen, lines):
     """How many of the first `lines` were seen before: as many as end like what was seen last. Lines are
     compared as a sequence: two equal ones in one second are two guesses."""
     for n in range(len(lines) if seen else 0, 0, -1):
@@ -6681,14 +6681,14 @@ class Datagrams(Source):
             self.sock = None
 
 
-class Followed:
+class OpenFile:
     """One log file that a Tail has open."""
     __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen', 'age')
 
     def __init__(self, fd, path, offset, now, age):
         self.fd, self.path, self.offset = fd, path, offset
-        self.identity = identity(os.fstat(fd))
-        self.cutter = Cutter()
+        self.identity = file_identity(os.fstat(fd))
+        self.cutter = LineSplitter()
         self.changed = None          # its mtime when we last read to its end
         self.seen = now              # when it last had something for us, or was at its path
         self.age = age               # of what it holds; LIVE once its end was reached
@@ -6704,7 +6704,7 @@ class Followed:
         return [self.path, list(self.identity), self.offset - self.cutter.held, self.mark, self.head]
 
 
-def identity(info):
+def file_identity(info):
     return info.st_dev, info.st_ino
 
 
@@ -6773,7 +6773,7 @@ class Tail(Source):
         copy = self.find(file.path, at, file.mark, file.head)
         while copy and self.read(copy):
             pass
-        file.offset, file.cutter, file.age = 0, Cutter(), RECENT
+        file.offset, file.cutter, file.age = 0, LineSplitter(), RECENT
         file.remember()
 
     def find(self, path, offset, mark, head, known=None):
@@ -6784,10 +6784,10 @@ class Tail(Source):
         beside = [p for p in beside if os.path.isfile(p)]
         for other in sorted(beside, key=os.path.getmtime, reverse=True)[:20]:      # the newest are enough
             fd = open_log(other)
-            this = identity(os.fstat(fd))
+            this = file_identity(os.fstat(fd))
             if this not in self.files and (
-                    same(fd, offset, mark, head) if mark[0] else list(this) == known):
-                self.files[this] = Followed(fd, path, offset, self.machine.ticks(), RECENT)
+                    same_file(fd, offset, mark, head) if mark[0] else list(this) == known):
+                self.files[this] = OpenFile(fd, path, offset, self.machine.ticks(), RECENT)
                 return self.files[this]
             os.close(fd)
         return None
@@ -6806,8 +6806,8 @@ class Tail(Source):
         for path in paths:
             try:
                 info = os.stat(path)
-                there.add(identity(info))
-                known = self.files.get(identity(info))
+                there.add(file_identity(info))
+                known = self.files.get(file_identity(info))
                 if known:
                     known.path, known.seen = path, now
                 elif not stat.S_ISREG(info.st_mode):
@@ -6839,7 +6839,7 @@ class Tail(Source):
         else:
             if start:
                 start += os.pread(fd, PLAIN_LINE, start).find(b'\n') + 1
-        file = Followed(fd, path, start, self.machine.ticks(), age)
+        file = OpenFile(fd, path, start, self.machine.ticks(), age)
         self.files[file.identity] = file
         return True
 
@@ -6861,7 +6861,7 @@ def open_log(path):
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
-def same(fd, offset, mark, head):
+def same_file(fd, offset, mark, head):
     """True if a file is still the one whose fingerprints these are."""
     return (os.fstat(fd).st_size >= offset >= mark[0] and fingerprint(fd, offset - mark[0], mark[0]) == mark
             and fingerprint(fd, 0, head[0]) == head)
@@ -7023,7 +7023,7 @@ class Client:
             self.sock.close()
 
 
-def ask(config, request):
+def ask_daemon(config, request):
     """The running daemon's answer; Problem if there is no daemon, or its answer is an error."""
     path = os.path.join(config['runtime'], 'control')
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)         # `socket` around it would cost as much as all the rest
@@ -7061,12 +7061,12 @@ def patience(attempts):
     return min(MINUTE, 2 ** min(attempts, 9) / 2)
 
 
-def named(name, problem):
+def with_name(name, problem):
     """A problem with its firewall's name, which may be the program's that told it."""
     return problem if problem.startswith(name + ':') else '%s: %s' % (name, problem)
 
 
-class Kernel:
+class FirewallSync:
     """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
 
     def __init__(self, firewall, machine, bans, refused, before=None):
@@ -7111,7 +7111,7 @@ class Kernel:
         return [t for t in self.bans.tickets.values() if self.handles(t.network) and not self.refused(t)]
 
     def wanted(self):
-        return entries(self.tickets(), self.firewall.doors)
+        return entries_of(self.tickets(), self.firewall.doors)
 
     def tickets_behind(self, network, door):
         """The tickets that an entry stands for."""
@@ -7168,7 +7168,7 @@ class Kernel:
         must end: new ones, banned from all ports."""
         made = []
         for (net, door), there in self.changed.items():
-            wanted = entries(self.tickets_behind(net, door), self.firewall.doors)
+            wanted = entries_of(self.tickets_behind(net, door), self.firewall.doors)
             made.append(Change(net, door, there, not wanted, wanted.get((net, door))))
         self.changed = {}
         self.new = (self.new + [each.network for each in made
@@ -7204,7 +7204,7 @@ class Kernel:
                 self.tell_drops(jails, packets - known if packets > known else packets)
 
     def complain(self, problem, what_now=''):
-        self.log('%s%s' % (named(self.firewall.name, problem), what_now))
+        self.log('%s%s' % (with_name(self.firewall.name, problem), what_now))
         if self.tell:
             self.tell(self.firewall.name, problem)
 
@@ -7271,7 +7271,7 @@ class Kernel:
     def cut(self, networks):
         """Ends connections that bypass the rules, once those are in place."""
         if self.machine.which('conntrack'):
-            self.machine.run(cut(networks), self.was_cut)
+            self.machine.run(cut_connections(networks), self.was_cut)
 
     def was_cut(self, problem, output):
         if problem != self.uncut and problem:
@@ -7302,7 +7302,7 @@ class Kernel:
             not self.unsure or bool(self.trouble) and not self.worked and self.attempts >= tries)
 
 
-class Courier:
+class ActionRunner:
     """Runs one jail's commands of an [action NAME]: one at a time, ban by ban, in their order. Whatever they
     do, they delay nobody else; one that fails three times is given up."""
     TRIES = 3
@@ -7512,7 +7512,7 @@ class Reporter:
 
     def skip(self, summary):
         """There is nothing to tell: with `empty = no` a period ends without a mail; else it has hardly begun, and goes on."""
-        self.attempts, self.trouble, self.report.owed = 0, '', False
+        self.attempts, self.trouble, self.report.mail_due = 0, '', False
         if not self.settings['empty']:
             self.report.send(self.machine.ticks())
             self.report.gone(self.machine.ticks())
@@ -7534,7 +7534,7 @@ class Reporter:
             self.keep()
         if problem != self.trouble:
             self.machine.log('report: not sent: %s; it is kept, and tried again' % problem)
-        self.trouble, self.report.owed = problem, True
+        self.trouble, self.report.mail_due = problem, True
         self.try_later(min(HOUR, MINUTE * 2 ** min(self.attempts, 9)))
         self.attempts += 1
         self.answer({'sent': '', 'problem': problem, 'summary': summary})
@@ -7588,7 +7588,7 @@ def facts_of(machine, bans, **more):
     """What only the machine and the tickets know, for `summarise`."""
     now, until = machine.ticks(), {}
     for ticket in bans.tickets.values():
-        until[ticket.network] = later(until.get(ticket.network, ticket.until), ticket.until)
+        until[ticket.network] = later_end(until.get(ticket.network, ticket.until), ticket.until)
     times = collections.Counter()
     for (_, net), (n, _) in bans.history.items():
         times[net] += n
@@ -7621,8 +7621,8 @@ class Daemon:
         self.held = []                             # to be asked again when there is a firewall
         self.look_soon = self.look_late = None     # timers, after the machine's firewall has reloaded
         self.bans = Bans(self.room())
-        self.evident = collections.deque()         # the latest tickets that have evidence
-        self.frees = []              # what of this machine must never be banned
+        self.with_matches = collections.deque()         # the latest tickets that have evidence
+        self.exempt = []              # what of this machine must never be banned
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
         self.came_from = ''          # what the summary counts this start as, if there was one before
@@ -7661,7 +7661,7 @@ class Daemon:
         self.protect()
         self.set_firewall()
         self.set_sources()
-        if self.reporter.report.owed:
+        if self.reporter.report.mail_due:
             self.reporter.try_later(MINUTE)
         self.loop.after(MINUTE, self.minute)
 
@@ -7722,7 +7722,7 @@ class Daemon:
             if len(shown) == len(PROBES):
                 self.probing = False
                 if self.kind() == 'auto' and not self.ending:
-                    self.choose(*follow(shown, [name for name in shown if shown[name] is None and self.machine.which(name)]))
+                    self.choose(*choose_kinds(shown, [name for name in shown if shown[name] is None and self.machine.which(name)]))
                 held, self.held = self.held, []
                 for ask_again in held:
                     ask_again()
@@ -7764,7 +7764,7 @@ class Daemon:
                 kernel.close()
 
     def kernel(self, firewall, before=None):
-        made = Kernel(firewall, self.machine, self.bans, self.refused, before)
+        made = FirewallSync(firewall, self.machine, self.bans, self.refused, before)
         made.tell, made.tell_drops = self.reporter.incident, lambda jails, n: self.reporter.tally.note('drops', (jails,), n)
         return made
 
@@ -7782,17 +7782,17 @@ class Daemon:
 
     def try_on(self):
         """While `auto` tries: goes on to the next kind where one does not work."""
-        main = [k for k in self.kernels if k.firewall.family in (4, None)][0]
+        first = [k for k in self.kernels if k.firewall.family in (4, None)][0]
         if self.built():
             self.trying = False
             self.why = '; '.join([self.why] + [text for text in self.tried if not text.startswith(self.kinds[0] + ':')])
-            self.machine.log('firewall: %s (%s)' % (main.firewall.name, self.why))
+            self.machine.log('firewall: %s (%s)' % (first.firewall.name, self.why))
             self.troubles.pop('firewall', None)
             for kernel in self.kernels:
                 if kernel.trouble:                 # that of the other family
                     self.machine.log('%s: %s; trying again' % (kernel.firewall.name, kernel.trouble))
-        elif main.trouble and main.quiet:
-            self.tried.append(named(self.kinds[0], main.trouble))
+        elif first.trouble and first.quiet:
+            self.tried.append(with_name(self.kinds[0], first.trouble))
             if len(self.kinds) > 1:
                 self.kinds = self.kinds[1:]
                 return self.wire()
@@ -7812,7 +7812,7 @@ class Daemon:
                 self.couriers.append(there.pop(custom.name))
             else:
                 before = [each for each in self.leaving + list(there.values()) if each.firewall.name == custom.name]
-                self.couriers.append(Courier(custom, self.machine, self.bans, before))
+                self.couriers.append(ActionRunner(custom, self.machine, self.bans, before))
         for courier in there.values():
             courier.close()
             self.leaving.append(courier)
@@ -7899,7 +7899,7 @@ class Daemon:
         self.changed = True
         offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance, tally)
         if offence:
-            self.ban(jail, offence.network, offence.seconds, offence.failures, offence.evidence)
+            self.ban(jail, offence.network, offence.seconds, offence.failures, offence.matches)
 
     def tell_troubles(self):
         """Names a filter or a rule that a regex has run away in, once."""
@@ -7909,7 +7909,7 @@ class Daemon:
         for name, trouble in self.digest.trouble.items():
             self.note('rule ' + name, trouble)
 
-    def ban(self, jail, network, seconds, failures=0, evidence=None):
+    def ban(self, jail, network, seconds, failures=0, matches=None):
         """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
         refusal = jail.refusal(network)
         if refusal:
@@ -7921,16 +7921,16 @@ class Daemon:
         ticket.failures = max(ticket.failures, failures)
         if not known:
             jail.banned += 1
-            ticket.evidence = evidence
-        if evidence:
-            self.evident.append(ticket)
-            if len(self.evident) > WITNESSES:
-                self.evident.popleft().evidence = None
+            ticket.matches = matches
+        if matches:
+            self.with_matches.append(ticket)
+            if len(self.with_matches) > WITNESSES:
+                self.with_matches.popleft().matches = None
         self.changed = self.unkept = True
         for each in self.tellable(network):
             each.ban(ticket, known)
         verb = ('would ban' if self.dry_run else 'ban') if not known else (
-            'extend' if later(end, ticket.until) == ticket.until else 'shorten')
+            'extend' if later_end(end, ticket.until) == ticket.until else 'shorten')
         if verb != 'shorten':
             self.count_ban(jail.name, 'extended' if known else 'bans', now)
         why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else BY_HAND
@@ -7963,11 +7963,11 @@ class Daemon:
     def protect(self):
         """Learns anew what must never be banned; releases tickets that overlap it, or whose jail is off."""
         try:
-            self.frees = self.machine.networks()
+            self.exempt = self.machine.networks()
             self.troubles.pop('netlink', None)
         except OSError as e:
             self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
-        changed = self.jails.protect(self.frees)
+        changed = self.jails.protect(self.exempt)
         for ticket in list(self.bans.tickets.values()) if changed else ():
             why = self.refused(ticket)
             if why:
@@ -8289,7 +8289,7 @@ class Daemon:
         if seconds != FOREVER:
             seconds = min(max(1, seconds), jail.options['bantime.maxtime'])
         refused, tickets = [], []
-        for net in [network(text) for text in request['networks']]:
+        for net in [network_of(text) for text in request['networks']]:
             refusal = self.ban(jail, net, seconds)
             if refusal:
                 refused.append('%s: not banned: %s' % (net, refusal))
@@ -8308,12 +8308,12 @@ class Daemon:
     def unban_by_hand(self, request, reply):
         self.jail_named(request)
         name, everything = request.get('jail'), request.get('all')
-        nets = [network(text) for text in request['networks']]
+        nets = [network_of(text) for text in request['networks']]
         tickets = [t for t in self.bans.tickets.values() if name in (None, t.jail)
-                   and (everything or any(touches(t.network, net) for net in nets))]
-        missing = [net for net in nets if not any(touches(t.network, net) for t in tickets)]
+                   and (everything or any(networks_overlap(t.network, net) for net in nets))]
+        missing = [net for net in nets if not any(networks_overlap(t.network, net) for t in tickets)]
         for key in [key for key in self.fails.recent if name in (None, key[0])
-                    and (everything or any(touches(key[1], net) for net in nets))]:
+                    and (everything or any(networks_overlap(key[1], net) for net in nets))]:
             self.fails.forget(key)
             self.changed = True
         for ticket in tickets:
@@ -8387,7 +8387,7 @@ class Daemon:
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
         found = ['%s: %s' % (path, text) for path, text in self.troubles.items()]
-        found += [named(each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
+        found += [with_name(each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
         found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
         found += self.nameless()
         if self.reporter.trouble:
@@ -8456,10 +8456,10 @@ def read_conf(name, strict=True, filters=True):
     return config
 
 
-def run(conf, options, words):
+def run_daemon(conf, options, words):
     machine = Machine()
     machine.become_byte_code()
-    Later.for_a_daemon()
+    LazyModule.for_a_daemon()
     config = read_conf(conf, filters=False)
     dry_run = 'dry-run' in options
     if not dry_run and config['firewall'] != 'none' and not machine.root():
@@ -8478,23 +8478,23 @@ def run(conf, options, words):
     return 1 if daemon.left_behind else 0
 
 
-def check(conf, options, words):
+def check_file(conf, options, words):
     config = read_conf(conf)
     print(config_text(config) if 'print' in options else '%s: all right' % config.name)
     return 0
 
 
-def request(conf, options, words, **more):
+def ask_about(conf, options, words, **more):
     """The daemon's answer to a command, which may name a jail."""
     jail = options.get('jail') or (words[0] if words else None)
-    return ask(read_conf(conf, strict=False), dict(more, jail=jail))
+    return ask_daemon(read_conf(conf, strict=False), dict(more, jail=jail))
 
 
-def request_in_parts(conf, options, networks, **more):
+def ask_in_parts(conf, options, networks, **more):
     """The same about networks, which may be more than fit into one request."""
     whole = {}
     for start in range(0, max(1, len(networks)), 1000):
-        for key, value in request(conf, options, [], networks=networks[start:start + 1000], **more).items():
+        for key, value in ask_about(conf, options, [], networks=networks[start:start + 1000], **more).items():
             whole[key] = whole[key] + value if type(value) is list and key in whole else value or whole.get(key, value)
     return whole
 
@@ -8503,15 +8503,15 @@ def clock_text(when):
     return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', local_time(when))
 
 
-def show(rows):
+def print_rows(rows):
     print('\n'.join(rows))
     return 0
 
 
-def status(conf, options, words):
-    answer = request(conf, options, words, do='status')
+def show_status(conf, options, words):
+    answer = ask_about(conf, options, words, do='status')
     if 'json' in options:
-        return show([json.dumps(answer)])
+        return print_rows([json.dumps(answer)])
     head = 'JAIL', 'FAILURES', 'TRACKED', 'IGNORED', 'BANS', 'NOW'
     keys = 'jail', 'failures', 'tracked', 'ignored', 'bans', 'banned'
     rows = ['banwatch %s, pid %d, up %s, %s kB, conf: %s' % (
@@ -8533,24 +8533,24 @@ def status(conf, options, words):
             rows.append('filter    %s: %s' % (jail['jail'], jail['origin']))
     rows += [''] + list(table(head, [[jail[key] for key in keys] for jail in answer['jails']]))
     rows += [''] * bool(answer['wrong']) + ['WRONG: ' + printable(text) for text in answer['wrong']]
-    return show(rows)
+    return print_rows(rows)
 
 
-def banned(conf, options, words):
-    rows = request(conf, options, words, do='banned')['banned']
+def show_banned(conf, options, words):
+    rows = ask_about(conf, options, words, do='banned')['banned']
     if 'json' in options:
-        return show([json.dumps(rows)])
+        return print_rows([json.dumps(rows)])
     if not rows:
-        return show(['nobody is banned'])
-    return show(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
+        return print_rows(['nobody is banned'])
+    return print_rows(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
         (row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
          '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
 
 
-def report(conf, options, words):
+def show_report(conf, options, words):
     config, answer = read_conf(conf, strict=False), None
     try:
-        answer = ask(config, {'do': 'report', 'send': 'send' in options, 'patience': MAIL_SECONDS})
+        answer = ask_daemon(config, {'do': 'report', 'send': 'send' in options, 'patience': MAIL_SECONDS})
     except Problem as e:
         if e.code != os.EX_UNAVAILABLE or 'send' in options and 'no daemon is running' not in str(e):
             raise                                  # one that dies meanwhile comes back, and finds its place taken
@@ -8564,15 +8564,15 @@ def report(conf, options, words):
             raise Problem('%s: is no file (- is standard output)' % printable(options['html']))
         Machine().replace(path, report_page(summary), config.get('report', 'htmlmode'))
     if answer.get('problem'):
-        raise Problem('not sent: %s (%s)' % (printable(answer['problem']), remedy(answer['problem'])))
+        raise Problem('not sent: %s (%s)' % (printable(answer['problem']), mail_remedy(answer['problem'])))
     if 'json' in options:
-        return show([json.dumps(summary)])
+        return print_rows([json.dumps(summary)])
     if 'send' in options:
-        return show(['sent to %s: %s' % (answer['to'], answer['sent']) if answer['sent'] else 'not sent: ' + answer['why']])
-    return 0 if 'html' in options else show(for_terminal(text_lines(summary), sys.stdout))
+        return print_rows(['sent to %s: %s' % (answer['to'], answer['sent']) if answer['sent'] else 'not sent: ' + answer['why']])
+    return 0 if 'html' in options else print_rows(for_terminal(text_lines(summary), sys.stdout))
 
 
-def remedy(problem):
+def mail_remedy(problem):
     """What to do about a mail that did not go."""
     if 'not installed' in problem or re.fullmatch(r'\S+: No such file or directory', problem):
         return 'install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` in [report]; nothing is lost'
@@ -8626,7 +8626,7 @@ def summary_in(state, machine):
     return summarise(state.report, facts_of(machine, bans))
 
 
-def work(machine, begin, done, signalled):
+def run_loop_until(machine, begin, done, signalled):
     """Lets a command's programs run from `begin()` until `done()`."""
     pair = listen_to_signals(machine.loop, signalled)
     try:
@@ -8646,7 +8646,7 @@ def send_without_daemon(machine, config):
     daemon, answers = Daemon(machine, config), []
     daemon.restore()
     # a terminal that closes is no wish for a new conf, which would read the log
-    work(machine, lambda: daemon.reporter.send(answers.append), lambda: answers or daemon.ending,
+    run_loop_until(machine, lambda: daemon.reporter.send(answers.append), lambda: answers or daemon.ending,
          lambda number: number == signal.SIGHUP or daemon.signalled(number))
     if not answers:
         raise Problem('given up; whether the mail has gone is not known: the next one says so')
@@ -8661,7 +8661,7 @@ def run_now(machine, command, seconds=10):
         if number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         machine.reap()
-    work(machine, lambda: machine.run(command, lambda *answer: ended.append(answer), seconds), lambda: ended, signalled)
+    run_loop_until(machine, lambda: machine.run(command, lambda *answer: ended.append(answer), seconds), lambda: ended, signalled)
     return ended[0]
 
 
@@ -8669,40 +8669,40 @@ def typed_networks(words):
     found = []
     for word in words:
         try:
-            found.append(network(word))
+            found.append(network_of(word))
         except ValueError:
             raise Problem('%s is no address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
                           % printable(word), os.EX_USAGE) from None
     return found
 
 
-def ban(conf, options, words):
+def ban_addresses(conf, options, words):
     try:
         seconds = ban_seconds(options['time']) if 'time' in options else None
     except ValueError as e:
         raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
-    answer = request_in_parts(conf, options, typed_networks(words), do='ban', seconds=seconds)
+    answer = ask_in_parts(conf, options, typed_networks(words), do='ban', seconds=seconds)
     for net in answer['banned']:
         print('%s: banned %s' % (net, for_text(answer['seconds'])))
     if seconds is not None and seconds != answer['seconds']:
         print('(bantime.maxtime is %s; -t -1 bans for ever)' % duration_text(answer['seconds']))
     if answer.get('full'):
         print('banwatch: ' + answer['full'], file=sys.stderr)
-    return verdict(answer, answer['refused'])
+    return print_refusals(answer, answer['refused'])
 
 
-def unban(conf, options, words):
+def unban_addresses(conf, options, words):
     everything = 'all' in options
     if everything == bool(words):
         raise Problem('unban takes addresses, or --all', os.EX_USAGE)
-    answer = request_in_parts(conf, options, typed_networks(words), do='unban', all=everything)
+    answer = ask_in_parts(conf, options, typed_networks(words), do='unban', all=everything)
     for net in answer['unbanned']:
         print('%s: unbanned' % net)
     by = ' by ' + options['jail'] if 'jail' in options else ''
-    return verdict(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
+    return print_refusals(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
 
 
-def verdict(answer, refused):
+def print_refusals(answer, refused):
     """Prints what did not work; the exit code."""
     for text in refused:
         print('banwatch: ' + text, file=sys.stderr)
@@ -8712,15 +8712,15 @@ def verdict(answer, refused):
     return 1 if refused or answer['trouble'] else 0
 
 
-def reload(conf, options, words):
-    request(conf, options, words, do='reload')
-    return show(['reloaded'])
+def reload_daemon(conf, options, words):
+    ask_about(conf, options, words, do='reload')
+    return print_rows(['reloaded'])
 
 
-def stop(conf, options, words):
+def stop_daemon(conf, options, words):
     procd = os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch')
     try:
-        answer = request(conf, options, words, do='status' if procd else 'stop')
+        answer = ask_about(conf, options, words, do='status' if procd else 'stop')
     except Problem as e:
         if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
             raise
@@ -8730,7 +8730,7 @@ def stop(conf, options, words):
         raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
     if answer['left']:
         raise Problem('stopped, but not all could be taken out: %s' % ', '.join(answer['left']))
-    return show(['stopped'])
+    return print_rows(['stopped'])
 
 
 def tidy_up(machine, config):
@@ -8738,14 +8738,14 @@ def tidy_up(machine, config):
     lock = os.path.join(config['runtime'], 'lock')
     if os.path.exists(lock) and not machine.lock(lock):
         raise Problem('a daemon is running, but does not answer; try: kill %s' % machine.read(lock).strip())
-    kernels = [Kernel(firewall, machine, Bans(0), lambda ticket: '') for kind in ('ipset', 'nft')
+    kernels = [FirewallSync(firewall, machine, Bans(0), lambda ticket: '') for kind in ('ipset', 'nft')
                for firewall in make_firewalls(kind, config['chain'], {}) if machine.root()]
 
     def begin():
         for kernel in kernels:
             kernel.close()
             kernel.settle()
-    work(machine, begin, lambda: not any(kernel.busy for kernel in kernels), lambda number: machine.reap())
+    run_loop_until(machine, begin, lambda: not any(kernel.busy for kernel in kernels), lambda number: machine.reap())
     troubles = ['%s: %s' % (k.firewall.name, k.trouble) for k in kernels if k.trouble and (
         k.worked or k.firewall.family != 6 and machine.which(k.firewall.tool))]     # many a kernel lacks IPv6
     if troubles:
@@ -8761,7 +8761,7 @@ def log_blocks(name):
         else:
             f = open(0 if name == '-' else name, 'rb', buffering=0, closefd=name != '-')
         with f:
-            cutter = Cutter()
+            cutter = LineSplitter()
             for chunk in iter(lambda: f.read(1 << 18), b''):
                 yield cutter.feed(chunk)
             yield cutter.rest()
@@ -8823,14 +8823,14 @@ class Replay:
                     self.ban(other, again, when)
 
 
-def replay(conf, options, words):
+def replay_logs(conf, options, words):
     config, machine = read_conf(conf), Machine()
     trial = Replay(config, machine)
     for name in words or ['-' if not sys.stdin.isatty() else default_log(machine)]:
         for block in log_blocks(name):
             trial.read(block)
     if 'json' in options:
-        return show([json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
+        return print_rows([json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
     rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'],
              duration_text(ban['seconds'])) for ban in trial.found]
     addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
@@ -8838,7 +8838,7 @@ def replay(conf, options, words):
                                 plural(len(rows), 'ban'), addresses))
     if not trial.dated:
         print('banwatch: it does not begin with lines that have a date: is this a log?', file=sys.stderr)
-    return show(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
+    return print_rows(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
 
 
 class Trial:
@@ -8939,7 +8939,7 @@ def trial_filters(conf, machine, words, options):
     try:
         if name == 'all':
             given = filter_spec(spec)[1]
-            return {each: built_in(each, given) for each in JAILS if each != 'recidive'}, files
+            return {each: built_in_filter(each, given) for each in JAILS if each != 'recidive'}, files
         if spec in config.jails():
             made = Jails(config, machine.filter_text, machine.guard).by_name[spec].filter
         else:
@@ -8951,7 +8951,7 @@ def trial_filters(conf, machine, words, options):
         raise Problem(str(e), os.EX_CONFIG) from None
 
 
-def built_in(name, params):
+def built_in_filter(name, params):
     """A built-in filter, with these options if it knows them."""
     try:
         return load_filter(name, params, folders=(BUILT_IN,))
@@ -8959,7 +8959,7 @@ def built_in(name, params):
         return load_filter(name, folders=(BUILT_IN,))
 
 
-def test(conf, options, words):
+def test_filter(conf, options, words):
     machine = Machine()
     filters, files = trial_filters(conf, machine, words, options)
     try:
@@ -8984,7 +8984,7 @@ def test(conf, options, words):
                 else:
                     trial.note(*row)
     if 'json' not in options:
-        show(trial.summary())
+        print_rows(trial.summary())
     return 0 if matches else 1
 
 
@@ -8993,27 +8993,27 @@ ANY = 1 << 16
 COMMANDS = {
     'run': Verb('[--dry-run] [--syslog]', ['dry-run', 'syslog'], 0, 0,
                 'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing;\n'
-                '      --syslog logs to the system log instead of standard error', run),
+                '      --syslog logs to the system log instead of standard error', run_daemon),
     'check': Verb('[--print]', ['print'], 0, 0,
-                  'find all mistakes in the conf; --print shows it with every default', check),
+                  'find all mistakes in the conf; --print shows it with every default', check_file),
     'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
-                   'how the daemon is, what it has seen, and what is wrong', status),
-    'banned': Verb('[JAIL] [--json]', ['json'], 0, 1, 'who is banned, since when, until when', banned),
+                   'how the daemon is, what it has seen, and what is wrong', show_status),
+    'banned': Verb('[JAIL] [--json]', ['json'], 0, 1, 'who is banned, since when, until when', show_banned),
     'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
-                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban),
+                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban_addresses),
     'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
                   'lift the bans that touch these and forget their failures (not how often they were '
-                  'banned)', unban),
-    'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload),
-    'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop),
+                  'banned)', unban_addresses),
+    'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload_daemon),
+    'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop_daemon),
     'report': Verb('[--send] [--html FILE] [--json]', ['send', 'html=', 'json'], 0, 0,
                    'the summary since the last one; --send mails it and begins a new one (for cron: 0 6 * * *);\n'
-                   '      --html writes it as a page (- is standard output)', report),
+                   '      --html writes it as a page (- is standard output)', show_report),
     'test': Verb('FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
                  'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
-                 '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test),
+                 '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test_filter),
     'replay': Verb('[FILE...] [--json]', ['json'], 0, ANY,
-                   'who would have been banned by these logs (- is standard input); touches nothing', replay),
+                   'who would have been banned by these logs (- is standard input); touches nothing', replay_logs),
 }
 SHORT = {'-j': 'jail', '-t': 'time'}
 
@@ -9066,7 +9066,7 @@ class Doctor:
             if conf != '-':                        # which has been read
                 self.config = readable_conf(conf)
         try:
-            self.answer = ask(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
+            self.answer = ask_daemon(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
         except Problem as e:
             self.absent = str(e)
 
@@ -9084,7 +9084,7 @@ class Doctor:
 
 def check_python(doctor):
     missing = []
-    for name in Later.names:
+    for name in LazyModule.names:
         try:
             __import__(name)
         except ImportError:
@@ -9116,7 +9116,7 @@ def check_daemon(doctor):
         yield Finding(WARNING, 'daemon: it still is banwatch %s, this is %s' % (doctor.answer['version'], VERSION), 'restart it')
     yield Finding(OK, 'daemon: pid %d, up %s, %s kB' % (
         doctor.answer['pid'], duration_text(doctor.answer['uptime']), format(doctor.answer['memory'], ',')))
-    told = [named(wall['name'], wall['trouble']) for wall in doctor.answer['firewall']]
+    told = [with_name(wall['name'], wall['trouble']) for wall in doctor.answer['firewall']]
     for text in doctor.answer['wrong']:
         if text not in told:                       # check_firewall's
             yield Finding(PROBLEM, text, 'its log says more')
@@ -9171,7 +9171,7 @@ def check_log_level(doctor):
 def check_firewall(doctor):
     for wall in doctor.answer['firewall'] if doctor.answer else ():
         if wall['trouble']:
-            yield Finding(PROBLEM, named(wall['name'], wall['trouble']), 'new bans stop nobody there until that is mended; it is tried again')
+            yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']), 'new bans stop nobody there until that is mended; it is tried again')
         elif wall['pending']:
             yield Finding(WARNING, '%s: does not answer yet' % wall['name'], 'ask again in a minute')
         elif wall['name'] == 'none':
@@ -9195,13 +9195,13 @@ def check_drops(doctor):
     kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']] if doctor.answer else []
     made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4), 'ipset': functools.partial(IPSet, 4)}
     for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
-        door = Door((), '', True)
+        door = Scope((), '', True)
         trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
-        take_out(doctor.machine, trial)            # what a doctor has left who was killed
+        remove_trial_rules(doctor.machine, trial)            # what a doctor has left who was killed
         if not doctor.machine.passes(TRIAL_IP):
             yield Finding(WARNING, '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP), 'another firewall shuts the loopback')
             continue
-        problem, passes = drops(doctor.machine, trial, door)
+        problem, passes = packet_is_dropped(doctor.machine, trial, door)
         if problem:
             yield Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
         elif passes:
@@ -9210,33 +9210,33 @@ def check_drops(doctor):
             yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
 
 
-def shown(machine, trial):
+def list_trial_rules(machine, trial):
     return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
 
 
-def failure(machine, commands):
+def run_commands(machine, commands):
     return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
 
 
-def take_out(machine, trial):
+def remove_trial_rules(machine, trial):
     """Takes the rules on trial out of the kernel; '' or what is in the way."""
-    there = shown(machine, trial)
-    return 'its rules cannot be read' if there[0] is None else failure(machine, trial.stop(there))
+    there = list_trial_rules(machine, trial)
+    return 'its rules cannot be read' if there[0] is None else run_commands(machine, trial.stop(there))
 
 
-def drops(machine, trial, door):
+def packet_is_dropped(machine, trial, door):
     """(problem or '', whether a packet comes through all the same), with the rules of a firewall on trial."""
-    before = shown(machine, trial)
+    before = list_trial_rules(machine, trial)
     if before[0] is None:
         return 'its rules cannot be read', None
     if trial.name != 'nft':                        # behind the daemon's own jump, which has to stand first
         trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row) for row in trial.listing(before[0])[1]['INPUT'][:1])
     passes = None
     try:
-        problem = failure(machine, trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
+        problem = run_commands(machine, trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
         passes = not problem and machine.passes(TRIAL_IP)
     finally:
-        left = take_out(machine, trial)
+        left = remove_trial_rules(machine, trial)
     return problem or left, passes
 
 
@@ -9334,7 +9334,7 @@ def findings(doctor, checks=CHECKS):
             yield Finding(row.level, shortened(printable(row.text), FINDING_LENGTH - len(remedy) - 3), remedy)
 
 
-def doctor(conf, options, words):
+def ask_doctor(conf, options, words):
     found, patient = [], Doctor(Quiet(), conf, 'mail' in options)
     if not (patient.answer or patient.machine.root()):         # a daemon that answers is his own
         raise Problem('only root sees its log, firewall and files (try sudo)', os.EX_NOPERM)
@@ -9349,7 +9349,7 @@ def doctor(conf, options, words):
 
 
 COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
-                          'look at this machine: what works, what does not, and the remedy; --mail sends a test mail', doctor)
+                          'look at this machine: what works, what does not, and the remedy; --mail sends a test mail', ask_doctor)
 
 
 # ---- Install -------------------------------------------------------------------------------
@@ -9541,26 +9541,26 @@ banwatch.leave(banwatch.main(sys.argv[1:]))
 
 # Where things belong. `cron` is a file that gets a line, or one of our own (`cron_user`: with a user's name in it);
 # `keep` lists what outlives a firmware upgrade; `links`, made instead of `start` where nothing can be run
-Place = collections.namedtuple('Place', 'name program python init mode text conf state cron cron_user keep crond start stop links gone')
-PLACES = {
-    'openwrt': Place(
+InitSystem = collections.namedtuple('Place', 'name program python init mode text conf state cron cron_user keep crond start stop links gone')
+INIT_SYSTEMS = {
+    'openwrt': InitSystem(
         'OpenWrt', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/init.d/banwatch', 0o755, OPENWRT_INIT, '/etc/banwatch.conf',
         '/etc/banwatch.state', '/etc/crontabs/root', '', '/etc/sysupgrade.conf',
         [['/etc/init.d/cron', 'enable'], ['/etc/init.d/cron', 'restart']],
         [['/etc/init.d/banwatch', 'enable'], ['/etc/init.d/banwatch', 'restart']],
         [['/etc/init.d/banwatch', 'stop'], ['/etc/init.d/banwatch', 'disable']],
         {'/etc/rc.d/S95banwatch': '../init.d/banwatch', '/etc/rc.d/K05banwatch': '../init.d/banwatch'}, []),
-    'entware': Place(
+    'entware': InitSystem(
         'Entware', '/opt/sbin/banwatch', '/opt/bin/python3', '/opt/etc/init.d/S99banwatch', 0o755, ENTWARE_INIT, '/opt/etc/banwatch.conf',
         '/opt/etc/banwatch.state', '/opt/etc/cron.d/banwatch', 'root', '', [],
         [['/opt/etc/init.d/S99banwatch', 'restart']], [['/opt/etc/init.d/S99banwatch', 'stop']], {}, []),
-    'systemd': Place(
+    'systemd': InitSystem(
         'systemd', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/systemd/system/banwatch.service', 0o644, SYSTEMD_UNIT,
         '/etc/banwatch.conf', '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
         [['systemctl', 'daemon-reload'], ['systemctl', 'enable', 'banwatch'], ['systemctl', 'restart', 'banwatch']],
         [['systemctl', 'disable', '--now', 'banwatch']],
         {'/etc/systemd/system/multi-user.target.wants/banwatch.service': '../banwatch.service'}, [['systemctl', 'daemon-reload']]),
-    'sysvinit': Place(
+    'sysvinit': InitSystem(
         'sysvinit', '/usr/sbin/banwatch', '/usr/bin/python3', '/etc/init.d/banwatch', 0o755, LSB_INIT, '/etc/banwatch.conf',
         '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
         [['update-rc.d', 'banwatch', 'defaults'], ['/etc/init.d/banwatch', 'restart']],
@@ -9568,19 +9568,19 @@ PLACES = {
 CRON_TIME = '0 6 * * *'
 
 
-def find_place(machine, root, kind=None):
+def find_init_system(machine, root, kind=None):
     """The Place of that kind, or the one that fits the machine whose files lie under `root` ('' for this one)."""
-    if kind is not None and kind not in PLACES:
-        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(PLACES)), os.EX_USAGE)
+    if kind is not None and kind not in INIT_SYSTEMS:
+        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(INIT_SYSTEMS)), os.EX_USAGE)
     if kind:
-        return PLACES[kind]
+        return INIT_SYSTEMS[kind]
     signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'), ('systemd', '/run/systemd/system')]
     # a machine that runs has said by now what it runs on; an image may have the folders of both
     signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
     for kind, path in signs:
         if machine.exists(root + path):
-            return PLACES[kind]
-    raise Problem('no init system that is known here; name it with --kind (%s), or let yours run: banwatch.py run' % ' '.join(PLACES))
+            return INIT_SYSTEMS[kind]
+    raise Problem('no init system that is known here; name it with --kind (%s), or let yours run: banwatch.py run' % ' '.join(INIT_SYSTEMS))
 
 
 class Installer:
@@ -9588,7 +9588,7 @@ class Installer:
 
     def __init__(self, machine, root, dry_run, kind=None):
         self.machine, self.root, self.dry_run = machine, root, dry_run
-        self.place = find_place(machine, root, kind)
+        self.place = find_init_system(machine, root, kind)
         self.changed = False         # has anything been done, or would it be?
 
     def say(self, text, act=None, *words):
@@ -9734,7 +9734,7 @@ class Installer:
 
 
 
-def installer(options):
+def make_installer(options):
     if options.get('root') == '':
         raise Problem('--root: which folder?', os.EX_USAGE)
     os.umask(0o022)                                # everybody may look, whatever root's shell says
@@ -9748,16 +9748,16 @@ def installer(options):
     return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options, options.get('kind'))
 
 
-def install(conf, options, words):
+def install_here(conf, options, words):
     here = os.path.realpath(__file__)
     text = Machine().filter_text(here if here.endswith('.py') else here[:-1])
     if not text or not text.startswith('#!'):
         raise Problem('%s: this is not the source; run banwatch.py itself' % here)
-    installer(options).install(text)
+    make_installer(options).install(text)
     return 0
 
 
-def uninstall(conf, options, words):
+def uninstall_here(conf, options, words):
     def state():
         if 'state' in options:
             return True
@@ -9765,16 +9765,16 @@ def uninstall(conf, options, words):
             return False
         print('Remove the bans and their history, too? [y/N] ', end='', flush=True)
         return sys.stdin.readline().strip().lower() in ('y', 'yes')
-    installer(options).uninstall(state)
+    make_installer(options).uninstall(state)
     return 0
 
 
 COMMANDS.update({
     'install': Verb('[--dry-run] [--root DIR] [--kind KIND]', ['dry-run', 'root=', 'kind='], 0, 0,
                     'put it in its place: program, conf, init script, cron line; says each step; start it;\n'
-                    '      --root: into the files of an image; --kind: %s' % ' '.join(PLACES), install),
+                    '      --root: into the files of an image; --kind: %s' % ' '.join(INIT_SYSTEMS), install_here),
     'uninstall': Verb('[--dry-run] [--root DIR] [--kind KIND] [--state]', ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
-                      'take all that out again; asks before the state, --state does not', uninstall)})
+                      'take all that out again; asks before the state, --state does not', uninstall_here)})
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -9786,9 +9786,9 @@ def dispatch(argv):
         opened, rest = getopt.getopt(argv, 'c:hV', ['help', 'version'])
         opened = dict(opened)
         if '-h' in opened or '--help' in opened or rest[:1] == ['help']:
-            return show([help_text()])
+            return print_rows([help_text()])
         if '-V' in opened or '--version' in opened:
-            return show(['banwatch ' + VERSION])
+            return print_rows(['banwatch ' + VERSION])
         if not rest:
             raise Problem('which command? (%s; --help tells more)' % ' '.join(COMMANDS), os.EX_USAGE)
         verb = COMMANDS.get(rest[0])
@@ -9801,7 +9801,7 @@ def dispatch(argv):
         raise Problem('%s (see --help)' % e, os.EX_USAGE) from None
     options = {SHORT.get(key, key.lstrip('-')): value for key, value in options}
     if 'help' in options or 'h' in options:
-        return show([('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(), '  ' + verb.help])
+        return print_rows([('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(), '  ' + verb.help])
     if not verb.least <= len(words) <= verb.most:
         raise Problem(('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(), os.EX_USAGE)
     return verb.run(options.get('c', opened.get('-c')), options, words)

@@ -1863,7 +1863,7 @@ def hostile(spec, seconds, seed=1):
     banwatch, rng = engine(), random.Random(seed)
     filter = banwatch.load_filter(spec)
     get = filter.definition.get
-    regexes = banwatch.lines(get('failregex'))
+    regexes = banwatch.text_rows(get('failregex'))
     texts = Texts(banwatch, rng, regexes, get('prefregex').partition('<F-CONTENT>')[0], get('program'),
                   samples(spec.split('[')[0]))
     # what grows with the square of a line's length can be told from shorter ones, many more of them

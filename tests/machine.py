@@ -81,11 +81,11 @@ def jail(name='sshd', **options):
 
 
 def failure(ip, when, guesses=1, user=None):
-    return banwatch.Sighting(ip, user, guesses, False, when)
+    return banwatch.LogEvent(ip, user, guesses, False, when)
 
 
 def login(ip, when, user):
-    return banwatch.Sighting(ip, user, 0, True, when)
+    return banwatch.LogEvent(ip, user, 0, True, when)
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ def test_built_in_filters_tell_whole_lines_of_each_form_but_rfc_5424():
     for name, group in (case.values for case in corpus()):
         block = b''.join(row[-1] + b'\n' for row in group)
         for made, bare in listeners(name) if not re.search(br'^<\d+>1 ', block, re.M) else ():
-            made.telling = True
+            made.keep_matches = True
             for seen in made.scan(banwatch.tidy(block), lambda date: 1000.0, bare):
                 if not seen.login:
                     line, fields = seen.told
@@ -195,7 +195,7 @@ def test_built_in_filters_tell_whole_lines_of_each_form_but_rfc_5424():
 def test_without_an_action_nothing_of_the_log_is_kept(tmp_path):
     house = House(tmp_path)
     house.fail('192.0.2.7', 2)
-    assert not house.daemon.jails.by_name['dropbear'].evidence
+    assert not house.daemon.jails.by_name['dropbear'].matches
 
 
 def test_text_of_the_log_stays_inside_its_argument(make):
@@ -664,7 +664,7 @@ class Peer:
     def answer(self, command):
         words = command.argv[1:]
         often = self.failed.get(words[0], 0)
-        fails = bool(self.luck) and often < banwatch.Courier.TRIES - 1 and self.luck.random() < 0.3
+        fails = bool(self.luck) and often < banwatch.ActionRunner.TRIES - 1 and self.luck.random() < 0.3
         self.failed[words[0]] = often + 1 if fails else 0
         if not fails or self.luck.random() < 0.5:
             {'ban': lambda: self.listed.add(words[1]), 'unban': lambda: self.listed.discard(words[1])}.get(words[0], self.listed.clear)()
@@ -799,7 +799,7 @@ def test_a_grandchild_that_holds_the_pipes_holds_up_nothing(make, tmp_path):
 
 def evidence(house):
     """Bytes of the log that are kept for the jail, and for how many addresses."""
-    kept = house.daemon.jails.by_name['bell'].evidence
+    kept = house.daemon.jails.by_name['bell'].matches
     return sum(sys.getsizeof(line) for lines, fields in kept.values() for line in list(lines) + list(fields.values())), len(kept)
 
 
@@ -831,7 +831,7 @@ def test_the_lines_of_bans_take_no_more_memory_than_those_of_a_thousand(make):
     house = make(NOTE.replace('note ban', 'true'))
     flood(house, 3000, 1, b'x' * 900)
     tickets = house.daemon.bans.tickets.values()
-    assert len(tickets) == 3000 and sum(bool(ticket.evidence) for ticket in tickets) <= 1100
+    assert len(tickets) == 3000 and sum(bool(ticket.matches) for ticket in tickets) <= 1100
 
 
 @pytest.mark.slow

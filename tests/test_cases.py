@@ -46,7 +46,7 @@ class Router:
             str(self.folder / name) for name in ('log', 'run', 'state')) + self.conf
         config, problems = banwatch.read_config(text, 'banwatch.conf')
         assert problems == []
-        self.machine.nets = [banwatch.free('192.168.1.0/24', 'the LAN, br-lan')]
+        self.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN, br-lan')]
         self.machine.memory = lambda: (0, 1 << 20)
         self.daemon = banwatch.Daemon(self.machine, config)
         self.daemon.start()

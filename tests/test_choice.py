@@ -131,7 +131,7 @@ def listed(space):
 def test_the_machines_own_firewall_is_known_by_its_rules(space, what):
     commands, kinds, why = MACHINES[what]
     space.script(commands)
-    found, reason = banwatch.follow(listed(space))
+    found, reason = banwatch.choose_kinds(listed(space))
     assert found == kinds and why in reason
 
 
@@ -141,7 +141,7 @@ def test_a_table_that_belongs_to_a_running_program_counts(space):
     space.popen(['sh', '-c', '''{ echo 'add table inet held { flags owner; }'; echo 'add chain inet held input { type filter hook input '\\
         'priority 0; }'; echo 'add rule inet held input tcp dport 22 drop'; exec sleep 60; } | nft -i'''])
     assert poll(lambda: 'tcp dport 22' in space.output(['nft', 'list', 'ruleset']))
-    assert '{ # progname' in space.output(['nft', 'list', 'ruleset']) and banwatch.follow(listed(space))[0] == NFT
+    assert '{ # progname' in space.output(['nft', 'list', 'ruleset']) and banwatch.choose_kinds(listed(space))[0] == NFT
 
 
 @pytest.mark.slow
@@ -153,15 +153,15 @@ def test_a_long_ruleset_is_read_in_no_time(space):
     assert len(shown['nft']) > 100000
     machine = FakeMachine()
     before = banwatch.Machine.ticks(machine)
-    assert banwatch.follow(shown)[0] == NFT
+    assert banwatch.choose_kinds(shown)[0] == NFT
     assert banwatch.Machine.ticks(machine) - before < 0.2
 
 
 def test_what_nft_prints_of_others_never_ends_up_raw_in_status():
-    tables = banwatch.follow({'nft': 'table inet \x1b[2Jx {\n\tchain i {\n\t\tdrop\n\t}\n}\n', 'iptables': '', 'ip6tables': ''})
+    tables = banwatch.choose_kinds({'nft': 'table inet \x1b[2Jx {\n\tchain i {\n\t\tdrop\n\t}\n}\n', 'iptables': '', 'ip6tables': ''})
     assert '\x1b' not in tables[1]
     for junk in ('', '{', 'table', 'table inet x {\n', '\t\tdrop\n}\n', 'table inet x {\n\tchain {\n\t\t}\n' * 1000, '\n\t\t' * 10000, '\0\xff\n'):
-        banwatch.follow({'nft': junk, 'iptables': junk, 'ip6tables': junk})
+        banwatch.choose_kinds({'nft': junk, 'iptables': junk, 'ip6tables': junk})
 
 
 # --- on a machine whose clock is turned

@@ -50,14 +50,14 @@ def test_what_is_no_address_is_refused(text):
 @pytest.mark.parametrize('text', ['2001:db8::%x/64', '2001:db8::%x y/64', '192.0.2.0/33', '/24', '192.0.2.0/x'])
 def test_what_is_no_network_is_refused(text):
     with pytest.raises(ValueError):
-        banwatch.network(text)
+        banwatch.network_of(text)
 
 
 def test_networks_are_written_without_host_bits_and_single_ones_without_prefix():
-    assert banwatch.network('198.51.100.77/24') == '198.51.100.0/24'
-    assert banwatch.network('198.51.100.77/32') == '198.51.100.77'
-    assert banwatch.network('2001:db8::77', 32, 64) == '2001:db8::/64'
-    assert banwatch.network('2001:db8::77/128') == '2001:db8::77'
+    assert banwatch.network_of('198.51.100.77/24') == '198.51.100.0/24'
+    assert banwatch.network_of('198.51.100.77/32') == '198.51.100.77'
+    assert banwatch.network_of('2001:db8::77', 32, 64) == '2001:db8::/64'
+    assert banwatch.network_of('2001:db8::77/128') == '2001:db8::77'
 
 
 def test_text_for_a_terminal_has_no_control_characters():
@@ -168,14 +168,14 @@ def test_every_option_is_used_by_the_program():
     text = open(banwatch.__file__, encoding='utf-8').read()
     for row in banwatch.OPTIONS:
         if row.section == 'action' and row.name.startswith('action'):      # actionban is asked for as 'ban'
-            assert "'%s'" % row.name[6:] in text.partition('class Courier')[2], row.name
+            assert "'%s'" % row.name[6:] in text.partition('class ActionRunner')[2], row.name
         elif row.name not in ('enabled', 'filter'):
             assert "['%s']" % row.name in text or "'report', '%s')" % row.name in text or "'%s'" % row.name in text.partition('def jail_filter')[2][:400], row.name
 
 
 def test_ports_have_names_and_ranges():
-    assert banwatch.ports('ssh, 8000-8080 https') == '22,8000:8080,443'
-    assert banwatch.ports('0:65535') == banwatch.ports('') == ''
+    assert banwatch.port_list('ssh, 8000-8080 https') == '22,8000:8080,443'
+    assert banwatch.port_list('0:65535') == banwatch.port_list('') == ''
 
 
 def test_the_printed_configuration_reads_back_the_same():

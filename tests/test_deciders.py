@@ -10,7 +10,7 @@ class Court:
 
     def __init__(self, name='sshd', limit=1000, maxbans=1000, protected=(), **options):
         self.jail = jail(name, **options)
-        self.jail.protect([banwatch.free(text, why) for text, why in protected])
+        self.jail.protect([banwatch.exempt(text, why) for text, why in protected])
         self.fails, self.bans = banwatch.Fails(limit), banwatch.Bans(maxbans)
         self.luck = 0.0
 
@@ -42,7 +42,7 @@ def test_third_failure_within_findtime_bans():
     court = Court(maxretry=3, findtime='10m')
     assert court.see('192.0.2.7', 0) is None
     assert court.see('192.0.2.7', 300) is None
-    assert court.see('192.0.2.7', 599) == banwatch.Offence('192.0.2.7', 3, 600)
+    assert court.see('192.0.2.7', 599) == banwatch.BanOrder('192.0.2.7', 3, 600)
 
 
 def test_findtime_is_a_sliding_window_not_a_rate():

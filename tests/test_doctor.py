@@ -113,7 +113,7 @@ def test_a_python_that_it_was_not_compiled_for_is_told():
 
 
 def test_every_module_that_is_imported_later_is_looked_for(monkeypatch):
-    for name in banwatch.Later.names:
+    for name in banwatch.LazyModule.names:
         with monkeypatch.context() as without:
             without.setitem(sys.modules, name, None)
             says(only(banwatch.check_python), PROBLEM, 'lacks ' + name)

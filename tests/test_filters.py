@@ -131,7 +131,7 @@ def test_every_regex_has_a_sample_in_the_corpus(made, text):
 def test_every_regex_is_anchored_and_holds_a_literal(made, text):
     assert text.startswith('^')
     alone = banwatch.compile_line(text)
-    assert max(map(min, [[len(part) for part in banwatch.needed(alone) or [b'']]])) >= 4
+    assert max(map(min, [[len(part) for part in banwatch.best_literals(alone) or [b'']]])) >= 4
 
 
 @pytest.mark.parametrize('made', native(), ids=lambda made: made.definition.name)
@@ -169,7 +169,7 @@ def test_no_built_in_regex_can_match_across_lines(made):
             elif name == 'ATOMIC_GROUP':
                 yield from newlines(arg)
     for bare in (False, True):
-        assert list(newlines(parser.parse(made.form(bare).regex.pattern, re.M))) == ['LITERAL'] * (bare or not made.led)
+        assert list(newlines(parser.parse(made.form(bare).regex.pattern, re.M))) == ['LITERAL'] * (bare or not made.tag_is_literal)
 
 
 def test_three_corpora_have_enough_lines():
@@ -394,7 +394,7 @@ def test_no_built_in_filter_is_slow_on_a_line_made_against_it(made):
     """Repeated pieces of the messages, up to the longest line there is: far below what a turn may take."""
     import time
     heads = {head.decode('utf-8', 'replace') for _, text in made.texts
-             for head in banwatch.needed(banwatch.compile_line(text)) or [b'']}
+             for head in banwatch.best_literals(banwatch.compile_line(text)) or [b'']}
     tag = {raw.partition(b': ')[0] + b': ' for raw in corpus_lines() if made.look(raw.decode('utf-8', 'surrogateescape'), 0)}
     tag = min(tag, key=len).decode('utf-8', 'replace') if tag else ''
     for piece in (' from ', ' for ', ' for  from ', "' with ", "' from ", ' port 1', ' for x from 1.2.3.4', '1.', 'a:', '\\303', ' ', '"', '[1]'):
@@ -431,8 +431,8 @@ def test_a_login_forgives_one_guess_not_what_has_piled_up():
     jails = banwatch.Jails(banwatch.Config())
     jail, fails, bans = jails.by_name['sshd'], banwatch.Fails(9), banwatch.Bans(9)
     jail.protect([])
-    for seen in (banwatch.Sighting('192.0.2.9', 'bob', 0, True, 0.0), banwatch.Sighting('192.0.2.9', 'bob', 1, False, 1.0),
-                 banwatch.Sighting('192.0.2.9', 'bob', 8, False, 2.0)):
+    for seen in (banwatch.LogEvent('192.0.2.9', 'bob', 0, True, 0.0), banwatch.LogEvent('192.0.2.9', 'bob', 1, False, 1.0),
+                 banwatch.LogEvent('192.0.2.9', 'bob', 8, False, 2.0)):
         offence = jail.weigh(seen, fails, bans, {}, lambda: 0)
     assert jail.ignored == 1 and offence
 

@@ -22,11 +22,11 @@ JAILS = [ALL, 'manual', WEB, SSH, SCAN]
 
 
 def door(hooks=HOOKS, **options):
-    return banwatch.make_door(config(**options).options('sshd'), hooks)
+    return banwatch.scope_of(config(**options).options('sshd'), hooks)
 
 
 def doors(jails=JAILS, hooks=HOOKS):
-    return {name: banwatch.make_door(CONF.options(name), hooks) for name in jails}
+    return {name: banwatch.scope_of(CONF.options(name), hooks) for name in jails}
 
 
 PLAIN = door()
@@ -39,7 +39,7 @@ def now():
 def ticket(net, jail=ALL, seconds=600):
     """A Ticket from now on, for ever if `seconds` is None."""
     since = now()
-    return banwatch.Ticket(jail, banwatch.network(net), since, seconds and since + seconds, 1, 5)
+    return banwatch.Ticket(jail, banwatch.network_of(net), since, seconds and since + seconds, 1, 5)
 
 
 def some(n, family, rng):
@@ -57,14 +57,14 @@ def some(n, family, rng):
 # --- pure
 
 def test_a_door_without_ports_is_all_packets_and_one_with_ports_a_match_for_each_of_them():
-    assert banwatch.matches(door()) == ['']
-    assert banwatch.matches(door(port='ssh,8000:8080')) == [' -p tcp -m tcp --dport 22', ' -p tcp -m tcp --dport 8000:8080']
-    assert banwatch.matches(door(port='53', protocol='tcp udp')) == [
+    assert banwatch.port_matches(door()) == ['']
+    assert banwatch.port_matches(door(port='ssh,8000:8080')) == [' -p tcp -m tcp --dport 22', ' -p tcp -m tcp --dport 8000:8080']
+    assert banwatch.port_matches(door(port='53', protocol='tcp udp')) == [
         ' -p tcp -m tcp --dport 53', ' -p udp -m udp --dport 53']
 
 
 def test_jails_that_shut_the_same_share_a_door_whatever_protocol_they_name():
-    assert door(protocol='udp') == door() == banwatch.Door((), '', True)
+    assert door(protocol='udp') == door() == banwatch.Scope((), '', True)
     assert door(port='22') == door(port='ssh') != door()
 
 
@@ -80,7 +80,7 @@ def test_the_door_of_a_jail_that_leaves_forwarded_packets_alone_depends_on_the_h
 def test_the_options_of_the_jails_say_what_their_bans_shut(kind):
     made = config('[sshd]\nforward = false\n[kernel-scan]\nforward = true\nport = 23\n')
     for conf, wanted in ((config(), [PLAIN, PLAIN._replace(forward=False)]),
-                         (made, [PLAIN._replace(forward=False), banwatch.Door(('tcp',), '23', True)])):
+                         (made, [PLAIN._replace(forward=False), banwatch.Scope(('tcp',), '23', True)])):
         jails = {name: banwatch.Jail(name, conf.options(name)) for name in ('sshd', 'kernel-scan')}
         for firewall in banwatch.make_firewalls(kind, HOOKS, jails):
             assert list(firewall.doors.values()) == wanted
@@ -97,15 +97,15 @@ def test_an_entry_is_a_network_and_a_door_and_lasts_until_the_last_of_its_ticket
     rows = [('192.0.2.7', 'sshd', 60), ('192.0.2.7', 'manual', 50), ('192.0.2.7', 'luci', 70), ('192.0.2.8', 'manual', 50),
             ('192.0.2.8', 'sshd', None), ('192.0.2.9', 'sshd', None), ('192.0.2.9', 'manual', 50)]
     tickets = [banwatch.Ticket(jail, net, 0, until, 1, 5) for net, jail, until in rows]
-    assert banwatch.entries(tickets, doors()) == {
+    assert banwatch.entries_of(tickets, doors()) == {
         ('192.0.2.7', PLAIN): 60, ('192.0.2.7', doors()['luci']): 70, ('192.0.2.8', PLAIN): None, ('192.0.2.9', PLAIN): None}
-    assert banwatch.entries(tickets, {'sshd': None}) == {}                 # its bans stop nothing; of others nothing is known
+    assert banwatch.entries_of(tickets, {'sshd': None}) == {}                 # its bans stop nothing; of others nothing is known
 
 
 def test_a_packet_meets_some_tens_of_rules_at_a_thousand_bans():
     for family in 4, 6:
         firewall = IPTables(family, HOOKS, doors())
-        chains = firewall.spread({(net, PLAIN): None for net in some(1000, family, random.Random(1))})
+        chains = firewall.entries_by_chain({(net, PLAIN): None for net in some(1000, family, random.Random(1))})
         met = {name: len(firewall.rules(name, chains)) for name in chains}
         main = met.pop('banwatch') + met.pop('banwatch-input')
         assert sum(met.values()) == 1000 and main + max(met.values()) < 110
@@ -119,18 +119,18 @@ def test_a_network_wider_than_a_sub_chain_stands_in_the_main_chain():
 
 def test_a_ban_that_leaves_forwarded_packets_alone_stands_in_front_of_the_main_chain():
     firewall = IPTables(4, HOOKS, doors())
-    chains = firewall.spread({('192.0.2.7', doors()[SCAN]): None, ('198.51.100.7', PLAIN): None})
+    chains = firewall.entries_by_chain({('192.0.2.7', doors()[SCAN]): None, ('198.51.100.7', PLAIN): None})
     rules = {name: firewall.rules(name, chains) for name in chains}
     assert rules['banwatch-input'] == {'-A banwatch-input -j banwatch', '-A banwatch-input -s 192.0.2.7/32 -j DROP'}
     assert not any('192.0.2.7' in rule for name in set(rules) - {'banwatch-input'} for rule in rules[name])
     for made in IPTables(4, HOOKS, doors([ALL])), IPTables(4, ['INPUT'], doors(hooks=['INPUT'])):
-        assert 'banwatch-input' not in made.spread({})
+        assert 'banwatch-input' not in made.entries_by_chain({})
 
 
 def test_names_fit_into_what_the_kernel_takes():
     for family, net in ((4, '203.0.113.9'), (6, 'ffff::1')):
         assert len(IPTables(family, HOOKS, {}).chain(net)) <= 28           # xtables
-    many = {'jail%d' % n: banwatch.Door(('tcp',), str(n), True) for n in range(9999)}
+    many = {'jail%d' % n: banwatch.Scope(('tcp',), str(n), True) for n in range(9999)}
     assert max(len(name + '-new') for name in IPSet(6, HOOKS, many).sets.values()) <= 31
     assert len(set(IPSet(6, HOOKS, many).sets.values())) == 9999
 
@@ -227,7 +227,7 @@ class Wall:
         return [None if each.returncode else each.stdout for each in done]
 
     def wanted(self):
-        return banwatch.entries(self.tickets.values(), self.firewall.doors)
+        return banwatch.entries_of(self.tickets.values(), self.firewall.doors)
 
     def rebuild(self):
         self.told = self.wanted()
@@ -268,7 +268,7 @@ class Wall:
         self.change()
 
     def unban(self, *nets, jail=None):
-        nets = [banwatch.network(net) for net in nets]
+        nets = [banwatch.network_of(net) for net in nets]
         self.tickets = {key: t for key, t in self.tickets.items() if t.network not in nets or jail not in (None, t.jail)}
         self.change()
 
@@ -338,7 +338,7 @@ class Wall:
                     nets = sets.get(row['--match-set'], {}) if '--match-set' in row else {row['-s']: math.inf}
                     for net, left in nets.items():
                         if not within or ipaddress.ip_network(net).subnet_of(ipaddress.ip_network(within)):
-                            yield banwatch.network(net), row.get('-p', ''), row.get('--dport', ''), left
+                            yield banwatch.network_of(net), row.get('-p', ''), row.get('--dport', ''), left
         return [(hook,) + row for hook in ('INPUT', 'FORWARD') for row in met(hook, None)]
 
     def table(self):
@@ -356,7 +356,7 @@ class Wall:
                 protocol, port, mask, name = m.groups()
                 bits = '/%d' % bin(int(ipaddress.ip_address(mask))).count('1') if mask else ''
                 for ip, left in sets[name]:
-                    net = banwatch.network(str(ipaddress.ip_network(ip + bits)))       # fails if a bit behind the mask is set
+                    net = banwatch.network_of(str(ipaddress.ip_network(ip + bits)))       # fails if a bit behind the mask is set
                     yield hook.upper(), net, protocol or '', (port or '').replace('-', ':'), left
 
     def meant(self):

@@ -171,7 +171,7 @@ def test_the_program_imports_only_what_python3_light_has():
             assert {alias.name for alias in node.names} <= light
         elif isinstance(node, ast.ImportFrom):
             assert node.module in light
-    assert set(banwatch.Later.names) <= light
+    assert set(banwatch.LazyModule.names) <= light
 
 
 def test_the_program_is_python_3_7():

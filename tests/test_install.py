@@ -89,7 +89,7 @@ def test_each_kind_of_machine_gets_its_files(kind, tmp_path, machine):
     new = {path: text if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
            for path, (mode, text) in after.items() if path not in before and not stat.S_ISDIR(mode)}
     assert new == GETS[kind]
-    place = banwatch.PLACES[kind]
+    place = banwatch.INIT_SYSTEMS[kind]
     assert after[place.init][1] == place.text
     assert after[place.program][1].startswith('#!' + place.python)
     assert banwatch.read_config(after[place.conf][1], 'c')[0]['state'] == place.state
@@ -239,7 +239,7 @@ def test_the_byte_code_of_an_image_is_made_once_whatever_its_builder_does_to_tim
     ({'/run/systemd/system/x': '', '/etc/init.d/x': ''}, 'systemd'),
     ({'/etc/systemd/system/x': '', '/etc/init.d/x': ''}, 'systemd'), ({'/etc/init.d/x': ''}, 'sysvinit')])
 def test_the_init_system_is_found_by_its_files(before, kind, tmp_path, machine):
-    assert banwatch.find_place(machine, plant(tmp_path, before)) is banwatch.PLACES[kind]
+    assert banwatch.find_init_system(machine, plant(tmp_path, before)) is banwatch.INIT_SYSTEMS[kind]
 
 
 def test_the_place_can_be_named_for_files_of_an_image_that_do_not_tell(tmp_path):
@@ -264,8 +264,8 @@ class Files(FakeMachine):
 
 def test_a_running_machine_has_systemd_only_if_it_was_booted_with_it():
     there = ('/etc/systemd/system', '/etc/init.d')              # Debian's packages bring both, whatever runs
-    assert banwatch.find_place(Files(*there), '').name == 'sysvinit'
-    assert banwatch.find_place(Files('/run/systemd/system', *there), '').name == 'systemd'
+    assert banwatch.find_init_system(Files(*there), '').name == 'sysvinit'
+    assert banwatch.find_init_system(Files('/run/systemd/system', *there), '').name == 'systemd'
 
 
 def test_systemd_is_told_when_its_unit_has_gone(capsys):
@@ -294,8 +294,8 @@ def test_init_d_holds_what_install_writes():
     assert sorted(os.listdir(INIT_D)) == sorted(names.values())
     for kind, name in names.items():
         path = os.path.join(INIT_D, name)
-        assert read(path) == banwatch.PLACES[kind].text
-        assert stat.S_IMODE(os.stat(path).st_mode) == banwatch.PLACES[kind].mode
+        assert read(path) == banwatch.INIT_SYSTEMS[kind].text
+        assert stat.S_IMODE(os.stat(path).st_mode) == banwatch.INIT_SYSTEMS[kind].mode
 
 
 @pytest.mark.parametrize('name', ['banwatch', 'S99banwatch', 'banwatch.lsb'])

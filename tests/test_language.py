@@ -748,7 +748,7 @@ def test_each_default_form_has_its_samples():
     pytest.param(banwatch.DATES[n], text, when, id=text) for n, samples in enumerate(SAMPLES) for text, when in samples.items()])
 def test_every_default_form_of_a_date_is_read_alone_and_among_the_others(form, text, when):
     line = text + ' h web: no 192.0.2.7'
-    for choice in (banwatch.templates(form), banwatch.templates(), banwatch.templates('{DEFAULT}'), banwatch.templates('{^LN-BEG}')):
+    for choice in (banwatch.date_formats(form), banwatch.date_formats(), banwatch.date_formats('{DEFAULT}'), banwatch.date_formats('{^LN-BEG}')):
         start, end, found = banwatch.find_date(line, choice, NOW)
         assert found == pytest.approx(when, abs=0.01)
         assert line[:start] + line[end:] in (' h web: no 192.0.2.7', '[] h web: no 192.0.2.7', 'msg=audit(:12) h web: no 192.0.2.7')
@@ -759,16 +759,16 @@ def test_every_default_form_of_a_date_is_read_alone_and_among_the_others(form, t
     if not re.match(r'[{^]|EPOCH', banwatch.DATES[n]) and not text.startswith('[')])
 def test_a_default_form_may_stand_in_the_middle_of_a_line(form, text):
     line = 'web - %s - no' % text
-    assert banwatch.find_date(line, banwatch.templates(), NOW) is not None
-    start, end, when = banwatch.find_date(line, banwatch.templates(form), NOW)
+    assert banwatch.find_date(line, banwatch.date_formats(), NOW) is not None
+    start, end, when = banwatch.find_date(line, banwatch.date_formats(form), NOW)
     assert line[:start] + line[end:] == 'web -  - no'
-    assert banwatch.find_date(line, banwatch.templates('{^LN-BEG}'), NOW) is None
+    assert banwatch.find_date(line, banwatch.date_formats('{^LN-BEG}'), NOW) is None
 
 
 def test_a_date_that_begins_the_line_is_taken_before_any_other():
     line = 'Nov 20 14:01:45 h web: 2020-01-01 00:00:00 no'
-    assert banwatch.find_date(line, banwatch.templates(), NOW) == (0, 15, NOW)
-    assert banwatch.find_date('x: Nov 20 14:01:45 - 2020-01-01 00:00:00', banwatch.templates(), NOW) == (3, 18, NOW)
+    assert banwatch.find_date(line, banwatch.date_formats(), NOW) == (0, 15, NOW)
+    assert banwatch.find_date('x: Nov 20 14:01:45 - 2020-01-01 00:00:00', banwatch.date_formats(), NOW) == (3, 18, NOW)
 
 
 def utc(*fields):
@@ -785,30 +785,30 @@ def utc(*fields):
     ('Feb 29 13:00:00', utc(2029, 3, 5), utc(2028, 2, 29, 12)),
 ])
 def test_what_a_date_lacks_is_filled_in(text, now, when):
-    assert banwatch.find_date(text + ' h', banwatch.templates(), now)[2] == when
+    assert banwatch.find_date(text + ' h', banwatch.date_formats(), now)[2] == when
 
 
 def test_today_is_the_day_in_the_dates_own_zone():
-    choice = banwatch.templates('%H:%M:%S %z')
+    choice = banwatch.date_formats('%H:%M:%S %z')
     assert banwatch.find_date('00:05:00 +1200', choice, utc(2026, 11, 20, 12, 10))[2] == utc(2026, 11, 20, 12, 5)
     assert banwatch.find_date('23:20:00 -0800', choice, utc(2026, 11, 20, 7, 30))[2] == utc(2026, 11, 20, 7, 20)
 
 
 @pytest.mark.parametrize('text', ['2026-11-20 14:01:45', 'Nov 20 14:01:45', 'Nov 02 14:01:45', '20/Nov/2026:14:01:45 +0100'])
 def test_a_line_and_the_engine_of_blocks_agree_about_its_time(text):
-    now, then = banwatch.date_time(text.encode(), NOW // 86400), banwatch.find_date(text, banwatch.templates(), NOW)[2]
+    now, then = banwatch.date_time(text.encode(), NOW // 86400), banwatch.find_date(text, banwatch.date_formats(), NOW)[2]
     assert now is None or now == then
 
 
 @pytest.mark.parametrize('text', ['2026-13-20 14:01:45', '2026-11-20 25:01:45', 'Nov 32 14:01:45', '2026-11-20 14:61:45', 'no date',
                                   '1.2.3.4 5:6', '20261', '192.0.2.7 1795179705x', '12345678901234567890'])
 def test_what_is_no_date_is_none(text):
-    assert (banwatch.find_date(text + ' h', banwatch.templates(), NOW) or (0, 0, None))[2] is None
+    assert (banwatch.find_date(text + ' h', banwatch.date_formats(), NOW) or (0, 0, None))[2] is None
 
 
 @pytest.mark.parametrize('text', ['2026-02-29 14:01:45', '2026-02-30 14:01:45', 'Jun 31 14:01:45 2026'])
 def test_a_day_that_is_not_in_the_calendar_is_no_date(text):
-    assert (banwatch.find_date(text + ' h', banwatch.templates(), NOW) or (0, 0, None))[2] is None
+    assert (banwatch.find_date(text + ' h', banwatch.date_formats(), NOW) or (0, 0, None))[2] is None
 
 
 @pytest.mark.parametrize('pattern, line, left, when', [
@@ -1208,7 +1208,7 @@ def test_a_line_that_a_stock_filter_finds_is_never_passed_over_for_want_of_a_tex
     ('^failed  for <HOST>', {b'failed '}), ('^verwehrt für <HOST>', {'verwehrt für '.encode()}), ('^(?!not )failed <HOST>', {b'failed '}), ('^fa[i]led <HOST>', {b'failed '}),
     ('^a\\.b\\[c <HOST>', {b'a.b[c '})])
 def test_the_texts_that_a_regex_needs(regex, texts):
-    assert banwatch.needed(banwatch.compile_line(regex)) == texts
+    assert banwatch.best_literals(banwatch.compile_line(regex)) == texts
 
 
 @pytest.mark.parametrize('regex, line', [

@@ -150,7 +150,7 @@ class Router(Post):
     def __init__(self, life):
         self.life = life
         super().__init__()
-        self.nets = [banwatch.free(LAN + '0/24', 'the LAN, br-lan'), banwatch.free('198.51.100.1', 'a gateway')]
+        self.nets = [banwatch.exempt(LAN + '0/24', 'the LAN, br-lan'), banwatch.exempt('198.51.100.1', 'a gateway')]
 
     def run(self, command, done, seconds=10):
         life, name = self.life, command.argv[0]
@@ -326,7 +326,7 @@ class Life(House):
         self.files, self.flash, self.kept, self.starts, self.sends, self.absent = {}, 0, 0, 0, 0, 0
         self.ruleset = Ruleset(self.now)
         self.events, self.made, self.pid = [], 0, 2000
-        self.fresh = 0
+        self.uncounted = 0
         self.machine = Router(self)
         self.machine.now, self.machine.time = 30.0, MIDNIGHT
         self.base = -30.0
@@ -441,8 +441,8 @@ class Life(House):
     def attackers(self, n):
         """(address, jail, names) of so many; in a small pool they come again and again."""
         if not self.pool:
-            self.fresh += n
-        found = range(self.fresh - n, self.fresh) if not self.pool else self.rng.sample(range(self.pool), n)
+            self.uncounted += n
+        found = range(self.uncounted - n, self.uncounted) if not self.pool else self.rng.sample(range(self.pool), n)
         for k in found:
             ip = '2001:db8:%x::%x' % (k // 6 // 2, k) if k % 6 == 0 else '%d.%d.%d.%d' % (20 + k % 50, k // 50 % 200, k % 7, k % 250 + 1)
             names = [NAMES[k % len(NAMES)]] + (['secret%d' % k] if k % 10 == 3 else [])
@@ -677,12 +677,12 @@ class Life(House):
         """Asserts that nothing is beyond its limit, and nothing is wrong."""
         daemon = self.daemon
         assert len(daemon.fails.recent) <= 10000 and len(daemon.bans.history) <= daemon.bans.limit
-        assert len(daemon.bans.ends) <= 2 * len(daemon.bans.tickets) + 64 and len(daemon.evident) <= 300
+        assert len(daemon.bans.ends) <= 2 * len(daemon.bans.tickets) + 64 and len(daemon.with_matches) <= 300
         assert all(len(rows) <= 1.1 * PARTS[part].limit for part, rows in daemon.reporter.tally.parts.items())
         for jail in daemon.jails.watching():
             assert len(jail.logins) <= 1100 and len(jail.places) <= 4097
             assert all(len(known) <= 1.1 * banwatch.SESSIONS + 1 for known in (jail.filter.sessions, jail.filter.parents, jail.filter.children))
-        assert all(len(rows) <= 1100 for rows in daemon.reporter.tally.rare.values()) and len(daemon.reporter.tally.fresh) <= 1000
+        assert all(len(rows) <= 1100 for rows in daemon.reporter.tally.below_cutoff.values()) and len(daemon.reporter.tally.uncounted) <= 1000
         assert len(daemon.digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.digest.vocabulary) <= 165
         assert len(self.daemon.loop.timers.queue) < 20 and len(daemon.loop.selector.get_map()) < 6
         assert not any([daemon.held, daemon.parting, daemon.reporter.waiting, daemon.reporter.alerts, self.machine.programs])

@@ -159,7 +159,7 @@ def test_ten_thousand_addresses_with_ten_thousand_names_stay_few():
         tally.failure('sshd', '10.%d.%d.1' % divmod(n, 256), 'user%d' % n, 1, 10)
     tally.fold()
     assert all(len(tally[part]) <= 1.1 * banwatch.PARTS[part].limit + 1 for part in banwatch.PARTS)
-    assert len(tally.fresh) <= banwatch.FOLDED
+    assert len(tally.uncounted) <= banwatch.FOLDED
     assert rows(tally, 'jails') == {'sshd': [10000, 0, 0, 0, 0, 0]} and rows(tally, 'hours') == {0: [10000, 0]}
     assert rows(tally, 'counts')['addresses'][0] + len(tally['addresses']) == 10000
 
@@ -270,7 +270,7 @@ def test_a_report_comes_back_with_what_it_has_told():
     report.send(NOW), report.gone(NOW)
     report.tally.failure('sshd', '192.0.2.7', 'root', 1, NOW + 5)
     back, lost = banwatch.load_report(json.loads(json.dumps(report.dump(NOW + 10))), 100.0, 20)
-    assert (lost, back.known, back.last, back.owed, back.doubt) == (0, {('root', '192.0.2.1'): 70}, 70, False, False)
+    assert (lost, back.known, back.last, back.mail_due, back.maybe_sent) == (0, {('root', '192.0.2.1'): 70}, 70, False, False)
     assert rows(back.tally, 'addresses') == {'192.0.2.7': [1, 75, 'sshd']}
 
 
@@ -278,10 +278,10 @@ def test_a_mail_on_its_way_and_one_that_is_owed_are_remembered():
     report = begun()
     report.send(NOW)
     back, _ = banwatch.load_report(report.dump(NOW), NOW, 0)
-    assert (back.doubt, back.owed) == (True, True) and summary(back)['repeat']
+    assert (back.maybe_sent, back.mail_due) == (True, True) and summary(back)['repeat']
     report.came_back()
     back, _ = banwatch.load_report(report.dump(NOW), NOW, 0)
-    assert (back.doubt, back.owed) == (False, True) and not summary(back)['repeat']
+    assert (back.maybe_sent, back.mail_due) == (False, True) and not summary(back)['repeat']
 
 
 HOSTILE = [
@@ -454,9 +454,9 @@ def test_a_failed_mail_goes_on_with_its_period():
     report.send(NOW - banwatch.DAY)
     assert summary(report)['seconds'] == 2 * banwatch.DAY
     report.came_back()
-    assert report.owed and summary(report)['seconds'] == 2 * banwatch.DAY
+    assert report.mail_due and summary(report)['seconds'] == 2 * banwatch.DAY
     report.send(NOW), report.gone(NOW)
-    assert not report.owed and summary(report)['seconds'] == 0
+    assert not report.mail_due and summary(report)['seconds'] == 0
 
 
 # --- rules
@@ -1188,7 +1188,7 @@ def test_the_subject_says_how_many_days_it_covers(hours, said):
 
 def test_the_subject_says_that_it_may_be_a_repeat():
     report = begun()
-    report.doubt = True
+    report.maybe_sent = True
     assert banwatch.subject_text(summary(report)).endswith(' (may be a repeat)') and 'may have told this already' in text(report)
 
 

@@ -443,7 +443,7 @@ def test_bytes_are_split_at_newlines_only(tail, log):
 
 
 def test_a_line_of_a_megabyte_does_not_fill_the_memory_and_the_next_one_is_whole():
-    cutter = banwatch.Cutter()
+    cutter = banwatch.LineSplitter()
     for _ in range(16):
         assert cutter.feed(b'x' * 65536) == b''
         assert len(cutter.partial) < 3 * 65536
@@ -519,12 +519,12 @@ def test_what_a_log_daemon_tells_again_at_a_reconnect_counts_once(tmp_path):
 
 def test_what_is_replayed_is_found_as_a_sequence():
     seen = list('abcb')
-    assert banwatch.replayed(seen, list('cbx')) == 2
-    assert banwatch.replayed(seen, list('zzabcbx')) == 6
-    assert banwatch.replayed(seen, list('bx')) == 1
-    assert banwatch.replayed(seen, list('xyz')) == 0
-    assert banwatch.replayed(seen, list('abab')) == 0
-    assert banwatch.replayed([], []) == 0
+    assert banwatch.count_replayed(seen, list('cbx')) == 2
+    assert banwatch.count_replayed(seen, list('zzabcbx')) == 6
+    assert banwatch.count_replayed(seen, list('bx')) == 1
+    assert banwatch.count_replayed(seen, list('xyz')) == 0
+    assert banwatch.count_replayed(seen, list('abab')) == 0
+    assert banwatch.count_replayed([], []) == 0
 
 
 def test_a_missing_program_is_trouble_not_an_end():

@@ -64,13 +64,13 @@ def held(space, kind):
         text = space.run(['nft', 'list', 'table', 'inet', 'banwatch']).stdout
         found = set()
         for length, body in re.findall(r'set v\d(?:_(\d+))? \{(.*?)\n\t\}', text, re.S):
-            found.update(banwatch.network(ip + ('/' + length if length else '')) for ip in re.findall(r'([0-9a-f.:]+) timeout', body))
+            found.update(banwatch.network_of(ip + ('/' + length if length else '')) for ip in re.findall(r'([0-9a-f.:]+) timeout', body))
         return found
     if kind == 'ipset':
         text = space.run(['ipset', 'save']).stdout
-        return {banwatch.network(net) for net in re.findall(r'^add banwatch-\S+ (\S+)', text, re.M)}
+        return {banwatch.network_of(net) for net in re.findall(r'^add banwatch-\S+ (\S+)', text, re.M)}
     text = ''.join(space.run([tool, '-S']).stdout for tool in ('iptables', 'ip6tables'))
-    return {banwatch.network(net) for net in re.findall(r'^-A banwatch\S* -s (\S+) -j DROP', text, re.M)}
+    return {banwatch.network_of(net) for net in re.findall(r'^-A banwatch\S* -s (\S+) -j DROP', text, re.M)}
 
 
 def tickets(house):
@@ -432,7 +432,7 @@ class Router:
 
     def status(self):
         """What `status --json` prints, without the time that a client takes to start."""
-        return banwatch.ask({'runtime': self.network.path('run')}, {'do': 'status'})
+        return banwatch.ask_daemon({'runtime': self.network.path('run')}, {'do': 'status'})
 
     def failures(self):
         return [row['failures'] for row in self.status()['jails'] if row['jail'] == 'vsftpd'][0]
@@ -636,15 +636,15 @@ def test_iptables_and_its_kin_run_one_at_a_time_where_nothing_waits_for_the_lock
     (tmp_path / 'iptables').chmod(0o755)
     monkeypatch.setenv('PATH', '%s:%s' % (tmp_path, os.environ['PATH']))
     begin = lambda: [machine.run(banwatch.list_rules('iptables'), lambda *answer: ended.append(answer)) for _ in range(4)]
-    banwatch.work(machine, begin, lambda: len(ended) == 4, lambda number: machine.reap())
+    banwatch.run_loop_until(machine, begin, lambda: len(ended) == 4, lambda number: machine.reap())
     assert ended == [('', '')] * 4
     machine.run(banwatch.list_rules('iptables'), lambda *answer: ended.append(answer))
-    banwatch.work(machine, lambda: None, lambda: len(ended) == 5, lambda number: machine.reap())
+    banwatch.run_loop_until(machine, lambda: None, lambda: len(ended) == 5, lambda number: machine.reap())
     said = (tmp_path / 'said').read_text().split('\n')
     assert said[-2:] == ['-S', ''] and sum('-w' in line for line in said) <= 8
 
 
 def test_an_iptables_that_fails_is_not_called_not_installed():
     shown = {'nft': '', 'iptables': None, 'ip6tables': None}
-    assert banwatch.follow(shown)[1] == 'no rules here yet; iptables is not installed'
-    assert banwatch.follow(shown, ['iptables'])[1] == 'no rules here yet; iptables fails'
+    assert banwatch.choose_kinds(shown)[1] == 'no rules here yet; iptables is not installed'
+    assert banwatch.choose_kinds(shown, ['iptables'])[1] == 'no rules here yet; iptables fails'

@@ -81,7 +81,7 @@ def test_what_it_was_started_from_is_not_kept_open(started):
 
 def test_modules_that_somebody_has_put_into_the_temporary_folder_are_not_taken(conf, tmp_path):
     (tmp_path / 'tmp').mkdir()
-    for name in list(banwatch.Later.names) + ['re', 'os', 'collections', 'heapq', 'locale', 'threading', 'encodings']:
+    for name in list(banwatch.LazyModule.names) + ['re', 'os', 'collections', 'heapq', 'locale', 'threading', 'encodings']:
         (tmp_path / 'tmp' / (name + '.py')).write_text('open(%r, "w")\n' % str(tmp_path / 'taken'))
     daemon = Started(conf, env=dict(os.environ, TMPDIR=str(tmp_path / 'tmp')))
     assert '/proc/self/fd' in daemon.of('cmdline') and daemon.end()[0] == 0
