@@ -25,9 +25,14 @@ What it touches, as root
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told otherwise.
 
 Map, from the ground up; a section names only itself and what stands above it:
-    Values  Options  Lines  Filters  Fails  Bans  Jail  Firewalls  Report  State  decide, and are pure
-    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
-    Machine  Sources  Control  Daemon  Commands  Doctor  Install  Main            act
+
+    Part I, the guard: read this before you trust it
+        Values  Conf  Lines  Filters  Judge  Firewalls  State          decide, and are pure
+        ~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+        Machine  Worker  Sources  Wall  Store  Control  Daemon  Commands            act
+    Part II, the wings: told what happens, they can neither ban nor run a firewall command
+        Language  Actions  Tally  Digest  Summary  Replay  Doctor  Install
+    Part III: Appendix (built-in filters, rules, date forms, init scripts), Main
 
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
 """
@@ -61,7 +66,7 @@ class LazyModule:
         return getattr(module, attribute)
 
     @classmethod
-    def for_a_daemon(cls):
+    def load_for_daemon(cls):
         """Imports what it may need: tomorrow an upgrade of Python may have taken the files away."""
         for name, daemon in cls.names.items():
             if daemon:
@@ -326,7 +331,7 @@ def table(head, rows):
                         for cell, w, r in zip(row, widths, right)).rstrip()
 
 
-# ---- Options -------------------------------------------------------------------------------
+# ---- Conf ----------------------------------------------------------------------------------
 # Owns: nothing. One row of OPTIONS is the whole of an option: what reads it, its default, and the
 # line of banwatch.conf that explains it. Always true: reading a conf finds every problem in one
 # go, each with its line; what `config_text` prints reads back as the same configuration.
@@ -696,224 +701,6 @@ NOTES = {
                    '; (OpenWrt: `option log 1` for the zone). Anybody can forge a packet\'s sender: think twice. So\n'
                    '; its bans never touch what is forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
-# the rules that need not be written down
-RULES = r'''
-# What any healthy day logs, so that what is left is worth a look. The first that fits holds; what is
-# alarming stands first. Refused logins are told in a number alone: a name may be a password.
-
-[rule banwatch]
-program = banwatch(?:\.py)?
-report = ignore
-
-[rule out-of-memory]
-program = kernel
-report = warning
-details = firstlast
-text = the kernel ran out of memory
-regex = ^(?:(?:Memory cgroup out|Out) of memory: |oom_reaper: |oom-kill:|.{1,15} invoked oom-killer:)
-
-[rule kernel-crash]
-program = kernel
-report = warning
-details = firstlast
-text = faults of the kernel
-regex = ^(?:Kernel panic|kernel BUG at|(?:watchdog: )?BUG: |Oops\b|Internal error: |general protection fault|WARNING: CPU:)
-    ^(?:CPU \d+ )?Unable to handle kernel
-    ^(?:rcu: )?INFO: (?:task .{1,40} blocked for more than|\w+ (?:self-)?detected stall)
-
-[rule program-crash]
-program = kernel|procd
-report = warning
-details = firstlast
-text = programs that crash
-regex = ^.{1,24}: (?:segfault at|unhandled (?:page fault|exception)|potentially unexpected fatal signal)
-    ^(?:traps: |do_page_fault\(\): sending SIGSEGV|Instance \S+ i?s in a crash loop)
-
-[rule disk-error]
-program = kernel
-report = warning
-details = firstlast
-text = errors of a disk or flash
-regex = ^(?:jffs2|UBIFS|UBI|ubi\d+|SQUASHFS|EXT\d-fs):? (?:error|warning)
-    ^(?:EXT\d|F2FS|FAT|BTRFS|XFS)(?:-fs)?\b.{0,60}(?: error\b|warning: |orrupt|Remounting|forced readonly|set read-only)
-    ^(?:\w+: )?(?:critical \w+|I/O|Buffer I/O) error(?:,| on) dev
-
-[rule flood]
-program = kernel
-report = warning
-details = firstlast
-text = signs of a flood of connections
-regex = ^(?:\w+: ){1,2}(?:table full|Possible SYN flooding|neighbor table overflow)
-
-[rule dns-rebind]
-program = dnsmasq
-report = warning
-details = firstlast
-text = possible DNS rebind attacks
-regex = ^possible DNS-rebind attack detected:
-
-[rule accounts]
-program = passwd|chpasswd|chage|user(?:add|mod|del)|group(?:add|mod|del)
-report = warning
-details = firstlast
-text = accounts or passwords that were changed
-regex = ^(?:(?:new|delete|change) (?:user|group)\b|add '|(?:pam_\w+\(\w+:chauthtok\): )?password (?:for|changed))
-
-[rule disk-failing]
-program = smartd
-report = warning
-details = firstlast
-text = disks that are failing
-regex = ^Device: .{1,80}(?:unreadable|ncorrectable|FAILED|FAILING|failure)
-
-[rule dropped]
-program = kernel
-report = ignore
-regex = ^(?:REJECT|DROP|reject|drop|banIP/|\[UFW (?:LIMIT )?BLOCK\]|\w+_(?:DROP|REJECT):)[^=]{0,60}\bIN=\S* OUT=
-
-[rule links]
-program = kernel|netifd|pppd
-text = links and uplinks going up or down
-regex = ^(?:[\w.:@/-]+ ){1,8}[Ll]ink (?:is )?(?:[Uu]p|[Dd]own)\b
-    ^(?:Interface|Wireless device) '[^']+' (?:is now (?:up|down)|has lost the connection)$
-    ^(?:LCP terminated by peer|Modem hangup|Connection terminated|No response to \d+ echo|Timeout waiting for PAD)
-
-[rule starts]
-program = procd|systemd
-text = starts of the system
-regex = ^(?:- init complete -$|Startup finished in [^(]+\((?:firmware|kernel)\))
-
-[rule boot]
-program = (?:kernel|procd|netifd|ucitrack|urandom_seed)?
-report = ignore
-regex = ^\S+: (?:port \d+\([^)]+\) entered \w+ state$|renamed from )
-    ^(?:\S+ ){1,5}(?:(?:entered|left) (?:promiscuous|allmulticast) mode|configuring for \S+ link mode)$
-    ^(?:IPv6: ADDRCONF\(NETDEV_|8021q: adding VLAN)
-    ^(?:Booting Linux|Linux version|Kernel command|Memory: |NET: Registered|random: |usbcore: registered|Freeing |VFS: Mounted|PPP )
-    ^[\w -]+(?: hash table entries|: Hash tables configured)
-    ^(?:EXT\d-fs|UBIFS|F2FS-fs) \([^)]+\): (?:re-|un-?)?[Mm]ount
-    ^(?:init|procd|kmodloader|block|mount_root|urandom-seed|urngd|jffs2|ubi\d+): (?!.*(?:fail|rror|crash))
-    ^(?:- [a-z]+ -$|/etc/rc\.d/\S+ setting up |Added device handler |Setting up /etc/config/|Saving \d+ bits of |Seed saved )
-
-[rule uplink]
-program = netifd|pppd|firewall
-report = ignore
-regex = ^Reloading firewall due to
-    ^[\w ]+ '[^']+' (?:is setting up now|is (?:en|dis)abled|has link connectivity|link is (?:up|down))
-    ^You have delegated IPv6-prefixes
-    ^\S+ \(\d+\): (?:WARNING: Variable|udhcpc: (?:started|sending|broadcasting|performing|lease of|received SIG|entering|unicasting))
-    ^(?:pppd \S+ started by|Plugin \S+ loaded|(?:RP-)?PPPoE plugin|PPP session is|Connected to|Using interface|Renamed interface|Connect: )
-    ^(?:(?:CHAP|PAP|EAP) authentication succeeded|peer from calling number|Connect time|Sent \d+ bytes|Exit\.|Terminating on signal)
-    ^(?:local|remote|primary|secondary) +(?:IP|LL|DNS) address
-
-[rule dhcp]
-program = dnsmasq-dhcp
-text = DHCP messages
-regex = ^(?:\d+ )?(?:DHCP[A-Z-]+|RTR-[A-Z]+|SLAAC-CONFIRM)\(
-
-[rule dhcp-notes]
-program = dnsmasq-dhcp|odhcpd|odhcp6c|udhcpc6?|dhclient
-report = ignore
-regex = ^(?:DHCP, |DHCPv\d\S* |(?:IPv6 )?router advertisement |read /|not giving name|DHCP packet received on \S+ which has no)
-    ^(?:Using a RA lifetime|No default route present|A default route is present|Raising SIGUSR1|Failed to send to \S+ \()
-    ^DHCPV6 [A-Z-]+ IA_\w+ from \w+ on \S+: ok
-    ^(?:[Rr]eceived|Got|[Ss]ending) DHCP
-    ^(?:\(re\)starting transaction|Starting [A-Z-]+ transaction|Got a valid|entering |Send(?:ing)? [A-Z-]+ message)
-    ^(?:started, v|sending|broadcasting|performing|lease of|received SIG|unicasting)
-    ^(?:DHCP(?!NAK)[A-Z]+ (?:for|on|of|from)|bound to|XMT:|RCV:|PRC:|Listening on|Sending on) +\S
-
-[rule dns]
-program = dnsmasq
-report = ignore
-regex = ^(?:\d+ \S+ )?(?:(?:dnssec-)?query\[|(?:forwarded|reply|cached\S*|config|/etc/hosts) \S)
-    ^(?:started, version|DNS (?:service limited|rebinding protection)|Allowing |compile time options|\w+ support enabled)
-    ^(?:exiting on receipt|cleared cache|using (?:nameserver|only|standard|\d+ more) |read(?:ing)? /|no servers found in)
-    ^ignoring nameserver \S+ - local interface
-
-[rule wifi-wrong-key]
-program = hostapd
-text = Wi-Fi logins with a wrong key
-regex = ^\S+: (?:AP-STA-POSSIBLE-PSK-MISMATCH|CTRL-EVENT-EAP-(?:TIMEOUT-)?FAILURE|STA \S+ IEEE \S+ authentication failed)
-
-[rule wifi-joined]
-program = hostapd
-text = Wi-Fi devices that joined
-regex = ^\S+: AP-STA-CONNECTED
-
-[rule wifi]
-program = hostapd|wpa_supplicant
-report = ignore
-regex = ^\S+: STA \S+ IEEE \S+ (?:(?:dis|de)?(?:associat|authenticat|connect)ed|did not ack|binding station|\w+ port)
-    ^\S+: STA \S+ (?:WPA|RADIUS): \w+ (?:key handshake completed|accounting session)
-    ^\S+: (?:AP-STA-(?:DISC|POLL)|(?:AP|INTERFACE)-(?:EN|DIS)ABLED|ACS-(?:STARTED|COMPLETED)|AP-CSA|DFS-|interface state )
-    ^\S+: CTRL-EVENT-(?:EAP-|TERMINATING|CHANNEL-SW|STARTED-CH|CONNECTED|REGDOM)
-    ^\S+: WPA: (?:Key negotiation|Group rekeying) completed
-    ^(?:Configuration file: |Set new config for phy )
-
-[rule clock]
-program = crond|ntpd|chronyd|systemd-timesyncd
-text = corrections of the clock
-regex = ^(?:time disparity of|setting time to|System clock (?:was stepped|wrong) by|Initial clock synchronization)
-
-[rule time]
-program = ntpd|chronyd|systemd-timesyncd
-report = ignore
-regex = ^(?:reply from|sending query|synchronized to|timed out waiting|bad address)
-    ^(?:Selected source|Source \S+ |chronyd |Frequency |Contacted time|Timed out|Network configuration changed)
-
-[rule cron]
-program = crond?|CRON
-report = ignore
-regex = ^(?:USER \S+ pid +\d+ cmd |wakeup dt=|crond .{1,40}started, log level)
-    ^\([\w.*-]+\) (?:CMD|LIST|RELOAD|INFO|STARTUP) \(
-
-[rule pam]
-report = ignore
-regex = ^pam_\w+\([\w-]+:session\): (?:session (?:opened|closed) for user|deprecated reading)
-    ^pam_unix\([\w-]+:auth\): check pass; user unknown
-
-[rule pam-old]
-program = \S+\(pam_\w+\)
-report = ignore
-regex = ^(?:session (?:opened|closed) for user|check pass; user unknown)
-
-[rule sudo]
-program = sudo|su|login
-text = uses of sudo and su, console logins
-regex = ^ *\S+ : (?:\(command continued\)|(?:\w+=[^;]*; )*COMMAND=)
-    ^(?:\(to \S+\) |Successful su |\+ \S+ \S+:\S+$|(?:ROOT LOGIN|root login|LOGIN) +(?:ON|on) )
-
-[rule systemd]
-program = systemd(?:-logind|-journald)?|rsyslogd|syslogd|dbus-daemon
-report = ignore
-regex = ^(?:Start(?:ed|ing)|Finished|Reached target|Stopping|Stopped (?!.*with error)|Listening on|Closed|(?:Creat|Remov)ed slice)
-    ^\S+: (?:Deactivated successfully|Succeeded|Consumed )
-    ^(?:(?:Unm|M)ount(?:ed|ing)|Reload(?:ed|ing)|Condition check resulted in|.{1,200} was skipped because) \S
-    ^(?:systemd \S+ running in|Detected |Hostname set|Queued start job|Startup finished in [\w. ]+\.$)
-    ^(?:New s(?:ession|eat) |Removed session|Session \S+ logged out|Journal st|(?:System|Runtime) Journal |Received (?:client request|SIGTERM))
-    ^(?:\[origin software=|imuxsock: Acquired|rsyslogd's \w+ changed|-- MARK --|syslogd started)
-    ^(?:\[[\w= ]+\] )?(?:Activating |Successfully activated|Reloaded configuration)
-
-[rule auth-chatter]
-program = sshd(?:-session|-auth)?|dropbear
-report = ignore
-regex = ^(?:error: |fatal: )?(?:Received disconnect|Disconnect(?:ed|ing)|Connection (?:closed|reset|from)|Timeout|maximum authentication)\b
-    ^(?:error: |fatal: )?(?:kex_\w+|ssh_dispatch_run_fatal|banner exchange|Unable to negotiate|no matching|Read from socket|Write failed)\b
-    ^(?:Did not receive|Bad protocol|reverse mapping|Address \S+ maps|drop connection|Postponed \S+ for|Failed (?:none|publickey|hostbased) for)
-    ^(?:PAM \d+ more|PAM service|input_userauth|userauth_pubkey: (?:signature|key type)|Server listening|Received (?:signal|SIG)|Starting session)
-    ^(?:Close session|User child|Transferred|subsystem request|Accepted key|(?:wtmp_write|lastlog_\w+|syslogin_\w+):)
-    ^(?:\[\d+\] .{15} )?(?:Child connection|[Ee]xit |Early exit|[Pp]remature exit|Running in background)
-
-[rule auth-failures]
-program = (?!su(?:do)?$).*
-text = refused logins that no jail counted
-regex = ^(?:pam_\w+\([\w-]+:auth\): )?(?:authentication failure; logname=|auth could not identify password)
-    ^(?:error: |fatal: )?(?:[Ii]nvalid user|[Ii]llegal user|Failed (?:password|keyboard|challenge)\S* for|PAM: [\w ]+ for|Access denied for user)\b
-    ^(?:User .+ not allowed because|ROOT LOGIN REFUSED|FAILED LOGIN|invalid password for)
-    ^(?:\[\d+\] .{15} )?(?:[\w -]+ password|[Ll]ogin) attempt (?:for|with)
-    ^auth[^:]*: .*\b(?:pam|passwd-file|sql)\(
-    ^(?:(?:\[\w+\] )?luci: failed login on|(?:\[pid \d+\] )?\[[^]]*\] FAIL LOGIN: Client ")
-'''
 RULE = ('Rules of your own for the summary, besides the built-in ones. One with the name of a built-in rule\n'
         'takes its place, option by option. There are:\n'
         '    <rules>')
@@ -1360,37 +1147,6 @@ def zone_seconds(zone):
     return seconds
 
 
-# hours east of Greenwich; an abbreviation means what most of its users mean
-ZONES = {'': 0, 'Z': 0, 'UTC': 0, 'GMT': 0, 'UT': 0, 'WET': 0}
-for hours, words in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
-                     (-4, 'AST EDT CLT BOT'), (-3, 'ART BRT ADT CLST UYT'), (-3.5, 'NST'), (-2.5, 'NDT'), (-2, 'BRST'), (-1, 'CVT AZOT'),
-                     (1, 'CET WAT WEST BST DFT'), (2, 'CEST EET CAT SAST'), (3, 'EEST MSK EAT IDT'), (3.5, 'IRST'), (4, 'GST AZT SAMT'),
-                     (4.5, 'AFT IRDT'), (5, 'PKT UZT YEKT MAWT'), (5.5, 'IST SLT'), (5.75, 'NPT'), (6, 'ALMT BTT NOVT OMST'), (6.5, 'MMT CCT'),
-                     (7, 'ICT WIB THA KRAT'), (8, 'HKT SGT PHT MYT AWST WITA IRKT'), (9, 'JST KST WIT YAKT'), (9.5, 'ACST'), (10, 'AEST VLAT'),
-                     (10.5, 'ACDT'), (11, 'AEDT MAGT SBT NCT'), (12, 'NZST FJT PETT'), (13, 'NZDT')):
-    ZONES.update(dict.fromkeys(words.split(), hours))
-
-# How programs write dates, by strptime's fields and fail2ban's own: %ExY is a year of this century,
-# %Exy, %Exm ... exactly two digits, %k and %l an hour that may be padded with a blank. An hour, a date
-# and a zone that stand alone are looked for at the line's beginning only (^, {^LN-BEG}).
-DATES = (
-    r'%ExY[-/.]%m[-/.]%d(?:T| {1,2})%H:%M:%S(?:[.,]%f)?(?: *%z)?',         # ISO 8601, RFC 3339
-    r'(?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',                          # RFC 3164, asctime
-    r'(?:%a )?%b %d %ExY %k:%M:%S(?:\.%f)?',
-    r'%d[-/]%m[-/](?:%ExY|%Exy) %k:%M:%S',
-    r'%d[-/]%b[-/]%ExY[ :]?%H:%M:%S(?:\.%f)?(?: %z)?',                     # web servers, named
-    r'%m/%d/%ExY:%H:%M:%S',
-    r'%m-%d-%ExY %k:%M:%S(?:\.%f)?',
-    'EPOCH',
-    r'{^LN-BEG}%H:%M:%S',
-    r'^<%m/%d/%Exy@%H:%M:%S>',
-    r'%Exy%Exm%Exd {1,2}%H:%M:%S',                                         # MySQL
-    r'%b %d, %ExY %I:%M:%S %p',                                            # Tomcat
-    r'^%b-%d-%Exy %k:%M:%S',
-    r'%ExY%Exm%Exd(?:[-T]| {0,2})%ExH%ExM%ExS(?:[.,]%f)?(?: *%z)?',
-    r'%Z (?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',
-    r'%z (?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',
-    'TAI64N')
 DAYS = 'Mon Tue Wed Thu Fri Sat Sun'.split()
 FULL_DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
 FULL_MONTHS = 'January February March April May June July August September October November December'.split()
@@ -1598,6 +1354,8421 @@ Special = collections.namedtuple('Special', 'distinct times mlfid')
 BlockRegex = collections.namedtuple('Form', 'regex rows texts demands')
 # What one line is, for `test`: `verdict` one of FAIL NOFAIL LOGIN, or None with the reason `why`
 Look = collections.namedtuple('Look', 'verdict regex ip id user when fields why')
+
+IP4 = r'(?:\d{1,3}\.){3}\d{1,3}'
+IP6 = r'(?:[0-9a-fA-F]{1,4}::?|:){1,7}(?:[0-9a-fA-F]{1,4}|(?<=:):)(?:%[\w.-]+)?'
+TAGS = {
+    'IP4': r'(?:::[fF]{4,6}:)?(?P<ip4>%s)' % IP4, 'IP6': r'(?P<ip6>%s)' % IP6,
+    'DNS': r'(?P<dns>[\w\-.^_]*\w)', 'CIDR': r'(?P<cidr>\d+)',
+    'F-ID/': r'(?P<fid>\S+)', 'F-PORT/': r'(?P<fport>\w+)'}
+TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
+TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
+TAGS['SUBNET'] = r'\[?(?:%(IP4)s|%(IP6)s)(?:/%(CIDR)s)?\]?' % TAGS
+TAGS.update({'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
+TAG_NAMES = {'ID': 'fid', 'PORT': 'fport'}
+OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES')
+MOST_TEXT = 512                                    # bytes of a name that are kept
+SESSIONS = 1000                                    # connections remembered per filter
+CHILDREN = 16                                      # ... and per address, those that may be a child
+SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
+MOST_RUNAWAYS = 3                                  # regexes aborted, until a filter has to rest ...
+REST_SECONDS = 60                                  # ... for so long
+CALM_SECONDS = 600                                 # after which it is in trouble no more
+
+
+def no_files(path):
+    """What a folder without files reads as."""
+
+
+class Runaway(Exception):
+    """A regex has used up its time."""
+
+
+def unguarded(search, *arguments):
+    return search(*arguments)
+
+
+# the files of filters
+BUILT_IN = 'built-in'
+FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
+SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
+PLAIN_WORD = Regex(r'[\w-]*')           # an option's value that cannot be a part of a regex
+PARAMETER = Regex(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
+
+
+def conf_folder(conf):
+    """The folder that a conf file lies in, '' if there is no such file."""
+    return '' if conf in (NO_CONF, '-') else os.path.dirname(os.path.abspath(conf))
+
+
+def filter_folders(conf):
+    """Where filters are looked for: first in filter.d beside the conf, never in the current directory."""
+    folder = conf_folder(conf)
+    return ((os.path.join(folder, 'filter.d'),) if folder else ()) + FILTER_FOLDERS
+
+
+def filter_spec(text):
+    """(name, {option: text}) of 'NAME[option=value, other="a value"]'."""
+    m, params, at = SPEC.match(text), {}, 0
+    if m is None:
+        raise ValueError('%s is no filter (try NAME or NAME[option=value,...])' % quoted(text))
+    inner = m.group(2) or ''
+    while inner[at:].strip():
+        p = PARAMETER.match(inner, at)
+        if p is None:
+            raise ValueError('%s: cannot make sense of [%s]' % (quoted(text), printable(inner[at:])))
+        params[p.group(1).lower()] = next((part for part in p.groups()[1:] if part is not None), '')
+        at = p.end()
+    return m.group(1), params
+
+
+class Definition:
+    """A filter's options, with everything that stands in for something else filled in."""
+
+    def __init__(self, name, params, origin=None):
+        self.name, self.params = name, params
+        self.sections = {}           # section -> {option: [(text, where), ...]}; the last one holds
+        self.origin = origin         # where the filter was found
+        self.missing = []            # files that were to be included
+        self.foreign = False         # has any of it been read from a file?
+        self.folders, self.read = (), no_files
+
+    def load(self, folders, read):
+        """Takes in the filter's file (its name is a path, or is looked for in these folders) and what
+        that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
+        self.folders, self.read, later = folders, read, []
+        name, file = self.name, self.name + '.conf'
+        if '/' in self.name:
+            folder, _, file = self.name.rpartition('/')
+            folders, name = [folder or '/'], re.sub(r'\.conf$', '', file)
+        for folder in folders:
+            local, path = self.fetch(folder, name + '.local')
+            if local is not None and path != self.name:
+                later.insert(0, (path, local, folder))
+            text, path = self.fetch(folder, file)
+            if text is None and file != name + '.conf':
+                text, path = self.fetch(folder, name + '.conf')
+            if text is not None:
+                self.origin = BUILT_IN if folder == BUILT_IN else path
+                self.take(path, text, folder)
+                break
+        for path, text, folder in later:
+            self.origin = self.origin or path
+            self.take(path, text, folder)
+        if self.origin is None:
+            raise LookupError(name)
+
+    def fetch(self, folder, file):
+        """(text or None, path) of a file in a folder."""
+        if folder == BUILT_IN:
+            return FILTERS.get(re.sub(r'\.conf$', '', file)), '%s %s' % (BUILT_IN, file)
+        path = '%s/%s' % (folder, file)
+        return self.read(path), path
+
+    def take(self, path, text, folder, loop=()):
+        """Takes in one file's text, and before and after it what it includes."""
+        if text is None or path in loop:
+            return
+        self.foreign = self.foreign or folder != BUILT_IN
+        entries = list(read_ini(text))
+        wanted = {key: value for _, section, key, value in entries if section == 'INCLUDES' and key}
+        self.include(wanted.get('before', ''), folder, loop + (path,), path)
+        for n, section, key, value in entries:
+            where = '%s:%d' % (path, n)
+            if section is None:
+                raise ValueError('%s: %s' % (where, value))
+            if key is not None and section != 'INCLUDES':
+                self.sections.setdefault(section, {}).setdefault(key, []).append((value, where))
+        self.include(wanted.get('after', ''), folder, loop + (path,), path)
+
+    def include(self, names, folder, loop, path):
+        for name in names.split():
+            if '/' in name:                        # as in fail2ban, from where this file lies
+                place = os.path.normpath(os.path.join(folder, name))
+                found = (None if folder == BUILT_IN else self.read(place), place, os.path.dirname(place))
+            else:
+                places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
+                found = next((self.fetch(f, name) + (f,) for f in places + [BUILT_IN] * (name == 'common.conf')
+                              if self.fetch(f, name)[0] is not None), (None, name, folder))
+            text, where, at = found
+            if text is None and not name.endswith('.local'):
+                self.missing.append('%s includes %s, which is not there' % (path, name))
+            self.take(where, text, at, loop)
+            if name.endswith('.conf') and at != BUILT_IN:
+                local = where[:-5] + '.local'
+                self.take(local, self.read(local), at, loop)
+
+    def last(self, section, option, back=0):
+        """(text, where) of an option as it stands in a section; None if it does not."""
+        rows = self.sections.get(section, {}).get(option, ())
+        return rows[-1 - back] if len(rows) > back else None
+
+    def meaning(self, failregex, ignoreregex):
+        """What two filters that mean the same have in common."""
+        return self.origin, self.params, self.sections, list(failregex), list(ignoreregex)
+
+    def given(self, option, back=0):
+        """(text, section) of an option in force, nothing filled in yet; None if there is none."""
+        if option in self.params and not back:
+            return self.params[option], 'Definition'
+        for section in ('Init', 'Definition', 'DEFAULT'):
+            row = self.last(section, option, back)
+            if row:
+                return row[0], 'Definition' if section == 'DEFAULT' else section
+        return None
+
+    def where(self, option):
+        """'file:line' of an option, '' if it is the conf's."""
+        for section in ('Init', 'Definition', 'DEFAULT'):
+            row = self.last(section, option)
+            if row and option not in self.params:
+                return row[1]
+        return self.origin if self.sections else ''
+
+    def get(self, option, default=''):
+        """The text of an option with everything filled in; ValueError if that cannot be done."""
+        found = self.given(option)
+        if found is None:
+            return default
+        try:
+            return self.tagged(self.interpolated(found[0], found[1], option))
+        except ValueError as e:
+            raise self.complaint(option, e) from None
+
+    def told(self, option, read, *words):
+        """What `read` makes of an option; its ValueError says where that stands."""
+        try:
+            return read(*words)
+        except ValueError as e:
+            raise self.complaint(option, e) from None
+
+    def complaint(self, option, why):
+        """A ValueError that says where the option stands."""
+        where, why = self.where(option), '%s%s' % (why, ' (%s)' % '; '.join(self.missing) if self.missing else '')
+        return ValueError('%s: %s: %s' % (where, option, why) if where else str(why))
+
+    def interpolated(self, text, section, option, back=0, depth=0):
+        """`text` with %(name)s, %(section/name)s and %(known/name)s filled in."""
+        if '%' not in text:
+            return text
+        if depth > 10:
+            raise ValueError('%s stands in itself' % quoted(option))
+
+        def filled(m):
+            if m.group() == '%%':
+                return '%'
+            at, _, name = m.group(1).rpartition('/')
+            if name == '__name__':
+                return section
+            again = 0
+            if at == 'known':                      # what it was before this file, or above this section
+                again = back + 1 if name == option else 1
+                found = self.last(section, name, again) or self.last('DEFAULT', name) or self.last('Init', name)
+            elif not at:
+                if name in self.params:
+                    return self.interpolated(self.params[name], section, name, 0, depth + 1)
+                found = next(filter(None, (self.last(s, name) for s in (section, 'DEFAULT', 'Definition', 'Init'))), None)
+            else:
+                at = 'DEFAULT' if at == 'default' else at
+                found = self.last(at, name) or self.last('DEFAULT', name)
+            if found is None:
+                raise ValueError('%s is not defined anywhere' % quoted(m.group()))
+            return self.interpolated(found[0], section, name, again, depth + 1)
+        return re.sub(r'%%|%\(([^()]+)\)s', filled, text)
+
+    def tagged(self, text):
+        """`text` with each <name> filled in that an option, or section/option, is named like."""
+        for _ in range(64):
+            if len(text) > 1 << 18:
+                break
+            before, text = text, re.sub(r'<([^\s<>]+)>', self.tag, text)
+            if text == before:
+                return text
+        raise ValueError('a <tag> stands in itself')
+
+    def tag(self, m):
+        name = m.group(1)
+        if name == name.upper() and name in TAGS:
+            return m.group()
+        at, _, option = name.rpartition('/')
+        if not at:
+            found = self.given(name.lower() if name.lower() in self.params else name)
+        elif at == 'known':
+            row = self.last('Init', option) or self.last('Definition', option)
+            found = row and (row[0], 'Definition')
+        else:
+            row = self.last(at, option) or self.sections.get(at) is not None and self.last('DEFAULT', option)
+            found = row and (row[0], at)
+        text = self.interpolated(found[0], found[1], name) if found else ''
+        if m.group() in text:
+            raise ValueError('a <tag> stands in itself')
+        return text if found else m.group()
+
+
+# regexes
+def compile_line(text, multiline=False):
+    """The compiled form of a regex in fail2ban's language, for one line (text); ValueError says
+    what is wrong."""
+    opened, skips = set(), []
+    if len(re.findall('<(?:HOST|ADDR)>', text)) > 1:
+        raise ValueError('%s has more than one <HOST>' % quoted(text))
+
+    def replace(m):
+        closing, name = m.group(1), m.group(2)
+        if not closing and name == 'SKIPLINES':
+            skips.append(name)
+            return r'\n(?P<skiplines%d>(?:(?:.*\n)*?))' % (len(skips) - 1)
+        if not closing and name in TAGS:
+            return TAGS[name]
+        field = re.match(r'F-([A-Z0-9_]+)$', name)
+        if field is None or closing and name not in opened:
+            return m.group()
+        opened.add(name)
+        return ')' if closing else '(?P<%s>' % TAG_NAMES.get(field.group(1), field.group(1).lower())
+    regex = re.sub(r'<(/?)([\w-]+/?)>', replace, text)
+    regex = re.sub(r'(?<!\\)\((?:\?:)?(\(\?[a-z]+)\)', r'\1:', regex)      # ((?i)x) is (?i:x) today
+    return compile_regex(regex, re.M if multiline else 0, text)
+
+
+def compile_regex(regex, flags, text):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return re.compile(regex, flags)
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
+
+
+def reject_unfilled_tag(text):
+    """ValueError if a line of a failregex is a <tag> that nothing was filled in for: a mode, most likely."""
+    m = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
+    if m and m.group(1) not in TAGS:
+        name, _, mode = m.group(1).partition('-')
+        raise ValueError('there is no %s%s' % (quoted(m.group(1)), ' (%s is no mode of it)' % quoted(mode) if mode else ''))
+
+
+def native_row(text, n):
+    """A line of a failregex of our own kind as a part of one large regex over a block (text): its
+    groups get names of their own, an address is simple text, and nothing matches a line's end."""
+    reject_unfilled_tag(text)
+    if not text.startswith('^'):
+        raise ValueError('%s: with `program`, a regex begins with ^' % quoted(text))
+    hosts = len(re.findall('<(?:HOST|ADDR)>', text))
+    unknown = re.search('</?(?!(?:/?F-(?:%s))>)[A-Z][A-Z0-9_/-]*>' % '|'.join(OWN_FIELDS),
+                        re.sub('<(?:HOST|ADDR)>', '', text))
+    if hosts > 1 or unknown:
+        raise ValueError('%s: with `program`, %s' % (quoted(text), 'there is one <HOST> at most' if hosts > 1
+                                                     else 'there is no ' + unknown.group()))
+    if re.search(r'(?<!\\)(?:\\\\)*\\[1-9]', text):
+        raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))' % quoted(text))
+    if any(inside and piece in ('\\D', '\\W') for piece, inside in pieces(text)):
+        raise ValueError('%s: with `program`, there is no \\D or \\W in [...]' % quoted(text))
+    body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]{1,255})\\]?' % n, text[1:])
+    body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
+        '(?P<%s%d>' % (m.group(2).lower(), n) if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
+    body = body[:-1] if re.search(r'(?<!\\)(?:\\\\)*\$$', body) else body + '.*'
+    return one_line(body) + '(?P<end%d>)' % n
+
+
+def pieces(regex):
+    """Yields (text, is it inside of a class?) of a regex's smallest parts: 'a', '\\s', '[^', ']', '(', ')?'."""
+    inside = False
+    for m in re.finditer(r'\\.|\[\^?\]?|\)\?(?!\?)|.', regex, re.S):
+        piece = m.group()
+        yield piece, inside
+        inside = piece != ']' if inside else piece[0] == '['
+
+
+def one_line(regex):
+    """`regex` so that its classes do not match a newline."""
+    return ''.join(piece + '\\n' if piece.startswith('[^') and not inside
+                   else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s'
+                   else '[^%s\\n]' % piece.lower() if piece in ('\\D', '\\W') and not inside else piece
+                   for piece, inside in pieces(regex))
+
+
+def without_groups(regex):
+    """`regex` with each (x) as (?:x)."""
+    found = list(pieces(regex))
+    return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)] else piece
+                   for n, (piece, inside) in enumerate(found))
+
+
+def optional_groups_as_branches(regex):
+    """`regex` with each (x)? as ((x)|), which means the same to Python and costs it far less."""
+    out, opened = [], []
+    for piece, inside in pieces(regex):
+        if not inside and piece == '(':
+            opened.append(len(out))
+        elif not inside and piece[0] == ')':
+            start = opened.pop()
+            if piece == ')?':
+                plain = out[start + 1:start + 3] == ['?', ':']
+                out[start:start], piece = ([], '|)') if plain else (['(?:'], ')|)')
+        out.append(piece)
+    return ''.join(out)
+
+
+def best_literals(regex):
+    """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
+    if there is none worth looking for. Longer and fewer is better."""
+    return most_telling(required_literals(regex.pattern, regex.flags))
+
+
+def required_literals(pattern, flags):
+    """All such sets that a regex with these flags has, small ones first."""
+    if flags & re.I:
+        return []
+    coding = 'latin-1' if isinstance(pattern, bytes) else 'utf-8'
+    sets = literal_sets(parsed(pattern, flags & re.M), coding)
+    return sorted((found for found in sets if found and min(map(len, found)) > 2), key=len)
+
+
+def parsed(pattern, flags=0):
+    """What Python's own parser makes of a regex: pairs (operation, argument)."""
+    try:
+        from re import _parser as parser           # since Python 3.11
+    except ImportError:
+        import sre_parse as parser
+    return parser.parse(pattern, flags)
+
+
+def most_telling(sets):
+    """The most telling of some sets of texts."""
+    sets = [found for found in sets if found and min(map(len, found)) > 2]
+    return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
+
+
+def literal_sets(parts, coding='utf-8'):
+    """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
+    run = b''
+    for op, arg in list(parts) + [('END', None)]:
+        name = str(op)
+        if name == 'LITERAL':
+            run += chr(arg).encode(coding)
+            continue
+        if name not in ('AT', 'ASSERT_NOT'):
+            # a date may have stood between two that are no letters, and been cut out
+            for piece in re.split(br'(?<=[^\w\x80-\xff])(?=[^\w\x80-\xff])', run):
+                yield {piece}
+            run = b''
+        if name == 'SUBPATTERN' and not arg[1] & re.I:
+            yield from literal_sets(arg[-1], coding)
+        elif name == 'ATOMIC_GROUP':
+            yield from literal_sets(arg, coding)
+        elif name in ('MAX_REPEAT', 'MIN_REPEAT', 'POSSESSIVE_REPEAT') and arg[0]:
+            yield from literal_sets(arg[2], coding)
+        elif name == 'BRANCH':
+            ways = [most_telling(literal_sets(way, coding)) for way in arg[1]]
+            if all(ways):
+                yield set().union(*ways)
+
+
+def only_literal(texts):
+    """The one text (str) of a set that has no other; else '', which stands in everything."""
+    return min(texts).decode('utf-8') if texts and len(texts) == 1 else ''
+
+
+def with_lines(block, texts):
+    """(start, end) of the lines of a block in which one of these texts stands, in order; all for None."""
+    if texts is None:
+        return [m.span() for m in re.finditer(b'[^\n]+', block)]
+    found = {}
+    for text in texts:
+        at = block.find(text)
+        while at >= 0:
+            end = block.find(b'\n', at)
+            found[block.rfind(b'\n', 0, at) + 1] = end
+            at = block.find(text, end)
+    return sorted(found.items())
+
+
+def in_lines(block, other, positions):
+    """Positions in the lines of a tidy block in which these lie in another block of as many lines."""
+    ends, there = ([m.start() for m in re.finditer(b'\n', text)] for text in (block, other))
+    return [ends[max(0, bisect.bisect_right(there, position) - 1)] for position in positions]
+
+
+@functools.lru_cache(maxsize=2048)
+def captured_address(text):
+    """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
+    try:
+        return text.decode() if IPV4_RAW.fullmatch(text) else address(text.decode())
+    except ValueError:
+        return None if re.match(br'[\d.]+$|.*:', text) else ''
+
+
+@functools.lru_cache(maxsize=1024)
+def as_text(raw):                                  # of what is kept: a user's name
+    return raw[:MOST_TEXT].decode('utf-8', 'backslashreplace')
+
+
+new_tuple = tuple.__new__                          # a namedtuple's own __new__ takes four times as long
+
+
+class Session:
+    """What one connection has said: its address and user, lines of each kind, guesses counted."""
+    ip = user = None
+    counted = 0                      # guesses so far
+    pending = 0                      # of these, the ones that still wait for an address
+
+    def __init__(self, when):
+        self.born = when
+        self.lines = {}              # kind -> how many lines of it
+
+
+@functools.lru_cache(maxsize=32)
+def block_regex(tag, rest, texts, led, bare):
+    """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
+    written) of each row; is the regex to begin with the tag; may a line lack it?"""
+    whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest if bare else b'\n' + HEAD + tag + rest
+    if led and not bare:                           # a line has one tag: after it, it is not tried again
+        whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
+    regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'), re.M, 'what all of them make')
+    at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
+    for n, (kind, text) in enumerate(texts):
+        ip, user, distinct, times, mlfid = (at('%s%d' % (name, n), 0)
+                                            for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
+        mlfid = mlfid or at('mlfid', 0)
+        written[at('end%d' % n)] = text
+        rows[at('end%d' % n)] = Row(
+            kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
+            ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times or mlfid else None)
+    return BlockRegex(regex, rows, written, required_literals(regex.pattern if bare else tag + rest, regex.flags))
+
+
+class Filter:
+    """A filter of our own kind: `scan` turns a block into Sightings. Where its regexes are not built in, it looks at
+    one line at a time, under `guard`, which raises Runaway; at an ignoreregex always so."""
+    trouble, keep_matches = '', False     # does somebody want to know what the lines say?
+
+    def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
+        self.origin = definition.origin
+        self.definition, self.guard = definition, guard
+        self.foreign = definition.foreign or bool(failregex) or not all(PLAIN_WORD.fullmatch(text) for text in definition.params.values())
+        self.slow = {}               # 'failregex' or 'ignoreregex' -> (when one ran away lately, until when they rest)
+        self.last_runaway = 0
+        self.meaning = definition.meaning(failregex, ignoreregex)
+        program, prefregex = definition.get('program'), definition.get('prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
+        parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
+        if parts is None:
+            raise definition.complaint('prefregex', 'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
+        before, after = (one_line(without_groups(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
+                         for part in parts.groups())
+        for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
+            definition.told(option, compile_regex, text, 0, text)
+        kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
+        texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
+        rows = [definition.told('failregex', native_row, text, n) for n, (_, text) in enumerate(texts)]
+        self.ignore = [definition.told('ignoreregex', compile_line, text)
+                       for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
+        begin = '(?P<begin>)' if self.ignore else ''
+        self.tag = TAG % one_line(program).encode()
+        self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
+                     + br'(?(times) ?\])\r?$')
+        self.texts = texts           # (kind, regex as it is written)
+        # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
+        self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
+        # of the last header: what stands between date and tag, its length, the date's shape, the host
+        self.known_head = None, 0, b'', None
+        self.forms = {}              # may a line lack the tag? -> its Form
+        try:
+            self.form(False)
+        except (ValueError, IndexError):           # one of them is no regex: which?
+            for _, text in texts:
+                definition.told('failregex', compile_line, text)
+            raise
+        self.sessions = {}           # (host, pid) -> Session, oldest first
+        self.parents = {}            # ip -> identity of its latest session
+        self.children = {}           # ip -> {identity: Session} of those that may be a child of that
+        self.distinct = {}           # (ip, text) -> when it was seen last
+        self.names = 0               # failures that named a host, not an address
+
+    def form(self, bare):
+        """The Form; with `bare` a line needs no tag."""
+        if bare not in self.forms:
+            try:
+                self.forms[bare] = block_regex(self.tag, self.rest, tuple(self.texts), self.tag_is_literal, bare)
+            except ValueError as e:
+                raise ValueError('%s: %s' % (self.definition.name, e)) from None
+        return self.forms[bare]
+
+    def head(self, head):
+        """(date, host) of what stands in a line before its tag; None if that is no header. What follows
+        the date is kept: the next line most likely has the same there."""
+        m = HEADER.fullmatch(head)
+        if m is None:
+            return None
+        date, home = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
+        if head.startswith(date or b' '):
+            date = date or b''
+            self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
+        return date, home
+
+    def scan(self, block, moment, bare=False, wall=0, explained=None):
+        """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
+        no line before it has told of. `moment` turns a line's date into its time. `explained`, if it is a
+        list, gets a position in each line that a regex matches."""
+        (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
+        if not all(any(text in block for text in texts) for texts in demanded):
+            return
+        given, block = block, without_rfc5424(block)
+        if explained is not None and block != given:
+            found = []
+            yield from self.scan(block, moment, bare, wall, found)
+            explained += in_lines(given, block, found)
+            return
+        pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
+        dates = DATE_GROUPS if bare else HEAD_DATES
+        led, latest, repeats = self.tag_is_literal and not bare, None, b'message repeated ' in block
+        end, size, shape, known_home = self.known_head
+        width = len(shape)
+        for m in self.matches_in_lines(regex, block, demanded, led, wall) if self.foreign else regex.finditer(block):
+            row = rows[m.lastindex]
+            if row is None:
+                continue
+            kind, verdict, ip_at, user_at, child, special = row
+            pid, times = m[pid_at], m[times_at] if repeats else None
+            ip = captured_address(m[ip_at]) if ip_at else None
+            if not led:
+                date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
+            else:
+                at = m.start() - size
+                if block[at:at + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
+                    date, home = block[at - width + 1:at], known_home
+                else:
+                    at = m.start()
+                    head = self.head(block[block.rfind(b'\n', 0, at) + 1:at])
+                    if head is None:
+                        continue
+                    date, home = head
+                    end, size, shape, known_home = self.known_head
+                    width = len(shape)
+            if explained is not None:              # not what only says so in its message
+                explained.append(m.start())
+            identity = home, pid
+            session = sessions.get(identity) if pid else None
+            if session and latest and ip == session.ip and verdict == FAIL and not (special or times or self.ignore):
+                told = session.lines.get(kind, 0) + 1
+                if told <= session.counted and latest - session.born <= SESSION_SECONDS:
+                    session.lines[kind] = told     # most lines tell nothing new: enough about this one
+                    if not child:
+                        self.parents[ip] = identity
+                    continue
+            latest = when = moment(date)
+            if when is None or self.ignore and self.ignored(block, m, wall):
+                continue
+            if ip_at and not ip:
+                self.names += ip == '' and verdict == FAIL
+                continue
+            user = m[user_at] if user_at else None
+            new = 0 if verdict != FAIL else 1 if times is None else min(int(times), MOST_TIMES)
+            if special:
+                pid, new = self.special(m, special, ip, when, pid, new)
+                identity = home, pid
+                session = sessions.get(identity)
+            if pid is not None:
+                if session is None or session.ip != ip and ip and session.ip or when - session.born > SESSION_SECONDS:
+                    session = self.meet(identity, ip, kind, child, when)
+                ip, user, new = self.tell(session, identity, ip, user, kind, verdict, child, new)
+            if new > 0 and ip:
+                name = as_text(user) if user and verdict == FAIL else None
+                told = self.told(block, m, name) if self.keep_matches else None
+                yield new_tuple(LogEvent, (ip, name, new, False, when, told))
+            if verdict == LOGIN:
+                sessions.pop((home, pid), None)    # what comes later under this pid is another connection
+                if ip and user:
+                    yield LogEvent(ip, as_text(user), 0, True, when)
+
+    def heal(self, wall):
+        """True if the trouble of a regex that has run away is over."""
+        return heal(self, wall)
+
+    @staticmethod
+    def told(block, m, user):
+        """What a Sighting tells: the line, and who was named in it."""
+        line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
+        return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
+
+    def matches_in_lines(self, regex, block, demanded, led, wall):
+        """Yields what a regex that is not built in finds in a block, line by line."""
+        for start, end in with_lines(block, most_telling(demanded)):
+            m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1, end)
+            if m:
+                yield m
+
+    def ignored(self, block, m, wall):
+        """Does an ignoreregex match? One that takes too long does not: else a long name would hide a guess."""
+        text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
+        return bool(self.guarded('ignoreregex', wall, self.ignores, text))
+
+    def ignores(self, text):
+        return any(regex.search(text) for regex in self.ignore)
+
+    def guarded(self, option, wall, search, *arguments):
+        """What the regexes of an option find; None if they take too long for this line, or rest for having done that
+        again and again."""
+        runaways, rest = self.slow.get(option, ((), 0))
+        if rest - REST_SECONDS <= wall < rest:
+            return None
+        try:
+            return self.guard(search, *arguments)
+        except Runaway:
+            runaways, until = after_runaway(runaways, wall)
+            self.slow[option], self.last_runaway = (runaways, until or 0), wall
+            said = 'a regex of %s takes too long for some lines, which are skipped%s' if option == 'failregex' else (
+                'an ignoreregex takes too long for some lines of %s, which count%s')
+            self.trouble = said % (self.origin, '; %s rests for a minute' % ('the filter' if option == 'failregex' else 'it') if until else '')
+            return None
+
+    def meet(self, identity, ip, kind, child, when):
+        """The Session of a line whose connection is not known; a child's line may be its parent's."""
+        if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
+            parent = self.sessions.get(self.parents.get(ip))
+            if parent and kind not in parent.lines and when - parent.born <= SESSION_SECONDS:
+                return parent
+        self.sessions.pop(identity, None)
+        session = self.sessions[identity] = Session(when)
+        if len(self.sessions) > 1.1 * SESSIONS:
+            for known in (self.sessions, self.parents, self.children):         # no faster do these grow
+                shorten(known, SESSIONS)
+        return session
+
+    def tell(self, session, identity, ip, user, kind, verdict, child, new):
+        """Adds a line to its connection: (address, user as known by now, guesses that are new)."""
+        session.ip = ip = session.ip if ip is None else ip
+        known = session.user
+        session.user = user = known if user is None else user
+        if verdict == FAIL:
+            if not child:
+                self.parents[ip] = identity
+            elif ip and not session.lines:
+                self.wait(ip, identity, session)
+            told = session.lines.get(kind, 0) + new
+            session.lines[kind] = told
+            new = told - session.counted
+            if new > 0:
+                session.counted = told
+                if not child and ip in self.children:
+                    new -= self.claim(session, new)
+                session.pending += new
+        if ip is None or not session.pending:
+            return ip, user, 0
+        new, session.pending = session.pending, 0
+        # one of its user's guesses was right in the end
+        return ip, user, new - (verdict == LOGIN and known == user)
+
+    def wait(self, ip, identity, session):
+        """Notes a session that may be a child of one that has not spoken yet."""
+        waiting = self.children.get(ip)
+        if waiting is None:
+            self.children[ip] = {identity: session}
+        else:
+            waiting[identity] = session
+            if len(waiting) > CHILDREN:
+                del waiting[next(iter(waiting))]
+
+    def claim(self, session, most):
+        """How many of a connection's `most` new guesses its children have told already."""
+        waiting, found = self.children[session.ip], 0
+        for identity, child in list(waiting.items()):
+            if found == most:
+                break
+            if child is not session and (child.user not in (None, session.user)
+                                         or identity[0] != self.parents[session.ip][0]):
+                continue                           # it asked for another user's password, or elsewhere
+            del waiting[identity]
+            if (child is not session and child.ip == session.ip and len(child.lines) == 1
+                    and session.born - child.born <= SESSION_SECONDS):
+                (kind, n), = child.lines.items()
+                told = min(n, most - found)
+                session.lines[kind] = session.lines.get(kind, 0) + told
+                child.lines, child.counted = {}, 0
+                found += told
+        if not waiting:
+            del self.children[session.ip]
+        return found
+
+    def special(self, m, at, ip, when, pid, new):
+        """(connection, guesses) of a line that names its own."""
+        if at.distinct:
+            new *= self.new_to(ip, m[at.distinct][:64], when)
+        if at.times and m[at.times]:
+            new *= min(int(m[at.times][:9]), MOST_TIMES)
+        return m[at.mlfid] or pid if at.mlfid else pid, new
+
+    def new_to(self, ip, text, when):
+        """1 if an address has not shown this text within SESSION_SECONDS, else 0."""
+        seen = self.distinct.pop((ip, text), None)
+        self.distinct[ip, text] = when
+        shorten(self.distinct, 10 * SESSIONS)
+        return 1 if seen is None or when - seen > SESSION_SECONDS else 0
+
+    def examine(self, block, wall):
+        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
+        found = self.look_at(block, wall, True)
+        for seen in self.scan(block, lambda date: found.when or 0.0, True):
+            if not seen.login:
+                return found._replace(ip=seen.ip, user=seen.user, verdict=FAIL, why=''), seen.guesses
+        if found and found.verdict == FAIL and not found.why:
+            found = found._replace(why='it tells of a guess that a line before has told of')
+        return found, 0
+
+    def look(self, text, wall, bare=False):
+        """The Look of one line (text), whatever was before it; None if no regex matches."""
+        return self.look_at(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'), wall, bare)
+
+    def look_at(self, block, wall, bare):
+        regex, rows, texts, demanded = self.form(bare)
+        block = without_rfc5424(block)
+        for m in self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare, wall) if self.foreign else regex.finditer(block):
+            if rows[m.lastindex] is None:
+                continue
+            head = self.head(block[1:m.start()]) if self.tag_is_literal and not bare else (
+                first_group(m, DATE_GROUPS if bare else HEAD_DATES), None)
+            if head:
+                break
+        else:
+            return None
+        row, date = rows[m.lastindex], head[0]
+        ip = captured_address(m[row.ip]) if row.ip else None
+        user = m[row.user] if row.user else None
+        ignored = bool(self.ignore) and self.ignored(block, m, wall)
+        why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
+               'its address is not known yet' if row.verdict == FAIL and not ip else '')
+        fields = {name: as_text(m[at]) for name, at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
+                  if at and m[at]}
+        return Look(None if why else row.verdict, texts[m.lastindex], ip or None, as_text(m[row.ip]) if row.ip else None,
+                    as_text(user) if user else None, date and date_time(date, int(wall) // 86400), fields, why)
+
+
+def after_runaway(runaways, now):
+    """(when regexes were aborted that still count, until when to rest) after another one; None: no need to."""
+    lately = [when for when in runaways if when > now - REST_SECONDS] + [now]
+    return ([], now + REST_SECONDS) if len(lately) >= MOST_RUNAWAYS else (lately, None)
+
+
+def heal(made, wall):
+    """True if the trouble of a filter's regexes is over: none has run away for CALM_SECONDS."""
+    if wall - made.last_runaway <= CALM_SECONDS:
+        return False
+    made.trouble = ''
+    return True
+
+
+ENGINES = {}                         # 'lines' -> the class of filters in fail2ban's own manner
+
+
+def line_engine(*words):
+    """A filter in fail2ban's own manner; ValueError if this program has none."""
+    if 'lines' not in ENGINES:
+        raise ValueError('only filters with `program` can be used')
+    return ENGINES['lines'](*words)
+
+
+class History:
+    """The filter `recidive`: it reads no log, but is told of the bans of other jails."""
+    trouble, names, keep_matches = '', 0, False
+
+    def __init__(self, definition):
+        self.origin = definition.origin
+        self.meaning = definition.meaning((), ())
+
+    def scan(self, block, moment, bare=False, wall=0, explained=None):
+        return ()
+
+
+def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=unguarded, failregex=(), ignoreregex=()):
+    """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is a
+    file's text or None. ValueError says what is wrong with it, and where."""
+    name, given = filter_spec(spec)
+    definition = Definition(name, dict(params or {}, **given))
+    try:
+        definition.load(folders, read)
+    except LookupError:
+        if '/' in name:
+            raise ValueError('%s: cannot be read' % printable(name)) from None
+        hint = choose_from(name.lower(), sorted(set(FILTERS) - {'common'}), SECTIONS)
+        raise ValueError('no filter is called %s (%s)' % (quoted(name), hint)) from None
+    if definition.given('history') is not None:
+        return History(definition)
+    if definition.given('program') is not None:
+        return Filter(definition, failregex, ignoreregex, guard)
+    return line_engine(definition, failregex, ignoreregex, guard)
+
+
+def check_own(failregex):
+    """ValueError if a regex of the conf has what only a file may have."""
+    for text in failregex:
+        if re.search(r'%\(\S+\)s', text):
+            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
+
+
+def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
+    """The filter of a jail that has regexes of its own and no `filter`."""
+    check_own(failregex)
+    for text in failregex:
+        unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
+        if unknown:
+            raise ValueError('%s has a tag that is not known: %s' % (quoted(text), unknown.group()))
+    return line_engine(Definition('failregex', params, 'conf'), failregex, ignoreregex, guard)
+
+
+# ---- Judge ---------------------------------------------------------------------------------
+# Owns: recent failures, tickets, history, who has logged in. Turns log events into bans; the daemon
+# and a replay both use it whole. Always true: what overlaps an exempt range is never banned, whatever
+# the log says; one ticket per (jail, network); no dict grows beyond its limit.
+
+class Fails:
+    """Failures per (jail, network), in a sliding window. Each list is sorted, holds maxretry moments
+    at most, and nothing in it is older than findtime before its newest."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.recent = {}             # (jail, network) -> moments, oldest first; least recently seen first
+
+    def add(self, key, when, guesses, findtime, maxretry):
+        """How many failures lie within `findtime`, after `guesses` more at `when`."""
+        seen = self.recent.pop(key, None)
+        if seen is None:
+            seen = [when] * min(guesses, maxretry)
+        else:
+            for _ in range(min(guesses, maxretry)):
+                bisect.insort(seen, when)
+            if seen[0] <= seen[-1] - findtime:
+                del seen[:bisect.bisect_right(seen, seen[-1] - findtime)]
+            del seen[:-maxretry]
+        self.recent[key] = seen
+        if len(self.recent) > self.limit:
+            self.forget_oldest()
+        return len(seen)
+
+    def forget_oldest(self):
+        """Makes room; a hundredth more than needed, so that it is not looked for each time."""
+        surplus = len(self.recent) - self.limit + self.limit // 100
+        for key in list(itertools.islice(self.recent, surplus)):
+            del self.recent[key]
+
+    def put(self, key, seen):
+        """Takes in a restored list of moments, oldest first."""
+        if seen and len(self.recent) < self.limit:
+            self.recent[key] = seen
+
+    def forget(self, key):
+        self.recent.pop(key, None)
+
+    def purge(self, now, findtimes):
+        """Drops what is older than its jail's findtime (name -> seconds), and jails not named there."""
+        for key in [key for key, seen in self.recent.items()
+                    if key[0] not in findtimes or seen[-1] <= now - findtimes[key[0]]]:
+            del self.recent[key]
+
+
+def ban_length(options, bans, chance):
+    """Seconds of the next ban after `bans` earlier ones (fail2ban's bantime.* rules); `chance` is
+    a random number from 0 to 1. The cap is applied last: no ban is longer than bantime.maxtime."""
+    seconds = options['bantime']
+    if seconds == FOREVER:
+        return FOREVER
+    if options['bantime.increment']:
+        steps = options['bantime.multipliers']
+        times = steps[min(bans, len(steps) - 1)] if steps else 1 << min(bans, 20)
+        seconds = max(seconds, seconds * options['bantime.factor'] * times)
+    seconds += chance * options['bantime.rndtime']
+    return min(seconds, options['bantime.maxtime'])
+
+
+class Bans:
+    """Who is banned until when, and how often before."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.tickets = {}            # (jail, network) -> Ticket; who has been silent longest stands first
+        self.history = {}            # (jail, network) -> (bans so far, end of the last), oldest first
+        self.ends = []               # heap of (until, key); rows that no longer hold are skipped
+        self.dropped = 0             # bans that `limit` has cost
+
+    def earlier(self, jail, network, jails=None):
+        """How many bans the network has behind it, in `jail` or in all `jails`."""
+        return sum(self.history.get((name, network), (0, 0))[0] for name in jails or [jail])
+
+    def add(self, jail, network, now, seconds, failures):
+        """The Ticket of a new ban, or of the running one with its new end."""
+        key = jail, network
+        until = None if seconds == FOREVER else now + seconds
+        ticket = self.tickets.get(key)
+        if ticket is None:
+            ticket = Ticket(jail, network, now, until, self.earlier(jail, network) + 1, failures)
+        ticket.until = until
+        self.put(ticket, now)
+        return ticket
+
+    def put(self, ticket, now):
+        """Takes in a ticket, new or restored."""
+        self.tickets.pop(ticket.key, None)
+        self.tickets[ticket.key] = ticket
+        if ticket.until is not None:
+            heapq.heappush(self.ends, (ticket.until, ticket.key))
+            if len(self.ends) > 2 * len(self.tickets) + 64:
+                self.ends = [(t.until, t.key) for t in self.tickets.values() if t.until is not None]
+                heapq.heapify(self.ends)
+        self.remember(ticket.key, ticket.count, now if ticket.until is None else ticket.until)
+
+    def remember(self, key, bans, last):
+        """Notes how many bans a network has had, and when the last one ends."""
+        self.history.pop(key, None)
+        self.history[key] = bans, last
+        if len(self.history) > self.limit:
+            del self.history[next(iter(self.history))]
+
+    def heard(self, key):
+        """The ticket of somebody who has tried again although he is banned."""
+        ticket = self.tickets[key] = self.tickets.pop(key)
+        return ticket
+
+    def remove(self, key):
+        return self.tickets.pop(key, None)
+
+    def next_end(self):
+        """The ticket that ends first, None if none ever does."""
+        while self.ends:
+            until, key = self.ends[0]
+            ticket = self.tickets.get(key)
+            if ticket is not None and ticket.until == until:
+                return ticket
+            heapq.heappop(self.ends)
+        return None
+
+    def ended(self, now):
+        """Yields the tickets whose time is over; the caller removes them."""
+        ticket = self.next_end()
+        while ticket is not None and ticket.until <= now:
+            yield ticket
+            ticket = self.next_end()
+
+    def surplus(self):
+        """The tickets that `limit` leaves no room for: of those who have been silent longest, for
+        whoever attacks now is to be banned. The caller removes them."""
+        found = list(itertools.islice(self.tickets.values(), max(0, len(self.tickets) - self.limit)))
+        self.dropped += len(found)
+        return found
+
+    def purge(self, now, age):
+        """Forgets history whose last ban ended more than `age` ago and is not running."""
+        for key in [key for key, (_, last) in self.history.items()
+                    if last < now - age and key not in self.tickets]:
+            del self.history[key]
+
+
+# Of the log, for the commands of an action: lines of an address, bytes of a line, characters of a
+# field, addresses.
+MATCH_LINES, MATCH_BYTES, MATCH_FIELD, MOST_MATCHES = 10, 1000, 256, 300
+
+
+class Jail:
+    """A filter, its limits, what it ignores, and who has logged in."""
+
+    def __init__(self, name, options, filter=None):
+        self.name = name
+        self.options = options
+        self.filter = filter         # None: bans by hand only
+        self.exempt, self.exempt_ranges = (), merge_ranges(())
+        self.known_keys = {}         # address -> what `key_of` says of it
+        self.logins = {}             # (ip, user) -> until when their failures are forgiven
+        self.matches = {}            # key -> (lines, fields) of its failures, if an action wants them
+        if filter and options['action']:
+            filter.keep_matches = True
+        self.failures = self.banned = self.ignored = 0         # since the start
+
+    def protect(self, machine):
+        """Sets what is never banned: ignoreip, and with ignoreself these Exempts of the machine.
+        True if that is new."""
+        exempt = self.options['ignoreip'] + never_banned()
+        if self.options['ignoreself']:
+            exempt = tuple(machine) + exempt
+        changed = exempt != self.exempt
+        if changed:
+            self.exempt, self.exempt_ranges, self.known_keys = exempt, merge_ranges(exempt), {}
+        return changed
+
+    def refusal(self, network):
+        """Why an address or network must not be banned; '' if it may be."""
+        return exempt_reason(network, self.exempt_ranges)
+
+    def key_of(self, ip):
+        """(why the address is never banned or '', key it is counted and banned by): the address itself
+        where its network holds an exempt one."""
+        if len(self.known_keys) > 2048:
+            self.known_keys.clear()
+        net = ip
+        if ':' in ip or self.options['ipv4prefix'] != 32:
+            net = network_of(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
+            if net != ip and self.refusal(net):
+                net = ip
+        self.known_keys[ip] = known = self.refusal(ip), (self.name, net)
+        return known
+
+    def forgives(self, event):
+        """True for a single failure of somebody who has logged in from there lately."""
+        until = self.logins.get((event.ip, event.user), event.when)
+        return event.guesses == 1 and until > event.when
+
+    def note_match(self, key, told, n):
+        """Keeps the lines that told of the last `n` failures of an address, and the latest fields."""
+        rows, fields = self.matches.pop(key, ((), {}))
+        line, found = told
+        fields = dict(fields, **{name: value[:MATCH_FIELD] for name, value in found.items()})
+        # as bytes, for one rare letter makes each letter of a text take four
+        rows = (rows + (line.encode()[:MATCH_BYTES],))[-min(n, MATCH_LINES):]
+        self.matches[key] = rows, fields
+        shorten(self.matches, MOST_MATCHES)
+
+    def note_login(self, event):
+        """Remembers a login: it had fewer than maxretry failures before it."""
+        self.logins.pop((event.ip, event.user), None)
+        self.logins[event.ip, event.user] = event.when + self.options['ignorelogin']
+        shorten(self.logins, 1000)
+
+
+class Jails:
+    """The jails of one configuration, and who listens to what."""
+
+    def __init__(self, config, read=no_files, guard=unguarded):
+        self.problems = []
+        self.listening = {}          # source -> jails
+        self.before = {}             # source -> its last line, which `last message repeated` may mean
+        self.hooks = config['chain']
+        self.by_name = {MANUAL: Jail(MANUAL, config.options(MANUAL))}
+        for name in config.jails():
+            options = config.options(name)
+            try:
+                made = jail_filter(name, options, config.name, read, guard)
+                self.by_name[name] = Jail(name, options, made)
+            except ValueError as e:
+                self.problems.append('%s: [%s]: %s' % (config.where(name), name, e))
+        self.everywhere = config['source']
+        self.sources = list(self.everywhere)
+        for jail in self.watching():
+            self.sources += jail.options['source']
+        self.sources = list(dict.fromkeys(self.sources))
+
+    def watching(self):
+        """The jails that have a filter."""
+        return [jail for jail in self.by_name.values() if jail.filter]
+
+    def adopt(self, old):
+        """Takes over what the jails of an earlier configuration know, and filters that mean the same;
+        call before the first line."""
+        for name, jail in self.by_name.items():
+            before = old.by_name.get(name)
+            if before:
+                for what in ('logins', 'failures', 'banned', 'ignored', 'matches'):
+                    setattr(jail, what, getattr(before, what))
+                if jail.filter and before.filter and jail.filter.meaning == before.filter.meaning:
+                    before.filter.keep_matches = jail.filter.keep_matches
+                    jail.filter = before.filter                # with all that it knows
+
+    def protect(self, machine):
+        """True if something is new for one of them."""
+        return any([jail.protect(machine) for jail in self.by_name.values()])
+
+    def listeners(self, source):
+        """The jails that listen to `source`; all jails for None, as in a replay."""
+        if source not in self.listening:
+            self.listening[source] = [
+                jail for jail in self.watching()
+                if source is None or source in (jail.options['source'] or self.everywhere)]
+        return self.listening[source]
+
+    def tidied(self, source, block):
+        """A block of whole lines as `scan_tidy` wants it."""
+        last = self.before.get(source, b'')
+        block = tidy(block, last)
+        self.before[source] = block[block.rfind(b'\n', 0, -1) + 1:-1] or last
+        return block
+
+    def scan(self, source, block, moment, wall=0):
+        """Yields (jail, LogEvent) for a block of whole lines; `moment` turns a line's date (bytes,
+        seconds since 1970 or None) into its time, or into None for a line too old to matter."""
+        if self.listeners(source) and block:
+            yield from self.scan_tidy(source, self.tidied(source, block), moment, wall)
+
+    def scan_tidy(self, source, block, moment, wall=0, explained=None):
+        """The same for a tidy block; the list `explained` gets a position in each line that a filter
+        knows. Anybody may send datagrams in another's name: a login that comes so forgives nobody."""
+        forged = (source or '').startswith('udp:')
+        for jail in self.listeners(source):
+            bare = bool(jail.options['source'])
+            for event in jail.filter.scan(block, moment, bare, wall, explained):
+                if not (forged and event.login):
+                    yield jail, event
+
+
+def jail_filter(name, options, conf, read, guard):
+    """The filter that a jail's options ask for; ValueError says what is wrong with it. A path is
+    meant from where the conf lies."""
+    own, ignore, spec = options['failregex'], options['ignoreregex'], options['filter'] or name
+    params = {}
+    for key in ('mode', 'prefregex', 'maxlines', 'datepattern'):
+        if options[key]:
+            params[key] = str(options[key])
+    check_own(own)
+    if own and not options['filter']:
+        return own_filter(params, own, ignore, guard)
+    if '/' in spec.partition('[')[0] and not spec.startswith('/'):
+        if not conf_folder(conf):
+            raise ValueError('filter: %s is not an absolute path' % quoted(spec))
+        spec = os.path.join(conf_folder(conf), spec)
+    return load_filter(spec, params, read, filter_folders(conf), guard, own, ignore)
+
+
+def as_wide(one, other, hooks):
+    """True if bans of a jail with the options `one` stop all that those of `other` do, where these
+    hooks are."""
+    if other['forward'] and not one['forward'] and 'FORWARD' in hooks:
+        return False
+    if not (one['port'] and other['port']):
+        return not one['port']
+    if not set(other['protocol']) <= set(one['protocol']):
+        return False
+    wide = port_spans(one['port'])
+    return all(any(first <= start and end <= last for first, last in wide)
+               for start, end in port_spans(other['port']))
+
+
+def port_spans(ports):
+    """[(first, last), ...] of '22,8000:8080'."""
+    return [(int(part.partition(':')[0]), int(part.rpartition(':')[2])) for part in ports.split(',')]
+
+
+# What has become of a log event, for those who are told.
+LOGGED_IN, IGNORED, FAILED = 'login', 'ignored', 'failure'
+
+
+class Judge:
+    """The one ban policy: log events go in, BanOrders come out."""
+
+    def __init__(self, jails, maxtracked, maxbans, chance):
+        self.jails = jails
+        self.fails, self.bans = Fails(maxtracked), Bans(maxbans)
+        self.chance = chance         # () -> a random number from 0 to 1
+        self.tell = None             # (outcome, jail name, network, LogEvent, why exempt or '')
+
+    def weigh(self, jail, event):
+        """The BanOrder that an event completes, else None."""
+        refusal, key = jail.known_keys.get(event.ip) or jail.key_of(event.ip)
+        if event.login:
+            outcome = LOGGED_IN
+        elif refusal or jail.forgives(event):
+            outcome = IGNORED
+        else:
+            outcome = FAILED
+        if self.tell:
+            self.tell(outcome, jail.name, key[1], event, refusal)
+        if outcome == FAILED:
+            jail.failures += event.guesses
+            return self.count(jail, key, event)
+        if outcome == IGNORED:
+            jail.ignored += event.guesses
+        elif jail.options['ignorelogin'] and key not in self.bans.tickets:
+            jail.note_login(event)
+        return None
+
+    def count(self, jail, key, event):
+        """The same for a failure that counts."""
+        options = jail.options
+        if key in self.bans.tickets:
+            ticket = self.bans.heard(key)
+            if not options['bantime.extend'] or ticket.until is None:
+                return None
+            return self.longer(ticket, options, event)
+        n = self.fails.add(key, event.when, event.guesses, options['findtime'], options['maxretry'])
+        if event.told:
+            jail.note_match(key, event.told, n)
+        if n < options['maxretry']:
+            return None
+        everywhere = self.jails.by_name if options['bantime.overalljails'] else None
+        seconds = ban_length(options, self.bans.earlier(jail.name, key[1], everywhere), self.chance())
+        return BanOrder(key[1], max(n, event.guesses), seconds, jail.matches.pop(key, None))
+
+    @staticmethod
+    def longer(ticket, options, event):
+        """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
+        extra = options['bantime.extend'] * event.guesses
+        seconds = min(ticket.until - event.when + extra, options['bantime.maxtime'])
+        return BanOrder(ticket.network, ticket.failures + event.guesses, seconds)
+
+    def ban(self, jail, network, now, seconds, failures):
+        """(Ticket, its end before: False if it is new) of a ban."""
+        before = self.bans.tickets.get((jail.name, network))
+        end = before.until if before else False
+        self.fails.forget((jail.name, network))
+        ticket = self.bans.add(jail.name, network, now, seconds, failures)
+        ticket.failures = max(ticket.failures, failures)
+        if not before:
+            jail.banned += 1
+        return ticket, end
+
+    def after_ban(self, jail, network, now):
+        """Yields (jail, LogEvent) for the jails that count bans, after a new one. What is narrow since
+        anybody can forge its lines (luci, kernel-scan) adds up to nothing wider: a ban counts only
+        where it stops all that theirs would."""
+        if jail.filter and not isinstance(jail.filter, History):
+            for other in self.jails.watching():
+                if isinstance(other.filter, History) and as_wide(
+                        jail.options, other.options, self.jails.hooks):
+                    yield other, LogEvent(network, None, 1, False, now)
+
+    def leaving(self, now):
+        """Yields (Ticket, why) of those that have to go; the caller removes each."""
+        for ticket in self.bans.ended(now):
+            yield ticket, 'its time is over'
+        for ticket in self.bans.surplus():
+            yield ticket, 'maxbans'
+
+    def purge(self, now, age):
+        """Forgets what no longer matters: failures by findtime, history by `age`."""
+        findtimes = {jail.name: jail.options['findtime'] for jail in self.jails.watching()}
+        self.fails.purge(now, findtimes)
+        self.bans.purge(now, age)
+
+
+# ---- Firewalls -----------------------------------------------------------------------------
+# Owns: which chains and sets the last batches have made. Turns tickets into Commands. Always true:
+# all that is ours stands in chains, sets or a table of our own, which a packet enters before anything
+# else, so a ban also cuts what is established; no other rule is touched. An entry goes into the kernel
+# with the time it has left, where the kernel can count that down, so it ends without us too.
+#
+# A firewall of the kernel answers: settings() - what two of a kind may differ in; check(wanted) - the
+# Commands that show what the kernel has (the first never fails because something of ours is missing; if
+# another one does, None stands for what it shows); differences(shown, wanted) - what is wrong with
+# that, '' if nothing; rebuild(shown, wanted, now) - those that make it right, whatever is there;
+# change(changes, now) - those for some Changes, which may be repeated, None if only a rebuild can do it;
+# stop(shown) - those that leave nothing of ours. `wanted` is what `entries` returns.
+
+Scope = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
+# What has to happen to an entry: it is `there` already or not, `gone` or lasts until (None: for ever).
+Change = collections.namedtuple('Change', 'network scope there gone until')
+
+
+def scope_of(options, hooks):
+    """The Door that a jail's bans shut; None if they stop nothing where these hooks are."""
+    if not options['forward'] and 'INPUT' not in hooks:
+        return None
+    return Scope(tuple(options['protocol']) if options['port'] else (), options['port'],
+                options['forward'] or len(hooks) < 2)
+
+
+def entries_of(tickets, scopes):
+    """(network, Door) -> when the last of its tickets ends, None for never; `scopes` is jail -> Door."""
+    wanted = {}
+    for ticket in tickets:
+        scope = scopes.get(ticket.jail)
+        if scope:
+            key = ticket.network, scope
+            wanted[key] = later_end(wanted[key], ticket.until) if key in wanted else ticket.until
+    return wanted
+
+
+def later_end(one, other):
+    return None if one is None or other is None else max(one, other)
+
+
+def timeout(until, now, longest):
+    """Whole seconds until then, 0 for never, rounded up: the kernel never lets go before the ticket does."""
+    return 0 if until is None else int(min(max(1, -((now - until) // 1)), longest))
+
+
+class Null:
+    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`."""
+    family, capacity, longest, scopes = None, None, None, {}
+
+    def __init__(self, name):
+        self.name = self.tool = name
+
+    def settings(self):
+        return self.name
+
+    def differences(self, shown, wanted):
+        return ''
+
+    def counters(self, shown):
+        return {}
+
+    def commands(self, *asked):
+        return []
+    check = rebuild = change = stop = commands
+
+
+OURS = 'banwatch'                    # how all begins that we make in the kernel
+TRIAL = OURS + '-trial'              # and what `doctor` makes there for a moment
+
+
+class IPTables:
+    """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
+    packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
+    LIST = '-n'                      # how ipset lists our sets: their names, for here each is a leftover
+    capacity = 2000                  # each packet pays for each rule it meets
+    longest = None                   # seconds that the kernel can count down
+    rank = 1                         # where our jump stands among a hook's rules
+
+    def __init__(self, family, hooks, scopes, name=OURS):
+        self.family = family
+        self.CHAIN = name
+        self.INNER = name + '-input'               # in front of it, for bans that leave alone what is forwarded
+        self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
+        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # bits of an address, that name its sub-chain
+        self.hooks = hooks           # ['INPUT', 'FORWARD']
+        self.scopes = scopes           # jail -> Door
+        self.inner = any(scope and not scope.forward for scope in scopes.values())
+        self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
+        self.mine = re.compile(r'%s-%d(-\d+)?(-new)?$' % (self.CHAIN, family))
+        self.sets = {}               # Door -> the name of its set, 31 characters at most
+        self.chains = {}             # chain -> the entries in it, as far as we have told the kernel
+
+    def settings(self):
+        return self.name, self.hooks, self.scopes
+
+    def home(self, net, scope):
+        """The chain that an entry's rules stand in."""
+        return self.chain(net) if scope.forward else self.INNER
+
+    def chain(self, net):
+        """The sub-chain of a network; the main chain if it is wider than one."""
+        first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
+        return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
+
+    def entries_by_chain(self, wanted):
+        """chain -> its entries; the chains that the hooks enter always."""
+        chains = {self.CHAIN: set()}
+        if self.inner:
+            chains[self.INNER] = set()
+        for net, scope in wanted:
+            chains.setdefault(self.home(net, scope), set()).add((net, scope))
+        return chains
+
+    def rules(self, chain, chains):
+        """The rules of one of the chains that `spread` returns, as `iptables -S` prints them."""
+        found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
+        if chain == self.CHAIN:
+            for name in set(chains) - {self.CHAIN, self.INNER}:
+                found.add('-A %s -s %s -j %s' % (chain, self.network_of_chain(name), name))
+        for each in chains[chain]:
+            found.update('-A %s%s -j DROP' % (chain, match) for match in self.drops(each))
+        return found
+
+    def drops(self, entry):
+        """What the rules of one of the things in a chain match."""
+        net, scope = entry
+        net = net if '/' in net else '%s/%d' % (net, self.bits)
+        return [' -s %s%s' % (net, match) for match in port_matches(scope)]
+
+    def network_of_chain(self, chain):
+        """The network that a sub-chain is for."""
+        first = int(chain.rpartition('-')[2], 16) << (self.bits - self.lead)
+        made = ipaddress.IPv4Address if self.family == 4 else ipaddress.IPv6Address
+        return '%s/%d' % (made(first), self.lead)
+
+    def check(self, wanted):
+        """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
+        return [list_rules(self.tool, '-v'), Command(['ipset', 'list', self.LIST]), Command(['nft', 'list', 'flowtables'])]
+
+    def sizes(self, shown):
+        """name of a set of ours -> how many entries it has; here that does not matter."""
+        return {name: 0 for name in (shown[1] or '').split() if self.mine.match(name)}
+
+    def counters(self, shown):
+        """(jails, rule) -> packets that a rule of ours has dropped since it was made."""
+        found, jails = {}, {ending: names for scope, names in jails_behind(self.scopes).items() for ending in self.endings(scope)}
+        for row in (shown[0] or '').split('\n'):
+            m = COUNTER.search(row)
+            if m and row.startswith('-A ' + self.CHAIN) and row.endswith('-j DROP'):
+                rule = row[:m.start()]
+                found[next((names for ending, names in jails.items() if ending and rule.endswith(ending)), jails.get('', '')), rule] = int(m.group(1))
+        return found
+
+    @staticmethod
+    def endings(scope):
+        return port_matches(scope)
+
+    def restore(self, rows):
+        text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
+        return [Command([self.tool + '-restore', '-w', '5', '--noflush'], text)]
+
+    def listing(self, shown):
+        """(chains of ours -> their rules, hook -> its rules) in what `iptables -S` printed."""
+        chains, hooks = {}, {hook: [] for hook in self.hooks}
+        for row in COUNTER.sub('', shown).split('\n'):
+            word, _, rest = row.partition(' ')
+            name = rest.partition(' ')[0]
+            if word == '-N' and self.ours.match(name):
+                chains[name] = []
+            elif word == '-A' and self.ours.match(name):
+                chains.setdefault(name, []).append(row.rstrip())
+            elif word == '-A' and name in ('INPUT', 'FORWARD'):
+                hooks.setdefault(name, []).append(row.rstrip())
+        return chains, hooks
+
+    def differences(self, shown, wanted):
+        chains, hooks = self.listing(shown[0])
+        found = ['%s rule %s' % (hook, self.misplaced(hook, there))
+                 for hook, there in hooks.items() if self.misplaced(hook, there)]
+        spread = self.entries_by_chain(wanted)
+        rules = {name: sorted(self.rules(name, spread)) for name in spread}
+        if {name: sorted(have) for name, have in chains.items()} != rules:
+            n, m = (sum(len(rules) for rules in some.values()) for some in (chains, rules))
+            found.append('chain %s missing' % self.CHAIN if self.CHAIN not in chains
+                         else '%d rules instead of %d' % (n, m) if n != m else 'other rules than ours')
+        found += ['set %s not wanted' % name for name in sorted(set(self.sizes(shown)) - set(self.sets.values()))]
+        return ', '.join(found)
+
+    def rebuild(self, shown, wanted, now):
+        there, hooks = self.listing(shown[0])
+        self.chains, rows = self.entries_by_chain(wanted), []
+        for hook, have in hooks.items():
+            if self.misplaced(hook, have):
+                rows += self.unhook(hook, have)
+                rows += ['-I %s %d -j %s' % (hook, self.rank, self.entry(hook))] * (hook in self.hooks)
+        return self.restore(self.fill(self.chains, set(there) - set(self.chains), rows)) + self.leave(shown)
+
+    def leave(self, shown):
+        """Commands that destroy sets which are not wanted any more; those being filled go by themselves."""
+        used = {name + more for name in self.sets.values() for more in ('', '-new')}
+        return destroy(set(self.sizes(shown)) - used)
+
+    def entry(self, hook):
+        """The chain that a hook jumps to."""
+        return self.INNER if self.inner and hook == 'INPUT' else self.CHAIN
+
+    def jumps(self, hook, there):
+        """Our jumps among a hook's rules, to either chain, as often as they stand there."""
+        ours = ['-A %s -j %s' % (hook, chain) for chain in (self.CHAIN, self.INNER)]
+        return [row for row in there if row in ours]
+
+    def unhook(self, hook, there):
+        """Rows that delete them."""
+        return ['-D' + row[2:] for row in self.jumps(hook, there)]
+
+    def misplaced(self, hook, there):
+        """What is wrong with our jump among a hook's rules; '' if it is right."""
+        jump, ours = '-A %s -j %s' % (hook, self.entry(hook)), self.jumps(hook, there)
+        if hook not in self.hooks:
+            return 'not wanted' if ours else ''
+        if ours != [jump]:
+            return 'doubled' if jump in ours else 'missing'
+        return '' if there[0] == jump else 'not first'
+
+    def fill(self, names, gone=(), hooks=()):
+        """Rows that write these chains anew and delete those that are gone, once the hooks are changed."""
+        rows = [':%s - [0:0]' % name for name in sorted(set(names) | set(gone))]
+        for name in sorted(names):
+            rows += sorted(self.rules(name, self.chains))
+        return rows + list(hooks) + ['-X %s' % name for name in sorted(gone)]
+
+    def change(self, changes, now):
+        """Rewrites the sub-chains of what has changed, and the main chain, which is short."""
+        touched = {self.CHAIN}
+        for each in changes:
+            chain = self.home(each.network, each.scope)
+            touched.add(chain)
+            inside = self.chains.setdefault(chain, set())
+            (inside.discard if each.gone else inside.add)((each.network, each.scope))
+        gone = {name for name in touched - {self.CHAIN, self.INNER} if not self.chains[name]}
+        for name in gone:
+            del self.chains[name]
+        return self.restore(self.fill(touched - gone, gone))
+
+    def stop(self, shown):
+        chains, hooks = self.listing(shown[0])
+        rows = [':%s - [0:0]' % name for name in sorted(chains)]
+        for hook, there in hooks.items():
+            rows += self.unhook(hook, there)
+        rows += ['-X %s' % name for name in sorted(chains)]
+        return (self.restore(rows) if rows else []) + destroy(self.sizes(shown))
+
+
+def port_matches(scope, form=' -p {0} -m {0} --dport {1}'):
+    """What stands in front of a rule's target: a match per protocol and port, or [''] for all packets.
+    Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
+    if not scope.ports:
+        return ['']
+    return [form.format(protocol, port) for protocol in scope.protocols for port in scope.ports.split(',')]
+
+
+def list_rules(tool, *more):
+    return Command([tool, '-w', '5', '-S'] + list(more))
+
+
+# How iptables and its kin are told to wait for each other, with whatever the installed ones know of that: the lock came
+# with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore; see iptables(8)
+WAITS = (['-w', '5'], ['-w'], [])
+NO_SUCH_WAIT = Regex(r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
+LOCKED = 4                                         # iptables' exit code if something else changes its rules just now
+
+
+def waits_for_others(command):
+    """True if a Command is one of iptables or its kin."""
+    return command.argv[1:3] == WAITS[0]
+
+
+def wait_form(command, n):
+    """Such a Command in the n-th of these forms."""
+    return command._replace(argv=command.argv[:1] + WAITS[n] + command.argv[3:])
+
+
+COUNTER = Regex(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
+
+
+def jails_behind(scopes):
+    """Door -> names of its jails, as text."""
+    return {scope: ', '.join(jail for jail, each in scopes.items() if each == scope) for scope in scopes.values() if scope}
+
+
+def destroy(sets):
+    """The Commands that destroy ipsets."""
+    return [Command(['ipset', 'restore'], ''.join('destroy %s\n' % name for name in sorted(sets)))] if sets else []
+
+
+FOREIGN = -1                         # instead of a number of entries
+
+
+class IPSet(IPTables):
+    """Sets with timeouts, one for each Door, and one rule for each set and port in chain `banwatch`."""
+    LIST = '-t'                      # with their sizes
+    capacity = None
+    longest = 2147483                # ipset(8): the largest timeout it takes
+    SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings, or counters, comment ...
+
+    def __init__(self, family, hooks, scopes, name=OURS):
+        IPTables.__init__(self, family, hooks, scopes, name)
+        self.name = 'ipset' if family == 4 else 'ipset6'
+        for scope in scopes.values():
+            if scope and scope not in self.sets:
+                self.sets[scope] = '%s-%d%s' % (name, family, '-%d' % len(self.sets) if self.sets else '')
+
+    def entries_by_chain(self, wanted):
+        """chain -> its sets, whatever is in them."""
+        chains = IPTables.entries_by_chain(self, ())
+        for scope in self.sets:
+            chains[self.CHAIN if scope.forward else self.INNER].add(scope)
+        return chains
+
+    def endings(self, scope):
+        return self.drops(scope)
+
+    def drops(self, scope):
+        return ['%s -m set --match-set %s src' % (match, self.sets[scope]) for match in port_matches(scope)]
+
+    def sizes(self, shown):
+        """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
+        found = {}
+        for part in (shown[1] or '').split('\n\n'):
+            of = dict(row.split(': ', 1) for row in part.split('\n') if ': ' in row)
+            if self.mine.match(of.get('Name', '')):
+                right = of.get('Type') == 'hash:net' and re.match(
+                    r'family %s hashsize \d+ %s(?! [cfs])' % (self.inet, self.SIZE), of.get('Header', ''))
+                found[of['Name']] = int(of.get('Number of entries', 0)) if right else FOREIGN
+        return found
+
+    @property
+    def inet(self):
+        return 'inet' if self.family == 4 else 'inet6'
+
+    def differences(self, shown, wanted):
+        found = [IPTables.differences(self, shown, wanted)]
+        sizes, counted = self.sizes(shown), collections.Counter(scope for _, scope in wanted)
+        for scope, name in self.sets.items():
+            n = sizes.get(name)
+            if n != counted[scope]:
+                found.append('set %s missing' % name if n is None else
+                             'set %s is of another kind' % name if n == FOREIGN else
+                             'set %s has %d entries instead of %d' % (name, n, counted[scope]))
+        return ', '.join(filter(None, found))
+
+    def rebuild(self, shown, wanted, now):
+        """Fills new sets and swaps them with those in use, so that no packet slips through meanwhile."""
+        sizes, rows = self.sizes(shown), []
+        foreign = self.stop(shown) if FOREIGN in sizes.values() else []         # another kind cannot be swapped
+        for scope, name in self.sets.items():
+            for each in (name, name + '-new'):
+                rows.append('create %s hash:net family %s %s -exist' % (each, self.inet, self.SIZE))
+            rows.append('flush %s-new' % name)
+            rows += ['add %s-new %s timeout %d' % (name, net, timeout(until, now, self.longest))
+                     for (net, at), until in wanted.items() if at == scope]
+            rows += ['swap %s %s-new' % (name, name), 'destroy %s-new' % name]
+        fill = [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
+        if foreign:
+            shown = ['', '']
+        return foreign + fill + IPTables.rebuild(self, shown, wanted, now)
+
+    def change(self, changes, now):
+        rows = ['del %s %s -exist' % (self.sets[each.scope], each.network) if each.gone else
+                'add %s %s timeout %d -exist' % (self.sets[each.scope], each.network,
+                                                 timeout(each.until, now, self.longest))
+                for each in changes if each.there or not each.gone]
+        return [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
+
+
+def nft_tables(listed):
+    """'inet fw4' -> {'chain input': its rows, 'set x': ...} of what `nft list` printed."""
+    tables, parts, rows = {}, {}, []
+    for line in listed.split('\n'):
+        if line.startswith('\t\t'):
+            rows.append(line.strip())
+        elif line.startswith('\t') and line.endswith(' {'):
+            rows = parts.setdefault(line[1:-2], [])
+        elif line.startswith('table ') and ' {' in line:              # behind that may stand who owns it
+            parts = tables.setdefault(line[6:].partition(' {')[0], {})
+    return tables
+
+
+class NFTables:
+    """A table of our own with a set for each Door and prefix length in use, and chains in front of those of
+    others. A network is looked up by its leading bits in a plain hash: an interval set is slow to change."""
+    name = tool = 'nft'
+    family = capacity = None
+    longest = 90000000               # nft reads a time of up to eight digits
+
+    def __init__(self, hooks, scopes, name=OURS):
+        self.TABLE = 'inet ' + name
+        self.hooks = hooks
+        self.scopes = scopes
+        self.numbers = {}            # Door -> its number
+        for scope in scopes.values():
+            if scope:
+                self.numbers.setdefault(scope, len(self.numbers))
+        self.sets = {}               # name of a set -> (Door, family, prefix length)
+
+    def settings(self):
+        return self.hooks, self.scopes
+
+    def place(self, net, scope):
+        """(name of a set, what it is for, the address that stands in it) for an entry."""
+        family, bits = (6, 128) if ':' in net else (4, 32)
+        ip, _, length = net.partition('/')
+        length = int(length or bits)
+        name = 'v%d%s%s' % (family, '_%d' % length if length != bits else '',
+                            '_door%d' % self.numbers[scope] if self.numbers[scope] else '')
+        return name, (scope, family, length), ip
+
+    def entries_by_chain(self, wanted):
+        """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
+        self.sets, found = {}, {}
+        for scope in self.numbers:
+            for usual in ('0.0.0.0', '::', '::/64'):
+                name, use, _ = self.place(usual, scope)
+                self.sets[name], found[name] = use, {}
+        for (net, scope), until in wanted.items():
+            name, use, ip = self.place(net, scope)
+            self.sets[name] = use
+            found.setdefault(name, {})[ip] = until
+        return found
+
+    def rules(self, hook):
+        """The rules of a chain, in the order of their sets' names: (set, rule)."""
+        for name, (scope, family, length) in sorted(self.sets.items()):
+            if hook == 'INPUT' or scope.forward:
+                ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
+                net = ipaddress.ip_network('%s/%d' % (zero, length))
+                mask = '' if length == net.max_prefixlen else ' & %s' % net.netmask
+                for match in port_matches(scope, '{0} dport {1} '):
+                    yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
+
+    def check(self, wanted):
+        """Lists all but the elements, and asks for one element of each set: the one that stays longest."""
+        last = {}
+        for (net, scope), until in wanted.items():
+            name, _, ip = self.place(net, scope)
+            if name not in last or last[name][0] is not None and (until is None or until > last[name][0]):
+                last[name] = until, ip
+        rows = ''.join('get element %s %s { %s }\n' % (self.TABLE, name, ip) for name, (_, ip) in last.items())
+        return [Command(['nft', '-t', 'list', 'ruleset', 'inet'])] + [
+            Command(['nft', '-t', '-f', '-'], rows)] * bool(rows)
+
+    def listing(self, shown):
+        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if there is none."""
+        parts = nft_tables(shown).get(self.TABLE)
+        if parts is None:
+            return None
+        named = {kind: {part[len(kind) + 1:]: rows for part, rows in parts.items() if part.startswith(kind + ' ')}
+                 for kind in ('set', 'chain')}
+        return set(named['set']), named['chain']
+
+    def differences(self, shown, wanted):
+        there = self.listing(shown[0])
+        if there is None:
+            return 'table %s missing' % self.TABLE
+        sets, chains = there
+        found = ['set %s missing' % name for name in sorted(set(self.sets) - sets)]
+        if re.search(r'^table %s \{\n\tflags .*\bdormant\b' % self.TABLE, shown[0], re.M):
+            found.append('table %s is switched off' % self.TABLE)
+        for hook in self.hooks:
+            have, rules = chains.get(hook.lower()), [name for name, _ in self.rules(hook)]
+            if not have or not re.search(r'\bhook %s\b.*policy accept' % hook.lower(), have[0]):
+                found.append('chain %s missing' % hook.lower())
+            elif [self.looks_up(row) for row in have[1:]] != rules:
+                found.append('chain %s has other rules than ours' % hook.lower())
+        if set(chains) - {hook.lower() for hook in self.hooks} or sets - set(self.sets):
+            found.append('more than ours in table %s' % self.TABLE)
+        if not found and None in shown:
+            found.append('elements missing')
+        return ', '.join(found)
+
+    def counters(self, shown):
+        found, jails = {}, jails_behind(self.scopes)
+        for chain, rows in (self.listing(shown[0] or '') or ((), {}))[1].items():
+            for row in rows:
+                m, name = COUNTER.search(row), self.looks_up(row)
+                if m and name in self.sets:
+                    found[jails[self.sets[name][0]], chain + row[:m.start()]] = int(m.group(2))
+        return found
+
+    @staticmethod
+    def looks_up(row):
+        """The set that a rule of ours looks into; what else stands in it, nft versions print differently."""
+        m = re.search(r' @(\w+) (?:counter packets \d+ bytes \d+ )?drop$', row)
+        return m and m.group(1)
+
+    def rebuild(self, shown, wanted, now):
+        """All of it anew, in one transaction."""
+        elements = self.entries_by_chain(wanted)
+        rows = ['add table ' + self.TABLE, 'delete table ' + self.TABLE, 'table %s {' % self.TABLE]
+        for name, (_, family, _) in sorted(self.sets.items()):
+            rows += ['set %s {' % name, 'type ipv%d_addr; flags timeout;' % family, '}']
+        for hook in self.hooks:
+            rows += ['chain %s {' % hook.lower(), 'type filter hook %s priority -10; policy accept;' % hook.lower()]
+            rows += [rule for _, rule in self.rules(hook)] + ['}']
+        rows += ['}'] + [self.elements('add', name, each, now) for name, each in elements.items() if each]
+        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))]
+
+    def elements(self, verb, name, each, now=None):
+        """A row that adds or deletes these addresses; with `now`, each until its time."""
+        def lasting(until):
+            seconds = timeout(until, now, self.longest) if now is not None else 0
+            return ' timeout %ds' % seconds if seconds else ''
+        return '%s element %s %s { %s }' % (verb, self.TABLE, name, ', '.join(
+            ip + lasting(until) for ip, until in each.items()))
+
+    def change(self, changes, now):
+        """None if a set is needed that is not there: then all has to be written anew. What may be there is
+        deleted first, since a kernel before 6.12 keeps the first timeout of an element; to delete what is
+        not there would fail, so before that it is added."""
+        old, new = {}, {}
+        for each in changes:
+            name, _, ip = self.place(each.network, each.scope)
+            if name not in self.sets:
+                return None
+            if each.there:
+                old.setdefault(name, {})[ip] = None
+            if not each.gone:
+                new.setdefault(name, {})[ip] = each.until
+        rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name, each in old.items()]
+        rows += [self.elements('add', name, each, now) for name, each in new.items()]
+        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))] if rows else []
+
+    def stop(self, shown):
+        """A table that vanishes before we delete it is no failure."""
+        text = 'add table %s\ndelete table %s\n' % (self.TABLE, self.TABLE)
+        return [Command(['nft', '-f', '-'], text)] if self.listing(shown[0]) else []
+
+
+# Which firewall: what `firewall = auto` looks at.
+
+def nft_tables_with_rules(listed):
+    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop; None
+    stands for those that iptables-nft keeps, which are its business."""
+    found = set()
+    for name, parts in nft_tables(listed or '').items():
+        chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
+        if name not in ('inet ' + OURS, 'inet ' + TRIAL) and any(
+                not re.match(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$', row)
+                for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
+            kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
+            old = re.match(r'ip6? (filter|nat|mangle|raw|security)$', name) and kept & set(chains)
+            found.add(None if old else name)
+    return found
+
+
+def iptables_has_rules(listed):
+    """True if `iptables -S` shows rules or policies that are not ours."""
+    return any(re.match(r'-P \w+ DROP|-A (?!banwatch)', row) and not re.search(r' -j banwatch(-input)?$', row)
+               for row in (listed or '').split('\n'))
+
+
+PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset']),
+          'iptables': list_rules('iptables'), 'ip6tables': list_rules('ip6tables')}
+
+
+def choose_kinds(shown, failed=()):
+    """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this, None for a
+    program that is missing, or one of those that have `failed`."""
+    tables = nft_tables_with_rules(shown['nft'])
+    native = sorted(tables - {None})
+    if native:
+        return ['nft', 'ipset', 'iptables'], 'rules stand in the nft table %s' % printable(native[0])
+    if None in tables or iptables_has_rules(shown['iptables']) or iptables_has_rules(shown['ip6tables']):
+        return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
+    if shown['iptables'] is not None:
+        return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
+    return ['nft', 'iptables'], 'no rules here yet; iptables %s' % ('fails' if 'iptables' in failed else 'is not installed')
+
+
+def make_firewalls(kind, hooks, jails):
+    """The firewalls that `firewall =` names, one per family or one for both; `jails` is name -> Jail."""
+    scopes = {name: scope_of(jail.options, hooks) for name, jail in jails.items()}
+    if kind in ('none', 'command'):
+        return [Null(kind)]
+    if kind == 'nft':
+        return [NFTables(hooks, scopes)]
+    made = {'iptables': IPTables, 'ipset': IPSet}[kind]
+    return [made(4, hooks, scopes), made(6, hooks, scopes)]
+
+
+def cut_connections(networks):
+    """The Command that ends the connections of these networks, those too that bypass every rule because their
+    flow is offloaded; conntrack(8)."""
+    text = ''.join('-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d'))
+    return Command(['conntrack', '-R', '/proc/self/fd/0'], text)     # for `-`, it wants a /dev/stdin, which OpenWrt lacks
+
+
+def offloads(shown):
+    """True if flows may bypass the rules, by what a firewall's check has shown."""
+    return any(re.search(r'\bflowtable |\bFLOWOFFLOAD\b', text or '') for text in shown)
+
+
+# ---- State ---------------------------------------------------------------------------------
+# Owns: the format. Two files hold it, the live one in `runtime` and the kept one on flash:
+#     {"banwatch": 1,                     format
+#      "boot": "…", "ticks": s, "wall": s   boot id, boot clock and wall clock when it was written
+#      "bans":    [[jail, network, seconds left (-1: for ever), seconds since its start, count, failures]]
+#      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
+#      "report":  {...}}                    what a wing of that name has to keep
+#   and in the live one
+#     "unkept":  s                         seconds for which the kept one has lacked something of this (null: it does not)
+#      "running": true                      false once it has been told to stop
+#      "fails":   [[jail, network, [seconds since each failure]]]
+#      "logins":  [[jail, ip, user, seconds left]]
+#      "sources": {source: position}}
+# Always true: moments are written as lengths, so that a file outlives its clocks. In the same boot
+# the boot clock says how much time has passed since; in another one the wall clock, if both of its
+# readings can be true; else none has. A file may be torn or hostile: each row is checked by itself.
+
+FORMAT = 1
+SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has not been set yet
+TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock is wrong
+KEPT_BYTES = 256 * 1024
+KEPT_ROWS = 50                       # that a wing may keep on flash of each of its parts
+
+Pieces = collections.namedtuple('Pieces', 'bans fails logins sources wings')
+Restored = collections.namedtuple('Restored', (
+    'tickets history fails logins sources state lost age booted offset dirty_since killed path'))
+
+
+def packed(value):
+    """JSON without blanks."""
+    return json.dumps(value, separators=(',', ':'))
+
+
+def dump(bans, fails, logins, sources, wings, clocks, dirty_since=None, running=True):
+    """The live state as text. `clocks` is (boot id, ticks, wall); `dirty_since` is since when the kept
+    one lacks something; `running` whether the daemon goes on."""
+    now = clocks[1]
+    state, rows = dump_bans(bans, clocks)
+    state.update((wing.name, wing.dump(now)) for wing in wings if wing.keeps)
+    state['sources'] = sources
+    state['running'] = running
+    state['unkept'] = None if dirty_since is None else round(now - dirty_since, 2)
+    rows['fails'] = ([jail, net, [round(now - when, 2) for when in seen]]
+                     for (jail, net), seen in fails.recent.items())
+    rows['logins'] = ([jail, ip, user, round(until - now, 2)]
+                      for (jail, ip, user), until in logins.items() if until > now)
+    # row by row: as a whole, json would hold thousands of little texts at a time
+    parts = [',"%s":[%s]' % (part, ','.join(map(packed, rows[part]))) for part in rows]
+    return packed(state)[:-1] + ''.join(parts) + '}'
+
+
+def dump_bans(bans, clocks):
+    """(head of a state, part -> its rows, one by one)."""
+    boot, now, wall = clocks
+    head = {'banwatch': FORMAT, 'boot': boot, 'ticks': round(now, 2), 'wall': round(wall, 2)}
+    longest = sorted(bans.tickets.values(), key=lambda t: (t.until is not None, -(t.until or 0)))
+    latest = reversed(list(bans.history.items()))
+    return head, {
+        'bans': ([t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2), t.count, t.failures]
+                 for t in longest),
+        'history': ([jail, net, n, round(now - last, 2)] for (jail, net), (n, last) in latest)}
+
+
+def dump_kept(bans, wings, clocks):
+    """The kept state as text, at most KEPT_BYTES: the wings, the longest bans, the latest history."""
+    state, rows = dump_bans(bans, clocks)
+    for most in KEPT_ROWS, KEPT_ROWS // 4, 1:      # what an attacker has filled leaves room for the bans
+        kept = {wing.name: wing.dump(clocks[1], True, most) for wing in wings if wing.keeps}
+        room = KEPT_BYTES - 200 - len(packed(kept))
+        if room > KEPT_BYTES / 2:
+            break
+    state.update(kept)
+    for part in rows:
+        state[part] = []
+        for row in rows[part]:
+            room -= len(packed(row)) + 2
+            if room < 0:
+                break
+            state[part].append(row)
+    return packed(state).replace('],[', '],\n[')
+
+
+def load(text, clocks):
+    """The Restored state in `text`, in this machine's ticks; ValueError if it is not a state at all."""
+    state = json.loads(text)
+    if type(state) is not dict or state.get('banwatch') != FORMAT:
+        raise ValueError('not a state file of this version')
+    now, gone = clocks[1], elapsed(state, clocks)
+    restored, lost = {}, 0
+    for part, take_row in LOADERS.items():
+        restored[part] = []
+        rows = state.get(part, [])
+        for row in rows if type(rows) is list else [None]:
+            try:
+                restored[part].append(take_row(row, now, gone))
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                lost += 1
+    sources, same_boot = state.get('sources'), state.get('boot') == clocks[0]
+    if type(sources) is not dict:
+        sources = {}
+    offset = dirty_since = None
+    try:
+        if same_boot:                # how the clocks stood to each other
+            offset = checked_number(state.get('wall')) - checked_number(state.get('ticks'))
+    except ValueError:
+        pass
+    try:
+        if state.get('unkept') is not None:
+            dirty_since = now - gone - checked_number(state['unkept'], 0)
+    except ValueError:
+        pass
+    return Restored(
+        restored['bans'], dict(restored['history']), dict(restored['fails']), dict(restored['logins']),
+        sources, state, lost, gone, not same_boot, offset, dirty_since,
+        same_boot and state.get('running') is True, '')
+
+
+def elapsed(state, clocks):
+    """Seconds since a state was written."""
+    boot, now, wall = clocks
+    try:
+        if state.get('boot') == boot and checked_number(state.get('ticks')) <= now + 1:    # it was rounded
+            return max(0, now - state['ticks'])
+        then = checked_number(state.get('wall'))
+        return wall - then if SANE <= then <= wall < then + TOO_LONG else 0
+    except ValueError:
+        return 0
+
+
+def checked_number(value, least=-1e10, most=1e10):
+    """A number as it stands in a state file; ValueError for anything else."""
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise ValueError('not a number from %g to %g' % (least, most))
+    return value
+
+
+def checked_count(value):
+    """The same, as a whole number."""
+    return int(checked_number(value, 0))
+
+
+def checked_key(jail, net):
+    """(jail, network) of a ticket."""
+    if type(jail) is not str or type(net) is not str or len(jail) > 64:
+        raise ValueError('not a ticket')
+    return jail, network_of(net)
+
+
+def load_ban(row, now, gone):
+    """The Ticket in a row."""
+    jail, net, left, age, n, failures = row
+    until = None if left == FOREVER else now + checked_number(left, 0) - gone
+    jail, net = checked_key(jail, net)
+    since = now - checked_number(age) - gone
+    return Ticket(jail, net, since, until, checked_count(n), checked_count(failures))
+
+
+def load_history(row, now, gone):
+    """(key, (bans so far, end of the last)) in a row."""
+    jail, net, n, age = row
+    return checked_key(jail, net), (checked_count(n), now - checked_number(age) - gone)
+
+
+def load_fails(row, now, gone):
+    """(key, moments) in a row."""
+    jail, net, ages = row
+    return checked_key(jail, net), sorted(now - checked_number(age, 0) - gone for age in ages[:1000])
+
+
+def load_login(row, now, gone):
+    """((jail, ip, user), until) in a row."""
+    jail, ip, user, left = row
+    if type(user) is not str:
+        raise ValueError('not a user')
+    return checked_key(jail, ip) + (user,), now + checked_number(left) - gone
+
+
+LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logins': load_login}
+
+
+# ==== the water line: everything above decides, everything below acts ========================
+
+# ---- Machine -------------------------------------------------------------------------------
+# Owns: the outside world. Always true: here is the only exec, the only clock, the only file that
+# is written. A program gets an argv list, its own process group, a deadline and LC_ALL=C; what it
+# prints is bounded; it is never waited for, its pipes and its end are events of the loop.
+
+LOCK_TRIES, LOCK_SECONDS = 20, 0.25    # for an iptables that does not wait for others
+OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them in this
+SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
+RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
+             '/run/systemd/resolve/resolv.conf')
+PACKET_SECONDS = 0.3                 # for a packet from here to here
+READ, WRITE = 1, 2                   # what `selectors` calls EVENT_READ and EVENT_WRITE
+
+
+class Loop:
+    """One selector, one scheduler: each fd carries its handler, each timer its function."""
+
+    def __init__(self, ticks, log):
+        self.selector = selectors.DefaultSelector()
+        self.timers = sched.scheduler(ticks, lambda seconds: None)
+        self.made = 0                # timers so far
+        self.ticks = ticks
+        self.log = log
+        self.bugs = set()            # tracebacks already told
+
+    def watch(self, fd, handler, events=READ):
+        self.selector.register(fd, events, handler)
+
+    def unwatch(self, fd):
+        """Forgets an fd, also one that is not watched (any more)."""
+        try:
+            self.selector.unregister(fd)
+        except (KeyError, ValueError):
+            pass
+
+    def at(self, when, function):
+        """A timer that calls `function` once, for `cancel`."""
+        self.made += 1               # before Python 3.10, timers of equal time and priority are equal
+        return self.timers.enterabs(when, self.made, self.call, (function,))
+
+    def after(self, seconds, function):
+        return self.at(self.ticks() + seconds, function)
+
+    def cancel(self, timer):
+        if timer is not None and timer in self.timers.queue:
+            self.timers.cancel(timer)
+
+    def call(self, function):
+        """Calls a handler; a bug in it is told once and does not stop the others."""
+        try:
+            return function()
+        except Exception as e:
+            text = traced(e)
+            if text not in self.bugs:
+                self.bugs.add(text)
+                self.log('bug, please report it:\n' + text)
+
+    def due(self):
+        """Runs the timers that are due; seconds until the next one, None if there is none."""
+        return self.timers.run(blocking=False)
+
+    def wait(self, seconds):
+        for key, _ in self.selector.select(None if seconds is None else max(0, seconds)):
+            if self.selector.get_map().get(key.fd) is key:         # not closed by a handler before it
+                self.call(key.data)
+
+
+def traced(e):
+    """The traceback of an exception."""
+    try:
+        # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
+        frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
+        return ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
+    except ImportError:                            # an upgrade of Python has taken it away
+        return repr(e)
+
+
+class Program:
+    """A Command that runs to its end: `done(problem, output, exit code)`, problem '' if that is 0."""
+
+    def __init__(self, machine, command, done, seconds):
+        self.machine, self.done, self.name = machine, done, os.path.basename(command.argv[0])
+        self.late = False
+        # of what the commands of an action print, only the first line matters
+        self.most = 4096 if command.environment else OUTPUT_BYTES
+        self.read = {}               # fd -> what came from it, up to `most`
+        self.left = command.stdin.encode()
+        self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
+        for stream in (self.process.stdout, self.process.stderr, self.process.stdin):
+            os.set_blocking(stream.fileno(), False)
+        for stream in (self.process.stdout, self.process.stderr):
+            self.read[stream.fileno()] = b''
+            machine.loop.watch(stream.fileno(), functools.partial(self.readable, stream.fileno()))
+        self.open = set(self.read)
+        self.timer = machine.loop.after(seconds, self.expired)
+        machine.programs.add(self)
+        self.writing = False
+        self.write()
+
+    def write(self):
+        fd = self.process.stdin.fileno()
+        try:
+            while self.left:
+                self.left = self.left[os.write(fd, self.left):]
+        except BlockingIOError:
+            if not self.writing:
+                self.writing = True
+                self.machine.loop.watch(fd, self.write, WRITE)
+            return
+        except OSError:
+            self.left = b''                        # it has closed its end; its exit code tells why
+        self.end_of_input()
+
+    def end_of_input(self):
+        if self.process.stdin.closed:
+            return
+        if self.writing:
+            self.writing = False
+            self.machine.loop.unwatch(self.process.stdin.fileno())
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass
+
+    def readable(self, fd):
+        """Takes what there is; True if there was something, and room for it."""
+        room = len(self.read[fd]) < self.most
+        try:
+            chunk = os.read(fd, 65536)
+        except BlockingIOError:
+            return False
+        except OSError:
+            chunk = b''
+        if not chunk:
+            self.open.discard(fd)
+            self.machine.loop.unwatch(fd)
+        elif room:
+            self.read[fd] += chunk
+            if len(self.read[fd]) >= OUTPUT_BYTES:
+                self.machine.kill(self.process)
+        return bool(chunk) and room
+
+    def expired(self):
+        self.late = True
+        self.machine.kill(self.process)
+
+    def ended(self):
+        """Looks whether the process has ended; if so, hands over what it said."""
+        if self.process.poll() is None:
+            return
+        out, err = self.read
+        for fd in (out, err):                      # the rest; a grandchild may hold the pipes open
+            while fd in self.open and self.readable(fd):
+                pass
+            self.machine.loop.unwatch(fd)
+        self.end_of_input()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        self.machine.loop.cancel(self.timer)
+        self.machine.programs.discard(self)
+        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'), self.process.returncode)
+
+    def problem(self, err):
+        said = [line for line in err.decode('utf-8', 'replace').split('\n')
+                if line.strip() and line[:1] != '#']
+        if max(map(len, self.read.values())) >= OUTPUT_BYTES:
+            return '%s says more than can be read' % self.name
+        if self.late:
+            return '%s did not answer in time' % self.name
+        if self.process.returncode:
+            said = said or ['exit code %d' % self.process.returncode]
+            return '%s: %s' % (self.name, printable(said[0])[:200])
+        return ''
+
+
+SLOW_SECONDS, GUARD_TOTAL = 0.02, 1                # what is slow; how much of that there may be in a minute
+GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
+
+
+class Machine:
+    """What the program may do to the machine it runs on; tests have one of their own."""
+
+    def __init__(self):
+        self.loop = Loop(self.ticks, self.log)
+        self.programs = set()
+        self.waits = {}              # iptables or another of its kin -> which of WAITS it takes
+        self.alone, self.turns = False, collections.deque()    # does one run that waits for nobody? what is next
+        self.lock_fd = None
+        self.outward = set()         # interfaces that a default route goes through, or did
+        self.written = 0             # bytes of state files, for `status`
+        self.guards = self.guarding = False
+        self.slow_since, self.slow = 0, 0          # since when so many seconds went into slow searches
+
+    # clocks and chance
+    def ticks(self):
+        """Seconds since the boot, sleep included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall(self):
+        return time.time()
+
+    def clocks(self):
+        """(boot id, ticks, wall), as the state files want them."""
+        return self.boot_id(), self.ticks(), self.wall()
+
+    def boot_id(self):
+        return self.read('/proc/sys/kernel/random/boot_id').strip()
+
+    def chance(self):
+        return random.random()
+
+    # what there is
+    def which(self, name):
+        """Absolute path of a program, None if it is not installed."""
+        for folder in os.environ.get('PATH', '').split(':') + SBIN.split(':'):
+            found = os.path.join(folder, name)
+            if folder.startswith('/') and os.path.isfile(found) and os.access(found, os.X_OK):
+                return found
+        return None
+
+    def exists(self, path):
+        return os.path.exists(path)
+
+    def host(self):
+        return self.read('/proc/sys/kernel/hostname').strip() or 'localhost'
+
+    def accounts(self):
+        """Names of the accounts of this machine."""
+        return [line.partition(':')[0] for line in self.read('/etc/passwd').split('\n') if ':' in line]
+
+    def age(self, path):
+        """Seconds since a file was changed, None if it is not there."""
+        try:
+            return self.wall() - os.stat(path).st_mtime
+        except OSError:
+            return None
+
+    def root(self):
+        return os.geteuid() == 0
+
+    def free_bytes(self, folder):
+        try:
+            there = os.statvfs(folder)
+        except OSError:
+            return None
+        return there.f_bavail * there.f_frsize
+
+    def processes(self):
+        """Names of those that run."""
+        return {self.read(path).strip() for path in glob.glob('/proc/[0-9]*/comm')}
+
+    def end_of(self, path, size):
+        """The last bytes of a file, as text; '' if it cannot be read."""
+        try:
+            with open(path, 'rb', opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:     # a FIFO has no end
+                f.seek(max(0, os.fstat(f.fileno()).st_size - size))
+                return f.read(size).decode('utf-8', 'replace')
+        except OSError:
+            return ''
+
+    def read(self, path, limit=1 << 20):
+        """Text of a file of the system, '' if it cannot be read."""
+        try:
+            with open(path, 'rb') as f:
+                return f.read(limit).decode('utf-8', 'replace')
+        except OSError:
+            return ''
+
+    def filter_text(self, path):
+        """Text of a filter's file, None if there is none."""
+        try:
+            with open(path, 'rb') as f:
+                return f.read(1 << 20).decode('utf-8', 'replace')
+        except OSError:
+            return None
+
+    def guard(self, search, *arguments):
+        """What `search` returns; Runaway if that takes longer than GUARD_SECONDS of processor time."""
+        if not self.guards:
+            signal.signal(signal.SIGVTALRM, self.abort)
+            self.guards = True
+        self.guarding = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, GUARD_SECONDS)
+        try:
+            found = search(*arguments)
+        finally:
+            self.guarding = False
+            left = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
+        if GUARD_SECONDS - left > SLOW_SECONDS:
+            self.charge(GUARD_SECONDS - left)
+        return found
+
+    def charge(self, seconds):
+        """Adds up slow searches; Runaway if there is more of it than GUARD_TOTAL within a minute."""
+        now = self.ticks()
+        if now - self.slow_since > 60:
+            self.slow_since, self.slow = now, 0
+        self.slow += seconds
+        if self.slow > GUARD_TOTAL:
+            raise Runaway
+
+    def abort(self, number, frame):
+        if self.guarding:
+            raise Runaway
+
+    def memory(self):
+        """(resident kB of this process, kB of RAM in the machine)."""
+        own = re.search(r'VmRSS:\s+(\d+)', self.read('/proc/self/status'))
+        ram = re.search(r'MemTotal:\s+(\d+)', self.read('/proc/meminfo'))
+        return int(own.group(1)) if own else 0, int(ram.group(1)) if ram else 1 << 20
+
+    # programs
+    def spawn(self, argv, stdin, more={}, tether=None):
+        """A process in a session of its own. Whoever has `tether`, a terminal of ours, hears when we are gone."""
+        path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
+        if path is None:
+            raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
+        environment = dict(more, PATH=os.environ.get('PATH', SBIN) + ':' + SBIN, LC_ALL='C')
+        # in UTF-8, whatever our own locale is: it may have no way to write a name of the log
+        argv = [word.encode('utf-8', 'surrogateescape') for word in [path] + list(argv[1:])]
+        environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key, value in environment.items()}
+        return subprocess.Popen(
+            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            bufsize=0, cwd='/', start_new_session=True, env=environment,
+            preexec_fn=None if tether is None else functools.partial(fcntl.ioctl, tether, termios.TIOCSCTTY, 0))
+
+    def spawn_tethered(self, argv):
+        """(process, the end of a terminal that is to stay open): when we die, however that happens, the kernel
+        hangs it up, and the process gets SIGHUP. (-, None) where there are no such terminals."""
+        try:
+            ours, theirs = os.openpty()
+        except OSError:
+            return self.spawn(argv, subprocess.DEVNULL), None
+        try:
+            return self.spawn(argv, subprocess.DEVNULL, tether=theirs), ours
+        except subprocess.SubprocessError:         # it cannot be had
+            os.close(ours)
+            return self.spawn(argv, subprocess.DEVNULL), None
+        except OSError:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+
+    def run(self, command, done, seconds=10):
+        """Starts a Command; `done(problem, output)` is called when it has ended."""
+        if waits_for_others(command):
+            self.run_in_turn(command, done, seconds)
+        else:
+            self.start(command, lambda problem, output, code: done(problem, output), seconds)
+
+    def start(self, command, done, seconds):
+        try:
+            Program(self, command, done, seconds)
+        except (OSError, ValueError) as e:         # ValueError: a NUL in the conf
+            why = getattr(e, 'strerror', None) or str(e)
+            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '', None)
+
+    def run_in_turn(self, command, done, seconds, tries=0):
+        """Runs iptables or its kin. What of WAITS a tool takes is found out once; those that wait for nobody run one at
+        a time, and again where somebody else was at it."""
+        tool = command.argv[0]
+        form = self.waits.setdefault(tool, 0)
+        alone = not WAITS[form]
+        if alone and self.alone:
+            self.turns.append((command, done, seconds, tries))
+            return
+        self.alone = self.alone or alone
+
+        def ended(problem, output, code):
+            if alone:
+                self.alone = False
+            if problem and not alone and NO_SUCH_WAIT.search(problem):
+                # -restore learned both at once, and takes the first alone for nothing
+                self.waits[tool] = 2 if tool.endswith('-restore') else max(self.waits[tool], form + 1)
+                self.run_in_turn(command, done, seconds)
+            elif form and code == LOCKED and tries < LOCK_TRIES:
+                self.loop.after(LOCK_SECONDS, functools.partial(self.run_in_turn, command, done, seconds, tries + 1))
+            else:
+                done(problem, output)
+            if self.turns and not self.alone:
+                self.run_in_turn(*self.turns.popleft())
+        self.start(wait_form(command, form), ended, seconds)
+
+    def reap(self):
+        for program in list(self.programs):
+            self.loop.call(program.ended)
+
+    def kill_all(self):
+        """What comes through only after our end would bring back what we have taken out."""
+        for program in self.programs:
+            self.kill(program.process)
+
+    def kill(self, process, number=None):
+        try:
+            os.killpg(process.pid, number or signal.SIGKILL)
+        except OSError:
+            pass
+
+    # files
+    def folder(self, path):
+        """Makes sure of a folder that is ours alone."""
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            there = os.lstat(path)
+        except OSError as e:
+            code = os.EX_NOPERM if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
+            raise Problem('%s: %s (see `runtime` in the conf)' % (path, e.strerror), code) from None
+        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
+            raise Problem('%s: not a folder of our own; remove it or set `runtime`' % path)
+        if there.st_mode & 0o077:
+            os.chmod(path, 0o700)
+
+    def lock(self, path):
+        """True if no other process holds this lock; it is held until we end."""
+        if self.lock_fd is not None:
+            os.close(self.lock_fd)
+        self.lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        os.ftruncate(self.lock_fd, 0)
+        os.write(self.lock_fd, b'%d\n' % os.getpid())
+        return True
+
+    def replace(self, path, text, mode=0o600):
+        """Writes a file of ours as a whole: after a crash there is the old one or the new one."""
+        new = path + '.new'
+        self.remove(new)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, 'wb') as f:
+                os.fchmod(fd, mode)
+                f.write(text if isinstance(text, bytes) else text.encode('utf-8', 'backslashreplace'))
+                f.flush()
+                os.fsync(f.fileno())
+            os.rename(new, path)
+        except OSError:
+            self.remove(new)
+            raise
+        self.written += len(text)
+
+    def remove(self, path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    # what `install` needs
+    def whole_text(self, path):
+        """Text of a file, None if there is none; bytes that are no UTF-8 are written back by `surrogateescape`."""
+        try:
+            with open(path, 'rb') as f:
+                return f.read().decode('utf-8', 'surrogateescape')
+        except OSError:
+            return None
+
+    def make_folder(self, path):
+        os.makedirs(path, 0o755, exist_ok=True)
+
+    def remove_folder(self, path):
+        shutil.rmtree(path)
+
+    def mode(self, path, otherwise):
+        """The permissions of a file, if it is there."""
+        try:
+            return stat.S_IMODE(os.stat(path).st_mode)
+        except FileNotFoundError:
+            return otherwise
+
+    def link(self, target, path):
+        self.make_folder(os.path.dirname(path))
+        os.symlink(target, path)
+
+    def compile(self, path, hashed=False):
+        """Puts the byte code of a program beside it, where Python looks for it; with a hash of its source instead of
+        its time, where others may change that."""
+        import importlib.util
+        with open(path, 'rb') as f:
+            source = f.read()
+        loader = importlib.util.spec_from_file_location('banwatch', path).loader
+        head = struct.pack('<I', 3) + importlib.util.source_hash(source) if hashed else struct.pack(
+            '<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
+        self.make_folder(os.path.dirname(self.byte_code(path)))
+        self.replace(self.byte_code(path), importlib.util.MAGIC_NUMBER + head + marshal.dumps(
+            loader.source_to_code(source, os.path.basename(path))), 0o644)
+
+    def compiled(self, path, whole=True):
+        """Is the byte code there, made by this Python of what the program is now, and, if that matters, whole?"""
+        import importlib.util
+        try:
+            there = os.stat(path)
+            with open(self.byte_code(path), 'rb') as f:
+                head = f.read(16)
+                if head[:4] != importlib.util.MAGIC_NUMBER:
+                    return False
+                if whole:
+                    marshal.loads(f.read())
+            if head[4]:
+                with open(path, 'rb') as f:
+                    return head[8:] == importlib.util.source_hash(f.read())
+            return struct.unpack('<II', head[8:]) == (int(there.st_mtime) & 0xffffffff, there.st_size & 0xffffffff)
+        except (OSError, EOFError, ValueError, TypeError, struct.error):
+            return False
+
+    @staticmethod
+    def byte_code(path):
+        folder, name = os.path.split(path)
+        return '%s/__pycache__/%s.%s.pyc' % (folder, name[:-3], sys.implementation.cache_tag)
+
+    def make_fifo(self, path):
+        os.mkfifo(path, 0o600)
+
+    def writable(self, path):
+        """False if a file cannot be made here."""
+        return os.access(os.path.dirname(path), os.W_OK)
+
+    def recall(self, path):
+        """Text of a state file; None if there is none; ValueError if it is not ours to trust."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            raise ValueError(e.strerror) from None
+        with open(fd, 'rb') as f:
+            there = os.fstat(fd)
+            if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or there.st_mode & 0o022:
+                raise ValueError('not a file of our own')
+            if there.st_size > 64 << 20:
+                raise ValueError('too large')
+            return f.read().decode()
+
+    def put_aside(self, path):
+        """Renames a file that cannot be used; what it is called now."""
+        try:
+            os.rename(path, path + '.bad')
+            return path + '.bad'
+        except OSError as e:
+            return 'not movable: %s' % e.strerror
+
+    # network
+    def networks(self):
+        """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are unknown."""
+        found = [(text, 'a resolver') for text in self.resolvers()]
+        addresses, gateways, outward = read_netlink()
+        self.outward = outward or self.outward     # while the line is down, its network is no LAN
+        found += [(text, 'a gateway') for text in gateways]
+        for ip, peer, bits, index in addresses:
+            name = interface(index)
+            found += [(ip, 'this machine, %s' % name)]
+            found += [(peer, 'the other end of %s' % name)] * (peer != ip)
+            if index not in self.outward:
+                what = 'this machine' if name == 'lo' else 'the LAN, %s' % name
+                found += [('%s/%d' % (peer, bits), what)]
+        rows = {}
+        for text, why in found:
+            try:
+                rows.setdefault(network_of(text), exempt(text, why))
+            except ValueError:
+                pass
+        return list(rows.values())
+
+    def resolvers(self):
+        for path in RESOLVERS:
+            try:
+                there = os.stat(path)
+            except OSError:
+                continue
+            if there.st_uid == 0 and not there.st_mode & 0o022:      # /tmp is everybody's
+                yield from re.findall(r'^nameserver\s+(\S+)', self.read(path), re.M)
+
+    def passes(self, ip):
+        """Does a packet from an address of the loopback get through to us?"""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+            here.settimeout(PACKET_SECONDS)
+            try:
+                here.bind(('127.0.0.1', 0))
+                there.bind((ip, 0))
+                word = os.urandom(16)
+                here.connect(there.getsockname())          # from now on it hears nobody else
+                there.sendto(word, here.getsockname())
+                while here.recv(16) != word:
+                    pass
+                return True
+            except OSError:
+                return False
+
+    def be_called(self, name):
+        """What `ps` and `pidof` call us, however we were started."""
+        try:
+            with open('/proc/self/comm', 'w') as f:
+                f.write(name)
+        except OSError:
+            pass
+
+    def become_byte_code(self):
+        """Starts this process anew from byte code if it had to compile its source: what that leaves behind is 20 MB.
+        Comes back if it had not, or if that cannot be."""
+        top = self.top()
+        if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
+            os.close(int(os.path.basename(sys.argv[0])))           # it has been read
+        elif top.f_globals is globals():
+            self.become(top.f_code)
+        elif self.launched() and not self.compiled(os.path.realpath(__file__), whole=False):
+            self.become(__spec__.loader.get_code(__name__))       # as after an upgrade of Python
+
+    @staticmethod
+    def top():
+        """The frame of the program that runs: our own source, or whoever has imported us."""
+        frame = sys._getframe()
+        while frame.f_back:
+            frame = frame.f_back
+        return frame
+
+    def launched(self):
+        """Is that the launcher that `install` writes?"""
+        return self.top().f_globals.get('LIBRARY') == os.path.dirname(os.path.realpath(__file__))
+
+    def become(self, code):
+        """Starts this process anew from the code of the whole program; comes back if that cannot be."""
+        import importlib.util
+        try:
+            with tempfile.TemporaryFile() as f:
+                f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+                f.flush()
+                os.set_inheritable(f.fileno(), True)
+                path = '/proc/self/fd/%d' % f.fileno()
+                if not os.path.samefile(sys.executable, '/proc/self/exe'):
+                    return                         # a wrapper's word for another Python, or one that is being upgraded
+                open(path, 'rb').close()
+                # -I: or modules would be looked for beside that file, in /tmp
+                os.execv(sys.executable, [sys.executable, '-IS', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
+        except (OSError, ValueError, TypeError):
+            pass                                   # then as it is
+
+    def log_to_syslog(self):
+        syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
+        self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line) for line in text.split('\n')]
+        self.loop.log = self.log
+
+    def log(self, text):
+        """One line to standard error, where init scripts and procd pick it up."""
+        stamp = time.strftime('%H:%M:%S ') if sys.stderr.isatty() else ''
+        try:
+            sys.stderr.write(stamp + text + '\n')
+            sys.stderr.flush()
+        except OSError:
+            pass
+
+
+def interface(index):
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return 'interface %d' % index
+
+
+def read_netlink():
+    """(addresses as (ip, peer, prefix length, interface), default gateways, their interfaces): rtnetlink(7)."""
+    addresses, gateways, outward = [], [], set()
+    for body in netlink_dump(22, 20):              # RTM_GETADDR, RTM_NEWADDR
+        family, bits, _, _, index = struct.unpack_from('=BBBBI', body)
+        attributes = dict(netlink_attributes(body, 8))
+        raw = attributes.get(2, attributes.get(1))                   # IFA_LOCAL, IFA_ADDRESS
+        if raw and family in (socket.AF_INET, socket.AF_INET6):
+            addresses.append((socket.inet_ntop(family, raw),
+                              socket.inet_ntop(family, attributes.get(1, raw)), bits, index))
+    for body in netlink_dump(26, 24):              # RTM_GETROUTE, RTM_NEWROUTE
+        family, bits, _, _, _, _, _, kind, _ = struct.unpack_from('=BBBBBBBBI', body)
+        if bits or kind != 1 or family not in (socket.AF_INET, socket.AF_INET6):
+            continue                               # only unicast default routes
+        hops = [dict(netlink_attributes(body, 12))]
+        paths, at = hops[0].get(9, b''), 0         # RTA_MULTIPATH: struct rtnexthop, attributes
+        while at + 8 <= len(paths):
+            size, _, _, index = struct.unpack_from('=HBBi', paths, at)
+            hops.append(dict(netlink_attributes(paths[at:at + size], 8)))
+            hops[-1][4] = struct.pack('=i', index)
+            at += max(8, size + 3 & ~3)
+        for hop in hops:
+            if 5 in hop:                           # RTA_GATEWAY
+                gateways.append(socket.inet_ntop(family, hop[5]))
+            if 4 in hop:                           # RTA_OIF
+                outward.add(struct.unpack('=i', hop[4])[0])
+    return addresses, gateways, outward
+
+
+def netlink_dump(ask, answer):
+    """Yields the bodies of the `answer` messages that a dump request is answered with."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
+        link.settimeout(2)
+        link.bind((0, 0))
+        link.send(struct.pack('=IHHIIB3x', 20, ask, 0x301, 1, 0, 0))  # NLM_F_REQUEST | NLM_F_DUMP
+        while True:
+            answers, at = link.recv(1 << 18), 0
+            while at + 16 <= len(answers):
+                size, kind = struct.unpack_from('=IH', answers, at)
+                if kind == 2:                      # NLMSG_ERROR
+                    raise OSError(-struct.unpack_from('=i', answers, at + 16)[0], 'netlink')
+                if kind == 3 or size < 16:         # NLMSG_DONE
+                    return
+                if kind == answer:
+                    yield answers[at + 16:at + size]
+                at += size + 3 & ~3
+
+
+def netlink_attributes(body, at):
+    while at + 4 <= len(body):
+        size, kind = struct.unpack_from('=HH', body, at)
+        if size < 4:
+            return
+        yield kind & 0x3fff, body[at + 4:at + size]
+        at += size + 3 & ~3
+
+
+# ---- Worker --------------------------------------------------------------------------------
+# Owns: one thing that is under way. Always true: what goes wrong is reported once, and tried again
+# later and later; whoever waits for the end is answered; a bug in a script is trouble, not a hang.
+
+class Failed(Exception):
+    """A Command has failed, and why."""
+
+
+def patience(attempts):
+    """Seconds until the next try after so many that have failed: few at first, then a minute."""
+    return min(MINUTE, 2 ** min(attempts, 9) / 2)
+
+
+class Worker:
+    """Does one thing at a time: `work()` is a script, a generator that yields Commands and is sent what
+    each has printed; one that fails is thrown into it as Failed."""
+    seconds = 10                     # for a Command
+
+    def __init__(self, machine, name):
+        self.machine, self.name = machine, name
+        self.running = None          # the script under way
+        self.retry = None            # timer
+        self.trouble, self.attempts = '', 0
+        self.replies = []            # to be called with `trouble` once what is to do now is done
+        self.serving = []            # those that wait for the script under way
+
+    def work(self):
+        """The script."""
+        raise NotImplementedError
+
+    def due(self):
+        """Is there something to do?"""
+        return True
+
+    def blocked(self):
+        """Does something else have to end first?"""
+        return False
+
+    def settle(self):
+        """Starts what there is to do, unless something is under way. A script that needs no program
+        ends at once, and nothing would call us: then looks again."""
+        while not self.running and not self.blocked():
+            self.serving, self.replies = self.serving + self.replies, []
+            if self.retry or not self.due():
+                return self.answer()
+            self.running = self.work()
+            self.go_on('', None)
+
+    def go_on(self, problem, output):
+        """Runs the script up to the next Command that takes time."""
+        while True:
+            try:
+                if problem:
+                    command = self.running.throw(Failed(problem))
+                else:
+                    command = self.running.send(output)
+            except StopIteration:
+                return self.ended('')
+            except Failed as e:
+                return self.ended(str(e))
+            except Exception:                      # or it would be under way for ever
+                self.ended('a bug; the log has its traceback')
+                raise
+            answers, script = [], self.running
+
+            def done(problem, output):
+                if self.running is not script:     # it has been given up
+                    return
+                if answers is None:
+                    self.go_on(problem, output)
+                else:
+                    answers.append((problem, output))
+            self.machine.run(command, done, self.seconds)
+            if not answers:
+                answers = None
+                return
+            problem, output = answers[0]
+
+    def ended(self, problem):
+        """The script has ended."""
+        self.running = None
+        if problem:
+            self.failed(problem)
+        else:
+            self.succeeded()
+        self.answer()
+
+    def succeeded(self):
+        self.trouble, self.attempts = '', 0
+
+    def failed(self, problem):
+        """Reports a problem once, and tries again later."""
+        if problem != self.trouble:
+            self.machine.log(with_name(self.name, problem))
+        self.trouble = problem
+        self.attempts += 1
+        self.wait(patience(self.attempts))
+
+    def wait(self, seconds):
+        """Does nothing for a while."""
+        self.retry = self.machine.loop.after(seconds, self.stop_waiting)
+
+    def stop_waiting(self):
+        """From now on there is something to do again."""
+        self.machine.loop.cancel(self.retry)
+        self.retry = None
+
+    def answer(self):
+        """Answers those that have waited for what has just ended."""
+        serving, self.serving = self.serving, []
+        for reply in serving:
+            reply(self.trouble)
+
+
+def in_turn(commands):
+    """Yields Commands one after the other, for a script; what each has printed."""
+    outputs = []
+    for command in commands:
+        outputs.append((yield command))
+    return outputs
+
+
+def with_name(name, problem):
+    """A problem with the name of what has it, which may be that of the program that told it."""
+    return problem if problem.startswith(name + ':') else '%s: %s' % (name, problem)
+
+
+# ---- Sources -------------------------------------------------------------------------------
+# Owns: where the log comes from, offsets, partial lines. Always true: a source hands over whole
+# lines, each once; one that ends or fails is opened again, later and later, and neither spins nor
+# disturbs the others.
+
+LIVE, RECENT, OLD = range(3)         # lines count: as of now; at their own time, else now; ... else not
+CHUNK = 1 << 17
+SOON = 0.001                         # seconds to the next chunk: signals and clients come in between
+BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
+MARK = 64                            # bytes before an offset that tell whether it is still the same file
+RETIRE = 600                         # a renamed file that has been quiet for so long is let go
+SEEN = 100                           # lines of a program by which it is known what it tells again
+SILENCE = 300                        # seconds after which the ring is asked whether there is nothing to hear
+RING_SECONDS = 10                    # to read it
+SETTLE = 1                           # seconds in which a program that was started tells old lines
+PATIENCE = 60                        # seconds between attempts, at most
+
+
+class LineSplitter:
+    """Makes whole lines of what comes in pieces. A line over PLAIN_LINE keeps its beginning only."""
+
+    def __init__(self):
+        self.partial, self.held = b'', 0           # held: bytes read since the last newline
+
+    def feed(self, chunk):
+        """The whole lines there are by now, as one block."""
+        end = chunk.rfind(b'\n') + 1
+        if end:
+            block, self.partial = self.partial + chunk[:end], chunk[end:]
+            self.held = len(self.partial)
+            return block
+        if len(self.partial) <= PLAIN_LINE:
+            self.partial += chunk
+        self.held += len(chunk)
+        return b''
+
+    def rest(self):
+        """The last line, if its newline never came."""
+        block, self.partial, self.held = self.partial, b'', 0
+        return block + b'\n' if block else b''
+
+
+class Source:
+    """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or OLD."""
+    fills = False                    # does it get hold of what was written while it did not listen?
+
+    def __init__(self, spec, argument, machine, deliver, poll=1, complain=lambda source, reason: None):
+        self.spec = spec             # as the conf names it
+        self.argument = argument     # what to open: a path, an address, a command
+        self.machine, self.loop, self.deliver, self.poll = machine, machine.loop, deliver, poll
+        self.complain = complain     # told each time that it fails
+        self.meant = self.what = spec              # what `auto` has found; the same for people
+        self.trouble = ''            # why nothing comes, for `status`
+        self.reason = ''             # why it was closed last
+        self.lines = 0
+        self.last = None             # ticks of the last line
+        self.tries = 0
+        self.timer = None
+
+    def start(self, position=None):
+        self.since = self.machine.ticks()
+        try:
+            self.trouble = ''
+            self.open(position)
+        except (OSError, Problem) as e:
+            self.fail(getattr(e, 'strerror', None) or str(e))
+
+    def fail(self, reason):
+        """Closes the source, and opens it again after a while."""
+        self.close()
+        if reason != self.reason:
+            self.machine.log('%s: %s; trying again' % (self.what, reason))
+        self.complain(self, reason)
+        self.trouble = self.reason = reason
+        self.timer = self.loop.after(min(PATIENCE, 2 ** min(self.tries, 9)), self.start)
+        self.tries += 1
+
+    def close(self):
+        self.loop.cancel(self.timer)
+        self.shut()
+
+    def hand_over(self, block, age=LIVE):
+        if not block:
+            return
+        self.lines += block.count(b'\n')
+        self.last = self.machine.ticks()
+        if self.last - self.since > PATIENCE:
+            self.tries = 0
+        self.deliver(self, block, age)
+
+    def position(self):
+        """What `start` needs to go on from here after a restart; None if there is no such thing."""
+        return None
+
+    def check(self):
+        """Once a minute: is this still what the conf means?"""
+
+
+class Pipe(Source):
+    """A FIFO, or standard input. We hold the FIFO's other end too, so it never reaches its end."""
+    fd = None
+
+    def open(self, position):
+        if self.argument == '-':
+            self.fd = os.dup(0)
+        else:
+            if not os.path.lexists(self.argument):
+                self.machine.make_fifo(self.argument)
+            self.fd = os.open(self.argument, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            if not stat.S_ISFIFO(os.fstat(self.fd).st_mode):
+                raise OSError(0, 'is not a FIFO')
+        self.cutter = LineSplitter()
+        try:
+            self.loop.watch(self.fd, self.readable)
+        except PermissionError:                    # epoll takes no regular file
+            self.timer = self.loop.after(SOON, self.whole_file)
+
+    def readable(self):
+        try:
+            chunk = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return True
+        if chunk:
+            self.hand_over(self.cutter.feed(chunk))
+        else:
+            self.hand_over(self.cutter.rest())
+            self.shut()
+            self.trouble = 'ended'
+        return bool(chunk)
+
+    def whole_file(self):
+        if self.readable():
+            self.timer = self.loop.after(SOON, self.whole_file)
+
+    def check(self):
+        if self.argument != '-' and self.fd is not None:
+            try:
+                same = os.path.samestat(os.stat(self.argument), os.fstat(self.fd))
+            except OSError:
+                same = False
+            if not same:
+                self.fail('was replaced')
+
+    def shut(self):
+        if self.fd is not None:
+            self.loop.unwatch(self.fd)
+            os.close(self.fd)
+            self.fd = None
+
+
+class Child(Source):
+    """A program that prints log lines, such as `logread -f`. It is killed with its whole group. What it
+    prints at first may be what it has printed before, if its log daemon tells its memory again: so
+    the first second is compared with what was seen last, and not counted twice."""
+    process = settling = tether = None
+
+    def open(self, position):
+        self.seen = getattr(self, 'seen', None) or collections.deque(
+            position if is_checksums(position) else (), maxlen=SEEN)
+        self.process, self.tether = self.machine.spawn_tethered(self.argument)
+        self.cutter, self.said, self.first = LineSplitter(), '', b''
+        self.settling = self.loop.after(SETTLE, self.settled)
+        for stream, handler in ((self.process.stdout, self.readable),
+                                (self.process.stderr, self.complaint)):
+            os.set_blocking(stream.fileno(), False)
+            self.loop.watch(stream.fileno(), handler)
+
+    def readable(self):
+        try:
+            chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+        except BlockingIOError:
+            return
+        if chunk:
+            self.take(self.cutter.feed(chunk))
+            return
+        self.take(self.cutter.rest())
+        self.settled()
+        self.complaint()
+        self.fail('ended' + (': ' + self.said if self.said else ''))
+
+    def take(self, block):
+        """Hands a block over, or keeps it until it is clear what of it is new."""
+        if not self.settling:
+            self.pass_on(block, LIVE)
+        elif self.seen:
+            self.first += block
+            if len(self.first) > BACKLOG:
+                self.settled()
+        else:
+            self.pass_on(block, RECENT)
+
+    def settled(self):
+        """The first second is over."""
+        self.loop.cancel(self.settling)
+        self.settling, block, self.first = None, self.first, b''
+        self.pass_on(self.new_lines(block), RECENT)
+
+    def new_lines(self, block):
+        told = count_replayed(list(self.seen), checksums(block))
+        return b''.join(line + b'\n' for line in block.split(b'\n')[told:-1])
+
+    def pass_on(self, block, age):
+        self.seen.extend(checksums(block, SEEN))
+        self.hand_over(block, age)
+
+    def position(self):
+        return list(self.seen)
+
+    def complaint(self):
+        """Keeps the last line of what the program says on standard error."""
+        stream = self.process.stderr
+        try:
+            said = os.read(stream.fileno(), 4096)
+        except (OSError, ValueError):
+            return
+        if said:
+            self.said = printable(said.decode('utf-8', 'replace').strip().split('\n')[-1])[:200]
+        else:
+            self.loop.unwatch(stream.fileno())
+            stream.close()
+
+    def shut(self):
+        self.loop.cancel(self.settling)
+        process, self.process, self.settling = self.process, None, None
+        if process is None:
+            return
+        if self.tether is not None:
+            os.close(self.tether)
+            self.tether = None
+        for stream in (process.stdout, process.stderr):
+            if not stream.closed:
+                self.loop.unwatch(stream.fileno())
+                stream.close()
+        self.machine.kill(process)
+        try:
+            process.wait(1)                        # it has been killed: this does not take long
+        except subprocess.TimeoutExpired:
+            pass                                   # it hangs in the kernel, on a dead file server perhaps
+
+
+class Logread(Child):
+    """OpenWrt's `logread -f`. When its log daemon is replaced it loses lines, or goes deaf without a word; but the
+    daemon's ring still has them. So the ring is read at each start, as soon as the follower is sure to listen, and
+    what of it is new comes first; and after a silence its last line is asked for. A line tells its second, so it is
+    known again as often as it was told, in whatever order."""
+    fills = True
+    SOCKET = '/dev/log'              # each log daemon makes it anew
+    asked = 0                        # when
+    ring, ring_until = None, 0       # what the follower may tell although the ring has told it, and how long
+
+    def open(self, position):
+        self.socket = inode(self.SOCKET)
+        Child.open(self, position)
+        self.ring = None
+        self.loop.cancel(self.settling)
+        self.settling = self.loop.after(SETTLE, self.ask_ring)
+
+    def ask_ring(self):
+        self.asked = self.machine.ticks()
+        self.machine.run(Command(['logread']), functools.partial(self.read_ring, self.process), RING_SECONDS)
+
+    def take(self, block):
+        if self.settling:
+            self.first += block
+            if len(self.first) >= BACKLOG:
+                self.complain(self, 'lines may be lost: too many came at once')
+                self.settled()
+            return
+        if self.ring:
+            if self.machine.ticks() > self.ring_until:
+                self.ring = None
+            else:
+                block = lines_not_in(block, self.ring)
+        self.pass_on(block, LIVE)
+
+    def read_ring(self, process, problem, output):
+        """Hands over what the ring has and was not seen yet, then what the follower has told meanwhile."""
+        if process is not self.process or not self.settling:
+            return
+        if problem:
+            self.complain(self, 'lines may be lost: %s' % problem)
+            return self.settled()
+        ring = output.encode('utf-8', 'surrogateescape')
+        ring = ring[:ring.rfind(b'\n') + 1]
+        new, age = self.new_lines(ring), RECENT if self.seen else OLD
+        if self.seen and new == ring:
+            self.complain(self, 'lines are lost: more were written than the ring holds, or it was emptied')
+        self.ring, self.ring_until = collections.Counter(checksums(ring)), self.machine.ticks() + RING_SECONDS
+        self.loop.cancel(self.settling)
+        self.settling, block, self.first = None, self.first, b''
+        self.pass_on(new, age)
+        self.take(block)
+
+    def new_lines(self, block):
+        """What of a block was not seen yet. What stands before the oldest line that is remembered was."""
+        numbers = checksums(block)
+        at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(self.seen) == SEEN and self.seen[0] in numbers else 0
+        return lines_not_in(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
+
+    def complaint(self):
+        """It has lost its log daemon, and will go on with what a new one is told after it has found it."""
+        Child.complaint(self)
+        if self.said:
+            self.loop.after(0, functools.partial(self.is_lost, self.process))
+
+    def is_lost(self, process):
+        if process is self.process:
+            self.settled()                         # what it has told so far: the ring may have it no more
+            self.fail(self.said)
+
+    def check(self):
+        """A new log daemon is known by its socket: the follower may go on waiting for the old one. And the ring's last
+        line is asked for after a silence."""
+        now = self.machine.ticks()
+        if self.process and inode(self.SOCKET) not in (None, self.socket):
+            self.settled()                         # what has been told so far
+            self.fail('its log daemon was replaced')
+        elif self.process and not self.settling and now - max(self.asked, self.last or 0) >= SILENCE:
+            self.asked = now
+            self.machine.run(Command(['logread', '-l', '1']), functools.partial(self.heard, self.process), RING_SECONDS)
+
+    def heard(self, process, problem, output):
+        """The ring's last line is known: the follower should have told it by now, or very soon."""
+        last = checksums(output.encode('utf-8', 'surrogateescape'))[-1:]
+        if last and last[0] not in self.seen and not problem:
+            self.loop.after(SETTLE, functools.partial(self.is_deaf, process, last[0]))
+
+    def is_deaf(self, process, last):
+        if process is self.process and last not in self.seen:
+            self.fail('has gone deaf')
+
+
+def inode(path):
+    """(device, inode) of a file, None if there is none."""
+    try:
+        return file_identity(os.stat(path))
+    except OSError:
+        return None
+
+
+def checksums(block, most=None):
+    """One number for each of the last lines of a block; without the day and hour of logd's and ISO's dates, or a ring
+    that is told in another time zone would be another ring."""
+    return [binascii.crc32(line[13:] if line[13:14] == b':' else line) for line in block.split(b'\n')[:-1][-most if most else 0:]]
+
+
+def lines_not_in(block, told):
+    """The lines of a block that are not among the `told`, a Counter of checksums; those that are count down there."""
+    new = []
+    for line, number in zip(block.split(b'\n'), checksums(block)):
+        if told[number] > 0:
+            told[number] -= 1
+        else:
+            new.append(line + b'\n')
+    return b''.join(new)
+
+
+def is_checksums(position):
+    return type(position) is list and all(type(n) is int for n in position)
+
+
+def count_replayed(seen, lines):
+    """How many of the first `lines` were seen before: as many as end like what was seen last. Lines are
+    compared as a sequence: two equal ones in one second are two guesses."""
+    for n in range(len(lines) if seen else 0, 0, -1):
+        some = min(n, len(seen))
+        if lines[n - 1] == seen[-1] and lines[n - some:n] == seen[-some:]:
+            return n
+    return 0
+
+
+class Datagrams(Source):
+    """syslog over UDP. A datagram is one line, whatever it holds; its sender is not to be trusted."""
+    sock = None
+
+    def open(self, position):
+        host, port = self.argument
+        self.sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET,
+                                  socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.sock.setblocking(False)
+        self.sock.bind((host, port))
+        self.loop.watch(self.sock.fileno(), self.readable)
+
+    def readable(self):
+        block = []
+        try:
+            while len(block) < 256:
+                line = self.sock.recv(PLAIN_LINE + 2)
+                if len(line) < PLAIN_LINE + 2:     # else it may have been cut: that must be seen
+                    line = line.rstrip(b'\0\r\n ')
+                block.append(line.replace(b'\n', b' ') + b'\n')
+        except BlockingIOError:
+            pass
+        except OSError as e:
+            self.hand_over(b''.join(block))
+            return self.fail(e.strerror)
+        self.hand_over(b''.join(block))
+
+    def shut(self):
+        if self.sock is not None:
+            self.loop.unwatch(self.sock)
+            self.sock.close()
+            self.sock = None
+
+
+class OpenFile:
+    """One log file that a Tail has open."""
+    __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen', 'age')
+
+    def __init__(self, fd, path, offset, now, age):
+        self.fd, self.path, self.offset = fd, path, offset
+        self.identity = file_identity(os.fstat(fd))
+        self.cutter = LineSplitter()
+        self.changed = None          # its mtime when we last read to its end
+        self.seen = now              # when it last had something for us, or was at its path
+        self.age = age               # of what it holds; LIVE once its end was reached
+        self.remember()
+
+    def remember(self):
+        """Notes what stands before the offset, and at the file's beginning, to know it again."""
+        at = self.offset - self.cutter.held
+        self.mark = fingerprint(self.fd, max(0, at - MARK), min(MARK, at))
+        self.head = fingerprint(self.fd, 0, min(2 * MARK, at))
+
+    def position(self):
+        return [self.path, list(self.identity), self.offset - self.cutter.held, self.mark, self.head]
+
+
+def file_identity(info):
+    return info.st_dev, info.st_ino
+
+
+def fingerprint(fd, at, size):
+    """[size, checksum] of some bytes of a file."""
+    return [size, binascii.crc32(os.pread(fd, size, at)) if size else 0]
+
+
+class Tail(Source):
+    """Log files that match a pattern, read as they grow. A file is known by its inode, so a renamed
+    one is read to its end and watched until its writer has moved on; one that was truncated, even
+    if it has grown past the old offset since, by the bytes before the offset."""
+
+    def open(self, position):
+        self.files = {}              # (device, inode) -> Followed
+        self.told = ''               # the trouble that the log knows of
+        known = position if type(position) is list else []
+        for row in known:
+            try:
+                self.resume(*row)
+            except (OSError, TypeError, ValueError, LookupError, OverflowError):
+                pass                               # a position that makes no sense is as good as none
+        self.discover(RECENT if known else OLD, near_end=not known)
+        self.look()
+
+    def look(self):
+        """Reads what is new, then looks for new files; soon again if there is more."""
+        more = False
+        try:
+            for file in list(self.files.values()):
+                more |= self.read(file)
+            more |= self.discover()
+        finally:
+            self.timer = self.loop.after(SOON if more else self.poll, self.look)
+
+    def read(self, file):
+        """Hands over what a file has that is new; True if there is more."""
+        try:
+            there = os.fstat(file.fd)
+            if there.st_size == file.offset and there.st_mtime_ns == file.changed:
+                return False
+            self.rewound(file, there.st_size)
+            chunk = os.pread(file.fd, CHUNK, file.offset)
+        except OSError as e:
+            self.machine.log('%s: %s' % (file.path, e.strerror))
+            self.let_go(file)
+            return False
+        file.changed = there.st_mtime_ns
+        age = file.age
+        if chunk:
+            file.seen = self.machine.ticks()
+            file.offset += len(chunk)
+        more = file.offset < there.st_size
+        file.age = age if more else LIVE
+        if chunk:
+            block = file.cutter.feed(chunk)
+            file.remember()
+            self.hand_over(block, age)
+        return more
+
+    def rewound(self, file, size):
+        """If a file is not the one it was, starts it anew, after what is left of the old one in a copy."""
+        at = file.offset - file.cutter.held
+        if size >= file.offset and fingerprint(file.fd, at - file.mark[0], file.mark[0]) == file.mark:
+            return
+        copy = self.find(file.path, at, file.mark, file.head)
+        while copy and self.read(copy):
+            pass
+        file.offset, file.cutter, file.age = 0, LineSplitter(), RECENT
+        file.remember()
+
+    def find(self, path, offset, mark, head, known=None):
+        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset. A
+        file that nothing was read of is known by its inode alone."""
+        beside = set(glob.glob(glob.escape(path) + '*') + glob.glob(self.argument)
+                     + glob.glob(glob.escape(os.path.realpath(path)) + '*'))
+        dated = []
+        for other in beside:
+            try:                                   # one may go while we look
+                there = os.stat(other)
+                if stat.S_ISREG(there.st_mode):
+                    dated.append((there.st_mtime, other))
+            except OSError:
+                pass
+        for _, other in sorted(dated, reverse=True)[:20]:      # the newest are enough
+            try:
+                fd = open_log(other)
+            except OSError:
+                continue
+            this = file_identity(os.fstat(fd))
+            if this not in self.files and (
+                    same_file(fd, offset, mark, head) if mark[0] else list(this) == known):
+                self.files[this] = OpenFile(fd, path, offset, self.machine.ticks(), RECENT)
+                return self.files[this]
+            os.close(fd)
+        return None
+
+    def resume(self, path, known, offset, mark, head):
+        """Goes on where an earlier run left off, also if the file has been renamed or copied since."""
+        for size, _ in (mark, head):
+            if not 0 <= size <= min(2 * MARK, offset) or offset > 1 << 50:
+                raise ValueError('no position')
+        self.find(path, offset, mark, head, known)
+
+    def discover(self, age=None, near_end=False):
+        """Opens files that have come; lets go of those that have gone. True if there are new ones."""
+        now, paths = self.machine.ticks(), sorted(glob.glob(self.argument))
+        there, new, trouble = set(), False, '' if paths else 'waiting for it to appear'
+        for path in paths:
+            try:
+                info = os.stat(path)
+                there.add(file_identity(info))
+                known = self.files.get(file_identity(info))
+                if known:
+                    known.path, known.seen = path, now
+                elif not stat.S_ISREG(info.st_mode):
+                    raise OSError(0, 'is not a file')
+                elif not path.endswith(('.gz', '.bz2', '.xz', '.zst')):
+                    start = max(0, info.st_size - BACKLOG) if near_end else 0
+                    new |= self.follow(path, start, self.age_of_new(path) if age is None else age)
+            except OSError as e:
+                trouble = '%s: %s' % (path, e.strerror)
+        for file in list(self.files.values()):
+            if file.identity not in there and now - file.seen > RETIRE:
+                self.let_go(file)
+        if trouble and trouble != self.told:
+            self.machine.log('%s: %s' % (self.argument, trouble))
+        self.trouble = self.told = trouble
+        return new
+
+    def age_of_new(self, path):
+        """LIVE for the next file of one that is followed (rotation), RECENT for one that just came."""
+        return LIVE if any(file.path == path for file in self.files.values()) else RECENT
+
+    def follow(self, path, start, age):
+        """Opens a file at the first whole line from `start`; a copy of what we know, at its end."""
+        fd = open_log(path)
+        for other in self.files.values():
+            if other.head[0] > MARK and fingerprint(fd, 0, other.head[0]) == other.head:
+                start = os.fstat(fd).st_size       # log rotation with a wide glob
+                break
+        else:
+            if start:
+                start += os.pread(fd, PLAIN_LINE, start).find(b'\n') + 1
+        file = OpenFile(fd, path, start, self.machine.ticks(), age)
+        self.files[file.identity] = file
+        return True
+
+    def let_go(self, file):
+        os.close(file.fd)
+        del self.files[file.identity]
+        self.hand_over(file.cutter.rest(), file.age)
+
+    def position(self):
+        return [file.position() for file in self.files.values()]
+
+    def shut(self):
+        for file in self.files.values():
+            os.close(file.fd)
+        self.files = {}
+
+
+def open_log(path):
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def same_file(fd, offset, mark, head):
+    """True if a file is still the one whose fingerprints these are."""
+    return (os.fstat(fd).st_size >= offset >= mark[0] and fingerprint(fd, offset - mark[0], mark[0]) == mark
+            and fingerprint(fd, 0, head[0]) == head)
+
+
+LOGS = ('/var/log/auth.log', '/var/log/secure', '/var/log/messages', '/opt/var/log/messages')
+STALE = 7 * 86400                    # a log that nothing was written to for so long is a left-over
+
+
+def find_source(machine):
+    """What `source = auto` means on this machine."""
+    if machine.exists('/etc/openwrt_release') and machine.which('logread'):
+        return 'logread'
+    logs = [path for path in LOGS if machine.age(path) is not None]
+    fresh = [path for path in logs if machine.age(path) < STALE]
+    if fresh:
+        return fresh[0]
+    if machine.which('journalctl') and machine.exists('/run/systemd/journal'):
+        return 'exec:%s -f -q -n 0 -o short-iso' % machine.which('journalctl')
+    return logs[0] if logs else '/var/log/messages'
+
+
+def make_source(spec, machine, *more):
+    """The Source that a line of `source =` names; see Source for the rest."""
+    meant = find_source(machine) if spec == 'auto' else spec
+    word, _, rest = meant.partition(':')
+    kind, argument = Tail, meant
+    if meant == 'logread':
+        kind, argument = Logread, ['logread', '-f']
+    elif word == 'exec':
+        kind, argument = Child, shlex.split(rest)
+    elif word == 'fifo' or meant == '-':
+        kind, argument = Pipe, rest or '-'
+    elif word == 'udp':
+        host, _, port = rest.rpartition(':')
+        kind, argument = Datagrams, (host.strip('[]') or '127.0.0.1', int(port))
+    made = kind(spec, argument, machine, *more)
+    made.meant, made.what = meant, meant if meant == spec else '%s: %s' % (spec, meant)
+    return made
+
+
+# ---- Wall ----------------------------------------------------------------------------------
+# Owns: what the kernel has, as far as it has been told; which kind of firewall is in use. Always
+# true: one batch per firewall is under way at a time; what must never be banned is not in it; after
+# a failure all is written from scratch, for something of ours may just have gone.
+
+MOST_CUT = 256                       # networks at a time: for each, conntrack goes through all connections
+ANSWER_SECONDS = 13                  # for the kernel, then a client is told that it has not answered yet
+
+# What a FirewallSync has to do next; each includes the one before.
+NOTHING, CHANGES, CHECK, REBUILD = range(4)
+# Where it stands: on trial, somebody else tells of its trouble; closing, it takes out what is ours.
+ON_TRIAL, IN_USE, CLOSING = 'on trial', 'in use', 'closing'
+# What is known of its firewall: nothing; that a Command has succeeded; that all has been written once.
+UNTRIED, ANSWERED, BUILT = range(3)
+
+
+class FirewallSync(Worker):
+    """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
+
+    def __init__(self, firewall, machine, bans, refused, before=None, tell=None, tell_drops=None):
+        Worker.__init__(self, machine, firewall.name)
+        self.firewall, self.bans = firewall, bans
+        self.refused = refused       # Ticket -> why it must not be in the kernel, or ''
+        self.before = before         # the one in this place before; what it has under way ends first
+        self.tell = tell             # of what went wrong: (name, problem)
+        self.tell_drops = tell_drops               # of (jails, packets that were dropped)
+        self.changed = {}            # (network, Scope) -> was it in the kernel, as far as it was told?
+        self.need, self.state, self.proven = REBUILD, IN_USE, UNTRIED
+        self.rebuilding = False      # does what is under way write all from scratch?
+        self.repaired = ''           # what was wrong with the rules when they were looked at last
+        self.written = 0             # when all was written last
+        self.offload = False         # may connections bypass the rules?
+        self.new = []                # networks whose connections must end once their ban is in the kernel
+        self.uncut = ''              # why such ones could not be ended
+        self.removed = False         # was there something of ours to take out at the end?
+        self.counted = None          # (jails, rule) -> packets, when the kernel was looked at last
+        self.jails_of_scope = {}
+        for jail, scope in firewall.scopes.items():
+            self.jails_of_scope.setdefault(scope, []).append(jail)
+        if before:                   # who waits for that one waits for us now
+            self.replies = before.serving + before.replies
+            before.serving, before.replies = [], []
+            before.take_changes()
+            self.new, self.proven = before.new, min(before.proven, ANSWERED)
+            self.counted = before.counted
+
+    # what there is to do
+    def handles(self, network):
+        """Is this network of our family?"""
+        return self.firewall.family in (None, 6 if ':' in network else 4)
+
+    def wanted(self):
+        """What is to be in the kernel: (network, Scope) -> until."""
+        tickets = [ticket for ticket in self.bans.tickets.values()
+                   if self.handles(ticket.network) and not self.refused(ticket)]
+        return entries_of(tickets, self.firewall.scopes)
+
+    def ban(self, ticket, known):
+        """Takes note of a new ticket, or of a known one with another end."""
+        scope, net = self.firewall.scopes.get(ticket.jail), ticket.network
+        if scope and self.state != CLOSING:
+            there = known or any((jail, net) in self.bans.tickets
+                                 for jail in self.jails_of_scope[scope] if jail != ticket.jail)
+            self.changed.setdefault((net, scope), there)
+
+    def unban(self, ticket):
+        """Takes note of a ticket that is no more."""
+        scope = self.firewall.scopes.get(ticket.jail)
+        if scope and self.state != CLOSING:
+            self.changed.setdefault((ticket.network, scope), True)
+
+    def due(self):
+        return bool(self.changed) or self.need > NOTHING
+
+    def idle(self):
+        return not (self.running or self.due())
+
+    def blocked(self):
+        """True while the one before us has something under way; then what it has left is ours."""
+        if self.before and self.before.engaged():
+            return True
+        if self.before:
+            self.proven = max(self.proven, min(self.before.proven, ANSWERED))
+            self.before = None
+        return False
+
+    def engaged(self):
+        """Is something under way in this place?"""
+        return bool(self.running or self.before and self.before.engaged())
+
+    def look_again(self, at_once=False):
+        """Looks at what the kernel has; if it is in trouble at its next try, or at once."""
+        self.need = max(self.need, CHECK)
+        if at_once:
+            self.stop_waiting()
+            self.attempts, self.trouble = 0, ''
+
+    def minute(self):
+        """Looks at what the kernel has; once a day all is written from scratch, since a kernel's
+        timeouts have a limit."""
+        self.look_again()
+        if self.firewall.longest and self.machine.ticks() - self.written > DAY:
+            self.need = REBUILD
+
+    def close(self):
+        """Leaves nothing of ours in the kernel."""
+        self.look_again(True)
+        self.state, self.need, self.changed = CLOSING, CHECK, {}
+
+    def closed(self, tries=1):
+        """True when nothing of ours is left, or never was: what has never worked may fail so often."""
+        if self.state != CLOSING or self.running:
+            return False
+        gave_up = self.trouble and self.proven == UNTRIED and self.attempts >= tries
+        return self.need == NOTHING or bool(gave_up)
+
+    # doing it
+    def work(self):
+        """Tells the kernel what has changed; then, if in doubt, compares all of it and repairs that."""
+        closing = self.state == CLOSING
+        need, changes = self.need, self.take_changes()
+        self.rebuilding = need == REBUILD
+        self.need = CHECK if closing else REBUILD              # until all has gone well
+        if need < REBUILD and changes and not closing:
+            commands = self.firewall.change(changes, self.machine.ticks())
+            if commands is None:
+                need, self.rebuilding = REBUILD, True
+            for command in commands or ():
+                yield from self.run_one(command)
+        if need >= CHECK:
+            yield from self.compare(need == REBUILD, closing)
+        self.need = NOTHING
+        if self.offload and self.new:
+            yield from self.cut()
+        self.new = []
+
+    def run_one(self, command):
+        """Runs a Command; what it has printed."""
+        output = yield command
+        self.proven = max(self.proven, ANSWERED)
+        return output
+
+    def compare(self, rebuild, closing):
+        """Looks at what the kernel has, and repairs what is wrong. Only the first Command of a check
+        must not fail; another one that does has shown None."""
+        wanted, shown = {}, []
+        if not (rebuild or closing):
+            wanted = self.wanted()
+        for command in self.firewall.check(wanted):
+            try:
+                shown.append((yield from self.run_one(command)))
+            except Failed:
+                if not shown:
+                    raise
+                shown.append(None)
+        self.offload = offloads(shown)
+        self.count(self.firewall.counters(shown))
+        if closing:
+            commands = self.firewall.stop(shown)
+            self.removed = bool(commands)
+            for command in commands:
+                yield from self.run_one(command)
+            return
+        wrong = '' if rebuild else self.firewall.differences(shown, wanted)
+        if not (wrong or rebuild):
+            self.repaired = ''
+            return
+        if wrong and wrong != self.repaired:
+            self.complain('repaired (%s)' % wrong)
+        self.take_changes()
+        self.repaired = wrong
+        for command in self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()):
+            yield from self.run_one(command)
+        self.counted, self.proven, self.written = {}, BUILT, self.machine.ticks()
+
+    def take_changes(self):
+        """What has changed, as Changes, and no more from now on. Remembers the networks whose open
+        connections must end: new ones, banned from all ports."""
+        made = []
+        for (net, scope), there in self.changed.items():
+            tickets = [self.bans.tickets.get((jail, net)) for jail in self.jails_of_scope.get(scope, ())]
+            tickets = [ticket for ticket in tickets if ticket and not self.refused(ticket)]
+            wanted = entries_of(tickets, self.firewall.scopes)
+            made.append(Change(net, scope, there, not wanted, wanted.get((net, scope))))
+            if not (there or scope.ports) and wanted:
+                self.new = (self.new + [net])[-MOST_CUT:]
+        self.changed = {}
+        return made
+
+    def count(self, counters):
+        """Reports how many packets rules have dropped since they were looked at last. What is changed
+        in between may count from 0 again, and what it had counted since then is lost. What was there
+        before the first look has been reported by a daemon that was killed."""
+        before, self.counted = self.counted, counters
+        if before is None or not self.tell_drops:
+            return
+        for (jails, rule), packets in counters.items():
+            known = before.get((jails, rule), 0)
+            if packets != known:
+                self.tell_drops(jails, packets - known if packets > known else packets)
+
+    def cut(self):
+        """Ends connections that bypass the rules, now that those are in place."""
+        if not self.machine.which('conntrack'):
+            return
+        try:
+            yield cut_connections(self.new)
+            self.uncut = ''
+        except Failed as e:
+            if str(e) != self.uncut:
+                self.machine.log('offloaded connections of banned addresses go on: %s' % e)
+            self.uncut = str(e)
+
+    # how it went
+    def complain(self, problem, what_now=''):
+        self.machine.log(with_name(self.name, problem) + what_now)
+        if self.tell:
+            self.tell(self.name, problem)
+
+    def succeeded(self):
+        if self.trouble and self.state != ON_TRIAL:
+            self.machine.log('%s: works again' % self.name)
+        Worker.succeeded(self)
+
+    def failed(self, problem):
+        """Nothing is lost: the tickets stay, and all of them are written from scratch. At once if it
+        was a change that failed; with patience if it was that."""
+        first = not (self.attempts or self.state == CLOSING or self.rebuilding)
+        news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)     # nft counts lines
+        ever = self.proven > UNTRIED or self.state != CLOSING
+        if news and ever and self.state != ON_TRIAL:
+            self.complain(problem, '; writing all rules again' if first else '; trying again')
+        self.trouble = problem
+        self.attempts += 1
+        self.take_changes()
+        if not first:
+            self.wait(patience(self.attempts))
+
+    def answer(self):
+        again = self.trouble and not self.retry                # at once
+        if not (again or self.state == ON_TRIAL and self.trouble):         # another firewall may take it
+            Worker.answer(self)
+
+    def accept(self):
+        """Ends the time of being on trial."""
+        if self.state == ON_TRIAL:
+            self.state = IN_USE
+        self.answer()
+
+
+class Wall(Worker):
+    """The firewalls of this machine. For `firewall = auto` its script finds out what the machine's own
+    firewall is; then it takes the first kind of firewall that works."""
+
+    def __init__(self, machine, bans, refused, note, tell, tell_drops, dry_run=False):
+        Worker.__init__(self, machine, 'firewall')
+        self.bans, self.refused = bans, refused
+        self.note = note             # (where, trouble): reports it once; '' when it is over
+        self.told = tell, tell_drops
+        self.dry_run = dry_run       # nothing is touched
+        self.syncs = []              # FirewallSyncs in use
+        self.old = []                # those that still have to take out their rules
+        self.config, self.jails = None, {}
+        self.kind = 'none'           # what the conf says
+        self.kinds, self.why = [], ''              # kinds that may be tried, the first in use; and why
+        self.best = None             # the kind that `auto` would like most
+        self.probe = False           # has it to be found out which?
+        self.trying = False          # is `auto` still looking for one that works?
+        self.tried = []              # what `auto` has tried, and why that does not work
+        self.ending = False
+        self.look_soon = self.look_late = None     # timers, after the machine's firewall has reloaded
+
+    def set(self, kind, config, jails):
+        """Takes over a configuration: the kind of firewall that it says, or the one that is found."""
+        self.kind, self.config, self.jails = kind, config, jails
+        if kind == 'auto':
+            self.probe = True
+        else:
+            self.kinds, self.why, self.trying = [kind], '', False
+            self.note('firewall', '')
+            self.wire()
+
+    # which kind
+    def due(self):
+        return self.probe and not self.ending
+
+    def work(self):
+        """Finds out what the machine's own firewall is, and follows it."""
+        self.probe = False
+        shown = {}
+        for name, command in PROBES.items():
+            try:
+                shown[name] = yield command
+            except Failed:
+                shown[name] = None
+        if self.kind != 'auto' or self.ending:
+            return
+        failed = [name for name in shown if shown[name] is None and self.machine.which(name)]
+        kinds, why = choose_kinds(shown, failed)
+        if not (self.why and self.built() and kinds[0] == self.best):      # the one in use stays
+            self.kinds, self.why, self.trying, self.tried = kinds, why, True, []
+        self.best = kinds[0]
+        self.wire()
+
+    def wire(self):
+        """Puts the first of `kinds` to work; what is there already takes the configuration over, what
+        is there from another kind goes when it has taken out its rules."""
+        there = {sync.firewall.tool: sync for sync in self.old + self.syncs}
+        kind, hooks = self.kinds[0], self.config['chain']
+        self.syncs, self.old = [], []
+        for firewall in make_firewalls(kind, hooks, self.jails):
+            sync = there.pop(firewall.tool, None)
+            if sync and sync.state != CLOSING and sync.firewall.settings() == firewall.settings():
+                sync.look_again(sync.proven < BUILT)
+            else:
+                sync = self.sync(firewall, sync)
+            sync.state = ON_TRIAL if self.trying and sync.proven < BUILT else IN_USE
+            self.syncs.append(sync)
+        others = () if self.dry_run else FOREIGN_KINDS[kind]   # a daemon that was killed may have left them
+        for other in others:
+            for firewall in make_firewalls(other, hooks, {}):
+                there.setdefault(firewall.tool, self.sync(firewall))
+        for sync in there.values():
+            self.syncs[0].replies += sync.serving + sync.replies
+            sync.serving, sync.replies = [], []
+            self.old.append(sync)
+            if sync.proven < BUILT:                # one that works goes when the other one does
+                sync.close()
+
+    def sync(self, firewall, before=None):
+        """A new FirewallSync."""
+        return FirewallSync(firewall, self.machine, self.bans, self.refused, before, *self.told)
+
+    def main_syncs(self):
+        """Those that have to work: for IPv4 at least."""
+        return [sync for sync in self.syncs if sync.firewall.family in (4, None)]
+
+    def built(self):
+        """Does the firewall work, for IPv4 at least?"""
+        return all(sync.proven == BUILT for sync in self.main_syncs())
+
+    def try_on(self):
+        """While `auto` tries: goes on to the next kind where one does not work."""
+        first = self.main_syncs()[0]
+        if self.built():
+            self.trying = False
+            others = [text for text in self.tried if not text.startswith(self.kinds[0] + ':')]
+            self.why = '; '.join([self.why] + others)
+            self.machine.log('firewall: %s (%s)' % (first.name, self.why))
+            self.note('firewall', '')
+            for sync in self.syncs:
+                if sync.trouble:                   # that of the other family
+                    self.machine.log('%s: %s; trying again' % (sync.name, sync.trouble))
+        elif first.trouble and first.state == ON_TRIAL:
+            self.tried.append(with_name(self.kinds[0], first.trouble))
+            if len(self.kinds) > 1:
+                self.kinds = self.kinds[1:]
+                return self.wire()
+            self.note('firewall', 'none works (%s); trying again each minute' % '; '.join(self.tried))
+        else:
+            return
+        for sync in self.syncs:
+            sync.accept()
+
+    # each turn, each minute
+    def settle_all(self):
+        """Brings all firewalls up to date."""
+        self.settle()
+        for sync in self.syncs + self.old:
+            sync.settle()
+        if self.built():
+            for sync in self.old:
+                if sync.state != CLOSING:
+                    sync.close()
+                    sync.settle()
+        if self.trying and not self.ending:
+            self.try_on()
+        self.old = [sync for sync in self.old if not sync.closed(3)]
+
+    def minute(self):
+        if self.kind == 'auto' and not self.built():
+            self.probe = True
+        for sync in self.syncs:
+            sync.minute()
+
+    def firewall_reloads(self):
+        """The machine's firewall has said that it reloads: looks after our rules soon, and when it must
+        be done."""
+        loop = self.machine.loop
+        self.look_soon = self.look_soon or loop.after(2, self.look_after)
+        loop.cancel(self.look_late)
+        self.look_late = loop.after(10, self.look_after_reload)
+
+    def look_after_reload(self):
+        self.look_after()
+        self.probe = self.kind == 'auto'
+
+    def look_after(self):
+        """Looks at what the kernel has, at the next turn."""
+        self.look_soon = None
+        for sync in self.syncs:
+            sync.look_again()
+
+    # what others want of it
+    def room(self, maxbans):
+        """How many bans there may be: maxbans, and what the firewall can hold."""
+        holds = [sync.firewall.capacity for sync in self.syncs
+                 if sync.firewall.capacity and (sync.proven == BUILT or sync.state != ON_TRIAL)]
+        return min([maxbans] + holds)
+
+    def narrow(self, limit):
+        """Name of a firewall that can hold no more than `limit` bans, '' if that is not the reason."""
+        return ''.join([sync.name for sync in self.syncs if sync.firewall.capacity == limit][:1])
+
+    def tell(self, network):
+        """Those who have to be told of a ban of this network."""
+        return [sync for sync in self.syncs + self.old if sync.handles(network)]
+
+    def when_settled(self, tickets, reply):
+        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets;
+        None: of all."""
+        if self.probe or self.running or not self.syncs:       # it is being found out which firewall
+            self.replies.append(lambda trouble: self.when_settled(tickets, reply))
+            return
+        waiting = [sync for sync in self.syncs
+                   if tickets is None or any(sync.handles(ticket.network) for ticket in tickets)]
+        troubles = []
+
+        def answered(sync, trouble):
+            if sync in waiting:
+                waiting.remove(sync)
+                if trouble:
+                    troubles.append(trouble)
+                if not waiting:
+                    self.machine.loop.cancel(timer)
+                    reply('; '.join(troubles))
+
+        def late():                                # the client does not wait much longer
+            for sync in waiting:
+                troubles.append(sync.trouble or '%s does not answer yet' % sync.name)
+            waiting.clear()
+            reply('; '.join(troubles))
+        if not waiting:
+            return reply('')
+        timer = self.machine.loop.after(ANSWER_SECONDS, late)
+        for sync in waiting:
+            sync.replies.append(functools.partial(answered, sync))
+
+    def close(self):
+        """Takes out all that is ours."""
+        self.ending = True
+        for sync in self.syncs + self.old:
+            sync.close()
+
+    def closed(self):
+        return all(sync.closed() for sync in self.syncs + self.old)
+
+    def left(self):
+        """Names of the firewalls that still have rules of ours."""
+        return [sync.name for sync in self.syncs + self.old if not sync.closed()]
+
+
+# kind in use -> the kinds whose rules a daemon that was killed may have left behind
+FOREIGN_KINDS = {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft'], 'none': ['ipset', 'nft'],
+                 'command': ['ipset', 'nft']}
+
+
+# ---- Store ---------------------------------------------------------------------------------
+# Owns: when which state file is written, and how it is read back. Always true: a file is replaced as
+# a whole; one that does not load is put aside and reported, and never stops the start; the copy on
+# flash is written at a stop, when a report period ends, and at most every `save` if it differs.
+
+class Store:
+    """The live state in `runtime`, and the copy on flash. `collect()` says what is to be written, as
+    the arguments of `dump` but for the last two."""
+
+    def __init__(self, machine, config, note, collect, written):
+        self.machine, self.loop, self.note, self.collect = machine, machine.loop, note, collect
+        self.written = written       # told how many bytes were written
+        self.live = os.path.join(config['runtime'], 'state.json')
+        self.flash = config['state']
+        self.save_every = config['save']
+        self.live_dirty = self.flash_dirty = False
+        self.flash_dirty_since = None              # a restart does not make it wait again
+        self.live_saved, self.flash_saved = float('-inf'), None            # ticks
+        self.save_seconds = 0        # that the last save of the live file took
+        self.save_timer = self.keep_timer = None
+        self.running = True          # false once the daemon has been told to stop
+
+    def touch(self, flash=True):
+        """Something has changed; if `flash`, something that outlives a reboot."""
+        self.live_dirty = True
+        self.flash_dirty = self.flash_dirty or flash
+
+    def set_timers(self):
+        """Sees to it that what has changed is written in time."""
+        now = self.machine.ticks()
+        if self.live_dirty and not self.save_timer:
+            wait = max(1, 20 * self.save_seconds)
+            self.save_timer = self.loop.at(max(now, self.live_saved + wait), self.save)
+        if self.flash_dirty and not self.keep_timer:
+            if self.flash_dirty_since is None:
+                self.flash_dirty_since = now
+            when = max(now, self.flash_dirty_since + self.save_every)
+            self.keep_timer = self.loop.at(when, self.save_all)
+
+    def save(self):
+        """Writes the live state; the clocks that it was written at, None if it could not be written."""
+        self.loop.cancel(self.save_timer)
+        self.save_timer = None
+        before = self.machine.ticks()
+        pieces, clocks = self.collect(), self.machine.clocks()
+        text = dump(*pieces + (clocks, self.flash_dirty_since, self.running))
+        self.live_dirty = not self.write(self.live, text)
+        self.live_saved = self.machine.ticks()
+        self.save_seconds = self.live_saved - before
+        return None if self.live_dirty else clocks
+
+    def keep(self, clocks=None):
+        """Writes the state that outlives a reboot, if it differs. Written together with the live one,
+        at the same `clocks`, it is not the newer one, for it holds less."""
+        self.loop.cancel(self.keep_timer)
+        self.keep_timer = None
+        if self.flash_dirty:
+            pieces = self.collect()
+            text = dump_kept(pieces.bans, pieces.wings, clocks or self.machine.clocks())
+            self.flash_dirty = not self.write(self.flash, text)
+            if not self.flash_dirty:
+                self.flash_saved = self.machine.ticks()
+
+    def save_all(self):
+        """Writes both files. The live one first says that flash has all: a kill between the two does
+        not make each start write to it again."""
+        self.flash_dirty, self.flash_dirty_since = True, None
+        self.keep(self.save())
+
+    def close(self):
+        """Writes both for the last time."""
+        self.running, self.flash_dirty_since = False, None
+        self.keep(self.save())
+
+    def write(self, path, text):
+        """True if the file could be written; if not, that is reported once, and in `status`."""
+        try:
+            self.machine.replace(path, text)
+            self.note(path, '')
+            self.written(len(text))
+            return True
+        except OSError as e:
+            self.note(path, 'not saved: %s' % e.strerror)
+            return False
+
+    def restore(self):
+        """The Restored state, None if there is none: the live one, or the kept one if there is no other.
+        Where the live one could not be written any more, since /tmp was full, the kept one is newer and
+        knows more of bans and of what the wings hold."""
+        live, kept = self.recall(self.live), self.recall(self.flash)
+        state = live or kept
+        if state is None:
+            return None
+        if live and kept and kept.age < live.age and not (kept.booted or live.booted):
+            state = kept._replace(fails=live.fails, logins=live.logins, sources=live.sources)
+        self.flash_dirty = state is live           # the kept one may lag behind it
+        now = self.machine.ticks()
+        self.live_saved, self.flash_saved = now, now - state.age           # no haste to write it again
+        self.flash_dirty_since = state.dirty_since
+        return state
+
+    def recall(self, path):
+        """What a state file holds, None if there is none, or nothing that can be used."""
+        try:
+            text = self.machine.recall(path)
+            state = None if text is None else load(text, self.machine.clocks())
+        except (ValueError, RecursionError, OSError) as e:
+            self.machine.log('%s: cannot be used (%s); kept as %s' % (
+                path, printable(str(e))[:100], self.machine.put_aside(path)))
+            return None
+        return state and state._replace(path=path)
+
+
+# ---- Control -------------------------------------------------------------------------------
+# Owns: the Unix socket in `runtime`. A client sends one line of JSON and gets one line back.
+# Always true: only our own user can reach it; a client that is slow or talks too much is dropped.
+
+REQUEST_BYTES = 1 << 16
+CLIENTS = 16
+CLIENT_SECONDS = ANSWER_SECONDS + 2
+MOST_SECONDS = 120                   # that a client may ask us to take
+
+
+class Control:
+    """The listening end; `answer(request, reply)` is called for each request."""
+
+    def __init__(self, path, loop, answer):
+        self.path, self.loop, self.answer = path, loop, answer
+        self.clients = set()
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.bind(path)
+        os.chmod(path, 0o600)
+        self.inode = os.stat(path).st_ino
+        self.sock.listen(CLIENTS)
+        self.sock.setblocking(False)
+        self.listen()
+
+    def listen(self):
+        if self.sock.fileno() >= 0:
+            self.loop.watch(self.sock, self.accept)
+
+    def accept(self):
+        try:
+            sock, _ = self.sock.accept()
+        except BlockingIOError:
+            return
+        except OSError:                            # no descriptor is free: it would be ready for ever
+            self.loop.unwatch(self.sock)
+            self.loop.after(1, self.listen)
+            return
+        if len(self.clients) >= CLIENTS:
+            sock.close()
+        else:
+            self.clients.add(Client(sock, self))
+
+    def close(self):
+        for client in list(self.clients):
+            client.close()
+        self.loop.unwatch(self.sock)
+        self.sock.close()
+        if self.stands():
+            os.unlink(self.path)
+
+    def stands(self):
+        """False if the socket's file has been removed, or is another daemon's."""
+        try:
+            return os.stat(self.path).st_ino == self.inode
+        except OSError:
+            return False
+
+
+class Client:
+    """One connection to the socket, from its request to the end of its answer."""
+
+    def __init__(self, sock, control):
+        self.sock, self.control, self.loop = sock, control, control.loop
+        self.request, self.reply = b'', None
+        sock.setblocking(False)
+        self.loop.watch(sock, self.readable)
+        self.timer = self.loop.after(CLIENT_SECONDS, self.close)
+
+    def readable(self):
+        try:
+            chunk = self.sock.recv(REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b''
+        self.request += chunk
+        if not chunk or len(self.request) > REQUEST_BYTES or self.reply is not None:
+            self.close()
+        elif b'\n' in self.request:
+            self.reply = b''
+            try:
+                request = json.loads(self.request.decode())
+            except (ValueError, RecursionError):
+                request = None
+            if type(request) is not dict:
+                self.send({'error': 'not a valid request', 'code': os.EX_USAGE})
+                return
+            seconds = request.get('patience')
+            if type(seconds) is int and CLIENT_SECONDS < seconds <= MOST_SECONDS:
+                self.loop.cancel(self.timer)
+                self.timer = self.loop.after(seconds + 5, self.close)
+            self.control.answer(request, self.send)
+
+    def send(self, answer):
+        if self not in self.control.clients:
+            return
+        self.reply = json.dumps(answer).encode() + b'\n'
+        self.loop.unwatch(self.sock)
+        self.loop.watch(self.sock, self.writable, WRITE)
+        self.writable()
+
+    def writable(self):
+        try:
+            self.reply = self.reply[self.sock.send(self.reply):]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.reply = b''
+        if not self.reply:
+            self.close()
+
+    def close(self):
+        if self in self.control.clients:
+            self.control.clients.discard(self)
+            self.loop.cancel(self.timer)
+            self.loop.unwatch(self.sock)
+            self.sock.close()
+
+
+def ask_daemon(config, request):
+    """The running daemon's answer; Problem if there is no daemon, or its answer is an error."""
+    path = os.path.join(config['runtime'], 'control')
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)         # `socket` around it would cost as much as all the rest
+    sock.settimeout(5 + request.get('patience', CLIENT_SECONDS))
+    try:
+        sock.connect(path)
+        sock.sendall(json.dumps(request).encode() + b'\n')
+        answer = json.loads(b''.join(iter(functools.partial(sock.recv, REQUEST_BYTES), b'')).decode())
+    except PermissionError:
+        raise Problem('%s: only root may talk to the daemon (try sudo)' % path, os.EX_NOPERM) from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise Problem('no daemon is running (%s); start one with: banwatch.py run' % path,
+                      os.EX_UNAVAILABLE) from None
+    except (OSError, ValueError):
+        raise Problem('the daemon does not answer on %s' % path, os.EX_UNAVAILABLE) from None
+    if 'error' in answer:
+        raise Problem(answer['error'], answer.get('code', 1))
+    return answer
+
+
+# ---- Daemon --------------------------------------------------------------------------------
+# Owns: the loop and what hangs on it. Wires sources to jails, jails to tickets, tickets to the
+# kernel and to the state files; decides nothing itself. Always true: `ban` and `unban` are the
+# only two ways in and out of the tickets; a wing is told what happens, and can do nothing about it.
+
+STOP_SECONDS = 4                     # procd kills after 5
+BY_HAND = 'by hand'
+STEP = 2                             # seconds by which the wall clock may have been set unnoticed
+RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
+# What has become of a ban, for those who are told.
+NEW_BAN, EXTENDED, SHORTENED, ENDED, LIFTED = 'ban', 'extend', 'shorten', 'ended', 'lifted'
+
+
+class Wing:
+    """What stands beside the guard. It is told what happens; what it wants done, it hands back: Workers
+    whose Commands the daemon runs, and what the state files keep of it under its name."""
+    name = ''
+    explains = False                 # does it want to know which lines a filter has explained?
+    keeps = False                    # have the state files to hold something of it?
+    workers = ()
+
+    def __init__(self, daemon):
+        self.daemon = daemon
+
+    def configure(self, config, jails):
+        """Reads a configuration; the problems in it, 'file:line: text'. Changes nothing yet."""
+        return []
+
+    def adopt(self):
+        """The configuration that was read last is in force from now on."""
+
+    def start(self):
+        """All is restored; lines will come."""
+
+    def seen(self, source, block, explained, now):
+        """A tidy block of lines; in the `explained` positions lie those that a filter has explained."""
+
+    def event(self, outcome, jail, network, event, why):
+        """What has become of a log event: LOGGED_IN, IGNORED or FAILED; why it is exempt, or ''."""
+
+    def banned(self, ticket, what):
+        """A ticket is new, or has another end: NEW_BAN, EXTENDED or SHORTENED."""
+
+    def unbanned(self, ticket, what):
+        """A ticket is no more: ENDED or LIFTED."""
+
+    def dropped(self, jails, packets):
+        """So many packets of those whom these jails have banned were dropped."""
+
+    def incident(self, where, what):
+        """Something has gone wrong."""
+
+    def count(self, what, n=1):
+        """Something else has happened: 'written' (bytes), 'starts', 'reboots'."""
+
+    def clock_set(self, now, seconds):
+        """The wall clock was put forward, or back."""
+
+    def minute(self, now):
+        """A minute has gone by."""
+
+    def news(self):
+        """Has it anything new to keep since it was asked last?"""
+        return False
+
+    def status(self):
+        """What it adds to the answer of `status`."""
+        return {}
+
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        """What the state files hold of it, as JSON."""
+        return {}
+
+    def load(self, state, now, gone):
+        """Takes in what `dump` wrote `gone` seconds ago; the number of rows that made no sense."""
+        return 0
+
+    def close(self):
+        """The daemon stops; what it has under way is to end."""
+
+    def closed(self):
+        """Has it ended?"""
+        return True
+
+    def abandon(self):
+        """The time for a stop is over: what has not ended by now is killed. Names of what is left."""
+        return []
+
+
+WINGS = []                           # classes of Wings, in the order in which they are told
+
+
+class Daemon:
+    """The wiring: `start`, then `run` until something calls `stop`."""
+
+    def __init__(self, machine, config, reread=None, dry_run=False, wings=None, requests=()):
+        self.machine, self.loop, self.config = machine, machine.loop, config
+        self.reread = reread or (lambda: config)   # reads the conf again, or raises Problem
+        self.requests = dict(requests)             # word -> function(daemon, request, reply)
+        self.dry_run = dry_run
+        self.ending = self.stopping = False
+        self.stop_replies = []       # to be called at the very end
+        self.left_behind = []        # firewalls that still had rules of ours at the end
+        self.ram = machine.memory()[1]
+        self.troubles = {}           # what is wrong, by where
+        self.sources = {}            # spec -> Source
+        self.positions = {}          # of sources, from the state file
+        self.control = None
+        self.began = machine.ticks()
+        self.offset = machine.wall() - machine.ticks()         # how the clocks stood to each other last
+        self.next_timer = None
+        self.exempt = ()             # what of this machine must never be banned
+        jails = self.make_jails(config)
+        self.judge = Judge(jails, config['maxtracked'], self.most_bans(), machine.chance)
+        self.judge.tell = self.tell_event
+        self.wall = Wall(machine, self.judge.bans, self.refused, self.note, self.tell_incident,
+                         self.tell_drops, dry_run)
+        self.store = Store(machine, config, self.note, self.pieces, self.tell_written)
+        self.with_matches = collections.deque()    # the latest tickets that have log lines
+        self.wings = [make(self) for make in (WINGS if wings is None else wings)]
+        self.configure_wings(config, jails)
+        for wing in self.wings:
+            wing.adopt()
+
+    # the configuration
+    def make_jails(self, config):
+        """The Jails of a configuration."""
+        return Jails(config, self.machine.filter_text, self.machine.guard)
+
+    def configure_wings(self, config, jails):
+        """Lets the wings read a configuration; Problem if one of them, or a jail, cannot use it."""
+        problems = list(jails.problems)
+        for wing in self.wings:
+            problems += wing.configure(config, jails)
+        if problems:
+            raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
+
+    def most_bans(self):
+        """How many bans there may be, whatever the firewall can hold."""
+        return self.config['maxbans'] or min(20000, self.ram // 10)
+
+    def wing(self, name):
+        """The wing of that name; Problem if there is none."""
+        for wing in self.wings:
+            if wing.name == name:
+                return wing
+        raise Problem('this daemon has no %s' % name)
+
+    # the start
+    def start(self):
+        """Takes up what was left off: state, firewall, sources; Problem if that cannot be."""
+        names = ', '.join(jail.name for jail in self.judge.jails.watching())
+        self.machine.log('banwatch %s: %s' % (VERSION, names or 'no jail'))
+        if not self.dry_run:
+            self.open_runtime()
+            self.restore()
+            if not self.machine.writable(self.config['state']):
+                self.note(self.config['state'], 'cannot be written')
+        self.protect()
+        self.set_firewall()
+        self.set_sources()
+        for wing in self.wings:
+            wing.start()
+        self.loop.after(MINUTE, self.minute)
+
+    def open_runtime(self):
+        """Makes the directory, the lock and the socket; again if somebody has removed them."""
+        if self.control:
+            self.machine.log('%s: has gone; making it again' % self.config['runtime'])
+            self.control.close()
+            self.control = None
+        self.machine.folder(self.config['runtime'])
+        if not self.machine.lock(self.runtime('lock')):
+            raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
+        self.control = Control(self.runtime('control'), self.loop, self.answer)
+        self.store.touch(False)
+
+    def runtime(self, name):
+        """Path of a file in `runtime`."""
+        return os.path.join(self.config['runtime'], name)
+
+    def restore(self):
+        """Takes in what an earlier run has kept."""
+        state, now = self.store.restore(), self.machine.ticks()
+        if state is None:
+            return
+        bans = self.judge.bans
+        if state.offset is not None:
+            self.offset = state.offset
+        lost = state.lost
+        for wing in self.wings:
+            lost += wing.load(state.state.get(wing.name), now, state.age)
+        if lost:
+            self.machine.log('%s: %s could not be read; the rest is used' % (
+                state.path, plural(lost, 'entry', 'entries')))
+        for key, (n, last) in reversed(list(state.history.items())):
+            bans.remember(key, n, last)
+        for ticket in sorted(state.tickets, key=lambda ticket: ticket.since):
+            if ticket.until is None or ticket.until > now:
+                bans.put(ticket, now)
+            else:                                  # nobody else has told of its end
+                self.tell_wings('unbanned', ticket, ENDED)
+        for key, seen in state.fails.items():
+            self.judge.fails.put(key, seen)
+        for (name, ip, user), until in state.logins.items():
+            jail = self.judge.jails.by_name.get(name)
+            if jail:
+                jail.logins[ip, user] = until
+        self.positions = state.sources
+        self.tell_wings('count', 'reboots' if state.booted else 'starts')
+        if state.killed:
+            self.tell_incident('banwatch', 'ended without having been stopped: was it killed, or the memory full?')
+        if bans.tickets:
+            self.machine.log('restored %s' % plural(len(bans.tickets), 'ban'))
+
+    def pieces(self):
+        """What the state files are to hold."""
+        for source in self.sources.values():
+            self.positions[source.meant] = source.position()
+        self.look_at_clock(self.machine.ticks(), self.machine.wall())      # how the clocks stand
+        logins = {}
+        for jail in self.judge.jails.by_name.values():
+            for (ip, user), until in jail.logins.items():
+                logins[jail.name, ip, user] = until
+        known = {source: position for source, position in self.positions.items() if position}
+        return Pieces(self.judge.bans, self.judge.fails, logins, known, self.wings)
+
+    # who is told
+    def note(self, where, trouble):
+        """Reports once that something is wrong, `status` goes on saying so; '' when it is over."""
+        if not trouble:
+            self.troubles.pop(where, None)
+            return
+        if self.troubles.get(where) != trouble:
+            self.machine.log('%s: %s' % (where, trouble))
+            self.tell_incident(where, trouble)
+        self.troubles[where] = trouble
+
+    def tell_wings(self, what, *words):
+        for wing in self.wings:
+            getattr(wing, what)(*words)
+
+    def tell_incident(self, where, what):
+        self.tell_wings('incident', where, what)
+
+    def tell_drops(self, jails, packets):
+        self.tell_wings('dropped', jails, packets)
+
+    def tell_written(self, size):
+        self.tell_wings('count', 'written', size)
+
+    def tell_event(self, *words):
+        for wing in self.wings:                    # the hot path
+            wing.event(*words)
+
+    def set_firewall(self):
+        """Puts the firewall of the configuration to work; a dry run touches none."""
+        kind = 'none' if self.dry_run else self.config['firewall']
+        self.wall.set(kind, self.config, self.judge.jails.by_name)
+
+    # sources
+    def part(self, source):
+        """Closes a source, and remembers how far it was read."""
+        self.positions[source.meant] = source.position()
+        source.close()
+
+    def set_sources(self):
+        """Opens the sources that the conf names, closes the others; `auto` may mean another one now."""
+        wanted = self.judge.jails.sources
+        auto = self.sources.get('auto')
+        if auto and auto.trouble and find_source(self.machine) != auto.meant:
+            self.part(self.sources.pop('auto'))
+        for spec in [spec for spec in self.sources if spec not in wanted]:
+            self.part(self.sources.pop(spec))
+        for spec in wanted:
+            if spec not in self.sources:
+                source = make_source(spec, self.machine, self.consume, self.config['poll'], self.source_failed)
+                self.sources[spec] = source
+                self.machine.log('source: %s' % source.what)
+                source.start(self.positions.get(source.meant))
+            self.sources[spec].poll = self.config['poll']
+
+    def source_failed(self, source, reason):
+        """A source tells that it has failed."""
+        text = 'was started again (%s)' if source.fills else 'failed, lines may be missing (%s)'
+        self.tell_incident(source.what, text % reason)
+
+    # from a line to a ban
+    def consume(self, source, block, age):
+        """Takes whole lines from a source; `age` says whether they count as of now or at their own time."""
+        now, wall = self.machine.ticks(), self.machine.wall()
+        if not age and RELOADS in block:
+            self.wall.firewall_reloads()
+
+        def own_time(date):
+            when = date
+            if type(date) is bytes:
+                when = date_time(date, int(wall) // 86400)
+            if when is None or when > wall + STEP:             # one of the two clocks is wrong
+                return now if age == RECENT else None
+            return min(now, now - wall + when)
+
+        self.look_at_clock(now, wall)
+        jails = self.judge.jails
+        block = jails.tidied(source.spec, block)
+        explained = None
+        if age != OLD and any(wing.explains for wing in self.wings):
+            explained = []
+        moment = own_time if age else lambda date: now
+        for jail, event in jails.scan_tidy(source.spec, block, moment, wall, explained):
+            if event.when > now - jail.options['findtime']:
+                self.weigh(jail, event)
+        if age != OLD:
+            for wing in self.wings:
+                wing.seen(source, block, explained or [], now)
+        for jail in jails.watching():
+            if jail.filter.trouble:
+                self.note(jail.name, jail.filter.trouble)
+
+    def look_at_clock(self, now, wall):
+        """Notes that the wall clock has been set."""
+        step = wall - now - self.offset
+        if abs(step) > STEP:
+            self.offset += step
+            self.tell_wings('clock_set', now, round(step))
+            self.machine.log('the clock was put %s by %s' % (
+                'forward' if step > 0 else 'back', duration_text(abs(step))))
+
+    def weigh(self, jail, event):
+        """Bans if a log event completes a BanOrder."""
+        self.store.touch(False)
+        order = self.judge.weigh(jail, event)
+        if order:
+            self.ban(jail, order.network, order.seconds, order.failures, order.matches)
+
+    def ban(self, jail, network, seconds, failures=0, matches=None):
+        """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
+        refusal = jail.refusal(network)
+        if refusal:
+            return 'overlaps ' + refusal
+        now = self.machine.ticks()
+        ticket, end = self.judge.ban(jail, network, now, seconds, failures)
+        new = end is False
+        if new:
+            what = NEW_BAN
+            ticket.matches = matches
+        else:
+            what = EXTENDED if later_end(end, ticket.until) == ticket.until else SHORTENED
+        if matches:
+            self.with_matches.append(ticket)
+            if len(self.with_matches) > MOST_MATCHES:
+                self.with_matches.popleft().matches = None
+        self.store.touch()
+        for sync in self.wall.tell(network):
+            sync.ban(ticket, not new)
+        self.tell_wings('banned', ticket, what)
+        why = BY_HAND
+        if failures:
+            why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count)
+        verb = 'would ban' if new and self.dry_run else what
+        self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
+        if new and failures:
+            for other, event in self.judge.after_ban(jail, network, now):
+                self.weigh(other, event)
+        return ''
+
+    def unban(self, ticket, why):
+        """The door out."""
+        if self.judge.bans.remove(ticket.key):
+            self.store.touch()
+            for sync in self.wall.tell(ticket.network):
+                sync.unban(ticket)
+            self.tell_wings('unbanned', ticket, LIFTED if why == BY_HAND else ENDED)
+            self.machine.log('[%s] unban %s (%s)' % (ticket.jail, ticket.network, why))
+
+    def refused(self, ticket):
+        """Why a ticket must be neither on record nor in the kernel, or ''."""
+        jail = self.judge.jails.by_name.get(ticket.jail)
+        if jail is None:
+            return 'this jail is off'
+        refusal = jail.refusal(ticket.network)
+        return refusal and 'overlaps ' + refusal
+
+    def protect(self):
+        """Finds out again what must never be banned; releases tickets that overlap it, or whose jail
+        is off."""
+        try:
+            self.exempt = self.machine.networks()
+            self.note('netlink', '')
+        except OSError as e:
+            self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
+        if self.judge.jails.protect(self.exempt):
+            for ticket in list(self.judge.bans.tickets.values()):
+                why = self.refused(ticket)
+                if why:
+                    self.unban(ticket, why)
+
+    # the loop
+    def run(self):
+        while not self.stopping:
+            self.loop.due()
+            self.loop.call(self.settle)
+            wait = self.loop.due()
+            self.loop.wait(0 if self.stopping else wait)
+        self.machine.kill_all()
+
+    def settle(self):
+        """After each turn: what has ended goes, the firewalls and then the files are brought up to date."""
+        bans = self.judge.bans
+        bans.limit = self.wall.room(self.most_bans())
+        for ticket, why in self.judge.leaving(self.machine.ticks()):
+            self.unban(ticket, why)
+        self.wall.settle_all()
+        for wing in self.wings:
+            for worker in list(wing.workers):
+                worker.settle()
+            if wing.news():
+                self.store.touch()
+        if self.ending and self.wall.closed() and all(wing.closed() for wing in self.wings):
+            self.finish()
+        ticket = bans.next_end()
+        if ticket and (not self.next_timer or self.next_timer.time != ticket.until):
+            self.loop.cancel(self.next_timer)
+            self.next_timer = self.loop.at(ticket.until, lambda: None)
+        if not self.dry_run:
+            self.store.set_timers()
+
+    def minute(self):
+        """Once a minute: what must never be banned, what is forgotten, what the kernel still has."""
+        now = self.machine.ticks()
+        self.loop.after(MINUTE, self.minute)
+        self.protect()
+        self.judge.purge(now, self.config['dbpurgeage'])
+        for jail in self.judge.jails.watching():
+            if jail.filter.trouble and jail.filter.heal(self.machine.wall()):
+                self.note(jail.name, '')
+        self.look_at_clock(now, self.machine.wall())
+        self.tell_wings('minute', now)
+        if self.ending:
+            return
+        self.wall.minute()
+        for source in self.sources.values():
+            source.check()
+        self.set_sources()
+        if self.control and not self.control.stands():
+            try:
+                self.open_runtime()
+            except Problem as e:                   # another one runs meanwhile, or there is no place
+                self.machine.log('stopping: %s' % e)
+                self.stop()
+
+    # signals
+    def signalled(self, number):
+        """A signal has come."""
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self.stop()
+        elif number == signal.SIGHUP:
+            try:
+                self.reload()
+            except Problem as e:
+                self.machine.log('reload refused, nothing has changed: %s' % e)
+        elif number == signal.SIGCHLD:
+            self.machine.reap()
+
+    def reload(self):
+        """Takes over a changed conf, keeps bans and counts; Problem, and no change, if it is invalid."""
+        if self.ending:
+            return
+        config = self.reread()
+        jails = self.make_jails(config)
+        self.configure_wings(config, jails)
+        for name in ('runtime', 'state'):
+            if config[name] != self.config[name]:
+                where = config.where('banwatch', name)
+                raise Problem('%s: a new `%s` needs a restart' % (where, name), os.EX_CONFIG)
+        jails.adopt(self.judge.jails)
+        for jail in self.judge.jails.by_name:
+            self.note(jail, '')
+        self.judge.jails, self.config = jails, config
+        self.judge.fails.limit = config['maxtracked']
+        self.store.save_every = config['save']
+        self.protect()
+        for wing in self.wings:
+            wing.adopt()
+        self.set_firewall()
+        self.set_sources()
+        self.machine.log('reloaded %s' % config.name)
+
+    def stop(self):
+        """Takes our rules out of the kernel, saves, and ends the loop when the rules have gone."""
+        if self.ending:
+            return
+        self.ending = True
+        self.wall.close()
+        for wing in self.wings:
+            wing.close()
+        self.loop.after(STOP_SECONDS, self.give_up)
+        for source in self.sources.values():
+            self.part(source)
+        self.sources = {}
+        if not self.dry_run:
+            self.store.close()
+
+    def give_up(self):
+        """The time for a stop is over."""
+        self.left_behind = self.wall.left()
+        for name in self.left_behind:
+            self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again' % name)
+        for wing in self.wings:
+            self.left_behind += wing.abandon()
+        self.finish()
+
+    def finish(self):
+        """Ends the loop; whoever has asked for that is answered."""
+        self.stopping = True
+        if not self.dry_run and any([wing.news() for wing in self.wings]):     # the last packets dropped
+            self.store.save_all()
+        for reply in self.stop_replies:
+            reply({'left': self.left_behind})
+        if self.control:
+            self.control.close()
+            self.control = None
+
+    # requests
+    def answer(self, request, reply):
+        """Answers a client; `reply` is called with a dict, now or when the kernel has said yes."""
+        try:
+            word = request.get('do')
+            if type(word) is not str or word not in self.requests:
+                raise Problem('not a valid request', os.EX_USAGE)
+            if self.ending and word != 'stop':
+                raise Problem('it is stopping', os.EX_UNAVAILABLE)
+            self.requests[word](self, request, reply)
+        except Problem as e:
+            reply({'error': str(e), 'code': e.code})
+        except Exception:                          # the loop reports it with its traceback
+            reply({'error': 'a bug in the daemon; its log has the traceback', 'code': 1})
+            raise
+
+    def saved(self, reply, answer):
+        """What a client is told is on file before it is told."""
+        if self.store.live_dirty and not self.dry_run:
+            self.store.save()
+        reply(answer)
+
+    def full(self):
+        """Why there may be no more bans."""
+        limit = self.judge.bans.limit
+        name = self.wall.narrow(limit) if limit != self.config['maxbans'] else ''
+        return 'plain %s holds %d' % (name, limit) if name else 'maxbans is reached'
+
+    def wrong(self):
+        """Lines for `status`: all that is not as it should be."""
+        found = ['%s: %s' % (where, text) for where, text in self.troubles.items()]
+        workers = list(self.wall.syncs)
+        for wing in self.wings:
+            workers += wing.workers
+        found += [with_name(worker.name, worker.trouble) for worker in workers if worker.trouble]
+        found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
+        found += self.nameless()
+        if self.judge.bans.dropped:
+            dropped = plural(self.judge.bans.dropped, 'ban')
+            found.append('%s: %s lifted before their time' % (self.full(), dropped))
+        return found
+
+    def nameless(self):
+        """Lines on jails whose daemons log names where addresses should be."""
+        return ['%s: %s named a host instead of an address; names are not looked up (sshd: set `UseDNS no`)'
+                % (jail.name, plural(jail.filter.names, 'failure'))
+                for jail in self.judge.jails.watching() if jail.filter.names]
+
+
+def listen_to_signals(loop, signalled):
+    """Makes signals events of the loop: select() goes on after a signal, so they come through a socket."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, lambda number, frame: None)
+
+    def readable():
+        for number in set(ours.recv(4096)):
+            signalled(number)
+    loop.watch(ours, readable)
+    return ours, theirs
+
+
+def deafen(loop, pair):
+    """Undoes listen_to_signals."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    loop.unwatch(pair[0])
+    for end in pair:
+        end.close()
+
+
+# ---- Commands ------------------------------------------------------------------------------
+# Owns: the command line. One row of COMMANDS is the whole of a command: its arguments, its help, what
+# the client does (`run`), what the daemon answers (`answer`). Always true: a command prints its result
+# to standard output and returns its exit code.
+
+CONF = '/etc/banwatch.conf'
+
+
+def read_conf(name, strict=True, filters=True):
+    """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one). Who
+    only wants to talk to the daemon is not strict: whatever is wrong must not bar him from `stop`. Who
+    builds the filters himself, and is told then what is wrong with them, leaves them out here."""
+    if name is None and not os.path.lexists(CONF):
+        return Config()
+    name = name or CONF
+    try:
+        with open(0 if name == '-' else name, 'rb', closefd=name != '-') as f:
+            text = f.read(1 << 20).decode('utf-8-sig')
+    except OSError as e:
+        raise Problem('%s: %s' % (name, e.strerror), os.EX_CONFIG) from None
+    except UnicodeDecodeError as e:
+        raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
+    config, problems = read_config(text, name)
+    if strict and (filters or problems):           # all mistakes are told at once
+        problems += Jails(config, Machine().filter_text).problems
+        for check in CONF_CHECKS:
+            problems += check(config)
+    if problems and strict:
+        raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
+    if problems:
+        print('banwatch: %s has mistakes (banwatch.py check tells)' % name, file=sys.stderr)
+    return config
+
+
+CONF_CHECKS = []                     # of the wings: Config -> problems
+
+
+def reread_conf(conf):
+    """The Config in a conf file, once more; Problem if it came from standard input."""
+    if conf == '-':
+        raise Problem('a conf from standard input cannot be read again; restart instead', os.EX_CONFIG)
+    return read_conf(conf, filters=False)
+
+
+def run_daemon(conf, options, words):
+    """`run`: the daemon, until it is stopped."""
+    machine = Machine()
+    machine.become_byte_code()
+    LazyModule.load_for_daemon()
+    config = read_conf(conf, filters=False)
+    dry_run = 'dry-run' in options
+    if not dry_run and config['firewall'] != 'none' and not machine.root():
+        raise Problem('only root can change the firewall; `run --dry-run` needs no rights', os.EX_NOPERM)
+    machine.be_called('banwatch')
+    if 'syslog' in options:
+        machine.log_to_syslog()
+    daemon = Daemon(machine, config, lambda: reread_conf(conf), dry_run, requests=answers())
+    pair = listen_to_signals(daemon.loop, daemon.signalled)
+    try:
+        daemon.start()
+        daemon.run()
+    finally:
+        deafen(daemon.loop, pair)
+    machine.log('stopped')
+    return 1 if daemon.left_behind else 0
+
+
+def check_file(conf, options, words):
+    """`check`: finds all mistakes in the conf."""
+    config = read_conf(conf)
+    print(config_text(config) if 'print' in options else '%s: all right' % config.name)
+    return 0
+
+
+# what clients ask, and how they say it
+def ask_about(conf, options, words, **more):
+    """The daemon's answer to a command, which may name a jail."""
+    jail = options.get('jail') or (words[0] if words else None)
+    return ask_daemon(read_conf(conf, strict=False), dict(more, jail=jail))
+
+
+def ask_in_parts(conf, options, networks, **more):
+    """The same about networks, which may be more than fit into one request."""
+    whole = {}
+    for start in range(0, max(1, len(networks)), 1000):
+        some = networks[start:start + 1000]
+        for key, value in ask_about(conf, options, [], networks=some, **more).items():
+            if type(value) is list and key in whole:
+                whole[key] = whole[key] + value
+            else:
+                whole[key] = value or whole.get(key, value)
+    return whole
+
+
+def clock_text(when):
+    """'2026-11-20 12:27:01', 'for ever' for None."""
+    return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', local_time(when))
+
+
+def print_rows(rows):
+    """Prints lines; exit code 0."""
+    print('\n'.join(rows))
+    return 0
+
+
+def requested_jail(daemon, request):
+    """The Jail that a request names, None if it names none; Problem if there is no such jail."""
+    name, jails = request.get('jail'), daemon.judge.jails.by_name
+    if name is not None and (type(name) is not str or name not in jails):
+        raise Problem('%s: no such jail (there are: %s)' % (printable(str(name)), ' '.join(jails)))
+    return jails.get(name)
+
+
+def requested_networks(request):
+    """The networks of a request; Problem if that is no list of them."""
+    try:
+        return [network_of(text) for text in request['networks']]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Problem('not a valid request', os.EX_USAGE) from None
+
+
+def answer_status(daemon, request, reply):
+    """How the daemon is, what it has seen, and what is wrong."""
+    requested_jail(daemon, request)
+    if request.get('look') is True:                # at the kernel, first
+        daemon.wall.look_after()
+        daemon.wall.when_settled(None, lambda trouble: answer_status(
+            daemon, dict(request, look=False), reply))
+        return
+    machine, judge, store = daemon.machine, daemon.judge, daemon.store
+    now, wall = machine.ticks(), machine.wall()
+    jails = [jail_status(judge, jail) for jail in judge.jails.by_name.values()
+             if request.get('jail') in (None, jail.name)]
+    sources = [{'source': source.what, 'lines': source.lines, 'trouble': source.trouble,
+                'idle': None if source.last is None else round(now - source.last, 1)}
+               for source in daemon.sources.values()]
+    firewall = [{'name': sync.name, 'trouble': sync.trouble, 'pending': not sync.idle(),
+                 'why': daemon.wall.why, 'mended': sync.repaired, 'offload': sync.offload,
+                 'rules': sum(sync.handles(ticket.network) for ticket in judge.bans.tickets.values())}
+                for sync in daemon.wall.syncs]
+    answer = {
+        'version': VERSION, 'pid': os.getpid(), 'conf': daemon.config.name,
+        'uptime': round(now - daemon.began, 1), 'jails': jails, 'sources': sources,
+        'firewall': firewall, 'actions': [], 'bans': len(judge.bans.tickets), 'maxbans': judge.bans.limit,
+        'tracked': len(judge.fails.recent), 'maxtracked': judge.fails.limit,
+        'memory': machine.memory()[0], 'written': machine.written,
+        'saved': None if store.flash_saved is None else round(wall - now + store.flash_saved, 1),
+        'wrong': daemon.wrong()}
+    for wing in daemon.wings:
+        answer.update(wing.status())
+    daemon.saved(reply, answer)
+
+
+def jail_status(judge, jail):
+    """What `status` tells of a jail."""
+    made = jail.filter
+    return {'jail': jail.name, 'filter': (jail.options['filter'] or jail.name) if made else None,
+            'origin': made.origin if made else None, 'failures': jail.failures,
+            'ignored': jail.ignored, 'names': made.names if made else 0,
+            'tracked': sum(key[0] == jail.name for key in judge.fails.recent),
+            'banned': sum(key[0] == jail.name for key in judge.bans.tickets), 'bans': jail.banned}
+
+
+def show_status(conf, options, words):
+    """`status`."""
+    answer = ask_about(conf, options, words, do='status')
+    if 'json' in options:
+        return print_rows([json.dumps(answer)])
+    rows = ['banwatch %s, pid %d, up %s, %s kB, conf: %s' % (
+        answer['version'], answer['pid'], duration_text(answer['uptime']), answer['memory'], answer['conf'])]
+    for source in answer['sources']:
+        said = source['trouble'] or plural(source['lines'], 'line')
+        if source['idle'] is not None and not source['trouble']:
+            said += ', last %s ago' % duration_text(source['idle'])
+        rows.append('source    %s: %s' % (source['source'], said))
+    for n, wall in enumerate(answer['firewall']):
+        said = wall['trouble'] or plural(wall['rules'], 'ban')
+        if wall['name'] == 'none':
+            said += ' on record, nothing is blocked'
+        if wall['why'] and n == 0:
+            said += ' (auto: %s)' % wall['why']
+        rows.append('firewall  %s: %s' % (wall['name'], said))
+    for action in answer['actions']:
+        rows.append('action    %s: %s' % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
+    saved = 'not saved yet'
+    if answer['saved'] is not None:
+        saved = 'saved ' + clock_text(answer['saved'])
+    rows.append('state     ' + saved)
+    for jail in answer['jails']:
+        if jail['origin'] not in (None, BUILT_IN):
+            rows.append('filter    %s: %s' % (jail['jail'], jail['origin']))
+    keys = 'jail', 'failures', 'tracked', 'ignored', 'bans', 'banned'
+    head = 'JAIL', 'FAILURES', 'TRACKED', 'IGNORED', 'BANS', 'NOW'
+    rows.append('')
+    rows += table(head, [[jail[key] for key in keys] for jail in answer['jails']])
+    if answer['wrong']:
+        rows.append('')
+    return print_rows(rows + ['WRONG: ' + printable(text) for text in answer['wrong']])
+
+
+def answer_banned(daemon, request, reply):
+    """Who is banned; moments by the wall clock, `until` None for ever."""
+    requested_jail(daemon, request)
+    now, rows = daemon.machine.ticks(), []
+    offset = daemon.machine.wall() - now
+    for ticket in sorted(daemon.judge.bans.tickets.values(), key=lambda ticket: ticket.since):
+        if request.get('jail') in (None, ticket.jail):
+            until = None if ticket.until is None else round(offset + ticket.until, 1)
+            rows.append({
+                'ip': ticket.network, 'jail': ticket.jail, 'since': round(offset + ticket.since, 1),
+                'until': until, 'left': round(ticket.left(now), 1), 'count': ticket.count,
+                'failures': ticket.failures})
+    daemon.saved(reply, {'banned': rows})
+
+
+def show_banned(conf, options, words):
+    """`banned`."""
+    rows = ask_about(conf, options, words, do='banned')['banned']
+    if 'json' in options:
+        return print_rows([json.dumps(rows)])
+    if not rows:
+        return print_rows(['nobody is banned'])
+    return print_rows(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
+        (row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
+         '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
+
+
+def typed_networks(words):
+    """The networks that somebody has typed; Problem for what is none."""
+    found = []
+    for word in words:
+        try:
+            found.append(network_of(word))
+        except ValueError:
+            raise Problem('%s is no address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
+                          % printable(word), os.EX_USAGE) from None
+    return found
+
+
+def answer_ban(daemon, request, reply):
+    """Bans networks by hand."""
+    jail = requested_jail(daemon, request) or daemon.judge.jails.by_name[MANUAL]
+    networks, seconds = requested_networks(request), request.get('seconds')
+    if seconds is None:
+        seconds = jail.options['bantime']
+    if type(seconds) not in (int, float):
+        raise Problem('not a valid request', os.EX_USAGE)
+    if seconds != FOREVER:
+        seconds = min(max(1, seconds), jail.options['bantime.maxtime'])
+    tickets, refused, bans = [], [], daemon.judge.bans
+    for net in networks:
+        refusal = daemon.ban(jail, net, seconds)
+        if refusal:
+            refused.append('%s: not banned: %s' % (net, refusal))
+        else:
+            tickets.append(bans.tickets[jail.name, net])
+
+    def settled(trouble):
+        now, banned = daemon.machine.ticks(), []
+        for ticket in tickets:
+            if ticket.key in bans.tickets or not ticket.left(now):
+                banned.append(ticket.network)
+            else:
+                refused.append('%s: lifted again: %s' % (ticket.network, daemon.full()))
+        answer = {'banned': banned, 'seconds': seconds, 'trouble': trouble, 'refused': refused}
+        if len(bans.tickets) >= bans.limit:
+            answer['full'] = ('%s: each further ban lifts that of whoever has been silent longest'
+                              % daemon.full())
+        daemon.saved(reply, answer)
+    daemon.wall.when_settled(tickets, settled)
+
+
+def ban_addresses(conf, options, words):
+    """`ban`."""
+    seconds = None
+    if 'time' in options:
+        try:
+            seconds = ban_seconds(options['time'])
+        except ValueError as e:
+            raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
+    answer = ask_in_parts(conf, options, typed_networks(words), do='ban', seconds=seconds)
+    for net in answer['banned']:
+        print('%s: banned %s' % (net, for_text(answer['seconds'])))
+    if seconds is not None and seconds != answer['seconds']:
+        print('(bantime.maxtime is %s; -t -1 bans for ever)' % duration_text(answer['seconds']))
+    if answer.get('full'):
+        print('banwatch: ' + answer['full'], file=sys.stderr)
+    return print_refusals(answer, answer['refused'])
+
+
+def answer_unban(daemon, request, reply):
+    """Lifts bans that touch networks, and forgets their failures."""
+    requested_jail(daemon, request)
+    networks, name = requested_networks(request), request.get('jail')
+
+    def meant(key):
+        return name in (None, key[0]) and bool(
+            request.get('all') or any(networks_overlap(key[1], net) for net in networks))
+    judge = daemon.judge
+    tickets = [ticket for ticket in judge.bans.tickets.values() if meant(ticket.key)]
+    missing = [net for net in networks
+               if not any(networks_overlap(ticket.network, net) for ticket in tickets)]
+    for key in [key for key in judge.fails.recent if meant(key)]:
+        judge.fails.forget(key)
+        daemon.store.touch(False)
+    for ticket in tickets:
+        daemon.unban(ticket, BY_HAND)
+    unbanned = sorted({ticket.network for ticket in tickets})
+    daemon.wall.when_settled(tickets, lambda trouble: daemon.saved(
+        reply, {'unbanned': unbanned, 'missing': missing, 'trouble': trouble}))
+
+
+def unban_addresses(conf, options, words):
+    """`unban`."""
+    everything = 'all' in options
+    if everything == bool(words):
+        raise Problem('unban takes addresses, or --all', os.EX_USAGE)
+    answer = ask_in_parts(conf, options, typed_networks(words), do='unban', all=everything)
+    for net in answer['unbanned']:
+        print('%s: unbanned' % net)
+    by = ' by ' + options['jail'] if 'jail' in options else ''
+    return print_refusals(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
+
+
+def print_refusals(answer, refused):
+    """Prints what did not work; the exit code."""
+    for text in refused:
+        print('banwatch: ' + text, file=sys.stderr)
+    if answer['trouble']:
+        print('banwatch: saved, but the firewall refused it: %s' % printable(answer['trouble']),
+              file=sys.stderr)
+    return 1 if refused or answer['trouble'] else 0
+
+
+def answer_reload(daemon, request, reply):
+    """Reads the conf again."""
+    daemon.reload()
+    reply({})
+
+
+def reload_daemon(conf, options, words):
+    """`reload`."""
+    ask_about(conf, options, words, do='reload')
+    return print_rows(['reloaded'])
+
+
+def answer_stop(daemon, request, reply):
+    """Stops; answers at the very end."""
+    daemon.stop_replies.append(reply)
+    daemon.stop()
+
+
+def stop_daemon(conf, options, words):
+    """`stop`."""
+    procd = os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch')
+    try:
+        answer = ask_about(conf, options, words, do='status' if procd else 'stop')
+    except Problem as e:
+        if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
+            raise
+        raise Problem('no daemon is running; rules that one had left behind have been taken out',
+                      e.code) from None
+    if procd:
+        raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
+    if answer['left']:
+        raise Problem('stopped, but not all could be taken out: %s' % ', '.join(answer['left']))
+    return print_rows(['stopped'])
+
+
+def run_loop_until(machine, begin, done, signalled):
+    """Lets a command's programs run from `begin()` until `done()`."""
+    pair = listen_to_signals(machine.loop, signalled)
+    try:
+        begin()
+        while not done():
+            machine.loop.wait(machine.loop.due())
+    finally:
+        machine.kill_all()
+        deafen(machine.loop, pair)
+
+
+def run_now(machine, command, seconds=10):
+    """(problem or '', what it printed) of a Command that is run to its end."""
+    ended = []
+
+    def signalled(number):
+        if number in (signal.SIGINT, signal.SIGTERM):
+            raise KeyboardInterrupt
+        machine.reap()
+    run_loop_until(machine, lambda: machine.run(command, lambda *answer: ended.append(answer), seconds),
+                   lambda: ended, signalled)
+    return ended[0]
+
+
+def tidy_up(machine, config):
+    """Takes out the rules of a daemon that was killed; True if there were some."""
+    lock = os.path.join(config['runtime'], 'lock')
+    if os.path.exists(lock) and not machine.lock(lock):
+        pid = machine.read(lock).strip()
+        raise Problem('a daemon is running, but does not answer; try: kill %s' % pid)
+    syncs = []
+    if machine.root():
+        for kind in ('ipset', 'nft'):
+            for firewall in make_firewalls(kind, config['chain'], {}):
+                syncs.append(FirewallSync(firewall, machine, Bans(0), lambda ticket: ''))
+
+    def begin():
+        for sync in syncs:
+            sync.close()
+            sync.settle()
+    run_loop_until(machine, begin, lambda: not any(sync.running for sync in syncs),
+                   lambda number: machine.reap())
+    troubles = []
+    for sync in syncs:
+        ours = sync.firewall.family != 6 and machine.which(sync.firewall.tool)   # many a kernel lacks IPv6
+        if sync.trouble and (sync.proven > UNTRIED or ours):
+            troubles.append('%s: %s' % (sync.name, sync.trouble))
+    if troubles:
+        raise Problem('no daemon is running, but it may have left rules behind: ' + '; '.join(troubles))
+    return any(sync.removed for sync in syncs)
+
+
+def write_page(name, text, mode):
+    """Writes a file that somebody has named; a link stays one."""
+    path = os.path.realpath(name)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Problem('%s: not a file (- is standard output)' % printable(name))
+    Machine().replace(path, text, mode)
+
+
+Verb = collections.namedtuple('Verb', 'arguments flags least most help run answer')
+Verb.__new__.__defaults__ = None,
+ANY = 1 << 16
+COMMANDS = {
+    'run': Verb('[--dry-run] [--syslog]', ['dry-run', 'syslog'], 0, 0,
+                'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing;\n'
+                '      --syslog logs to the system log instead of standard error', run_daemon),
+    'check': Verb('[--print]', ['print'], 0, 0,
+                  'find all mistakes in the conf; --print shows it with every default', check_file),
+    'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
+                   'how the daemon is, what it has seen, and what is wrong', show_status, answer_status),
+    'banned': Verb('[JAIL] [--json]', ['json'], 0, 1,
+                   'who is banned, since when, until when', show_banned, answer_banned),
+    'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
+                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban_addresses, answer_ban),
+    'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
+                  'lift the bans that touch these and forget their failures (not how often they were '
+                  'banned)', unban_addresses, answer_unban),
+    'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count',
+                   reload_daemon, answer_reload),
+    'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start',
+                 stop_daemon, answer_stop),
+}
+SHORT = {'-j': 'jail', '-t': 'time'}
+
+
+def answers():
+    """word -> what the daemon answers."""
+    return {word: verb.answer for word, verb in COMMANDS.items() if verb.answer}
+
+
+def help_text():
+    """What `--help` prints."""
+    rows = ['usage: banwatch.py [-c CONF] COMMAND', '']
+    for word, verb in COMMANDS.items():
+        rows.append(('  %s %s' % (word, verb.arguments)).rstrip())
+        rows.append('      ' + verb.help)
+    return '\n'.join(rows + [
+        '', '  -c CONF    the conf file (%s, if there is one; every option has a default)' % CONF,
+        '  --help     this text        --version', '',
+        'Try first, as any user:  banwatch.py replay /var/log/auth.log',
+        'Exit codes: 0 done, 1 no, 64 usage, 69 no daemon is running, 77 not permitted, 78 configuration'])
+
+
+# ==== Part II: the wings. They cannot ban, unban, or run a firewall command by themselves. ====
+
+# ---- Language ------------------------------------------------------------------------------
+# Owns: what connections have said, for filters in fail2ban's own manner. Always true: each line is
+# looked at by itself, without its date, and never longer than its guard allows.
+
+class LineFilter:
+    """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
+    Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
+    keep_matches = False                  # does somebody want to know what the lines say?
+
+    def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
+        self.definition, self.guard = definition, guard
+        self.origin = definition.origin
+        self.meaning = definition.meaning(failregex, ignoreregex)
+        get = definition.get
+        self.maxlines = max(1, definition.told('maxlines', int, get('maxlines') or '1'))
+        self.templates = definition.told('datepattern', date_formats, get('datepattern'))
+        self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
+        self.texts = failregex or text_rows(get('failregex'))
+        self.rows = [self.compile('failregex', text) for text in self.texts]
+        # for each row sets of texts (bytes), one of each stands in a line that it matches; the telling ones first
+        self.needs = [sorted(required_literals(regex.pattern, regex.flags), key=lambda found: (len(found), -min(map(len, found))))
+                      for regex in self.rows]
+        self.tellers = [only_literal(most_telling(sets)) for sets in self.needs]
+        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or text_rows(get('ignoreregex'))]
+        self.check()
+        self.needed = self.what_is_needed()
+        self.buffer = []             # the lines that a regex over several of them may want
+        self.connections = {}        # mlfid -> [when it was first seen, what is known of it]
+        self.last = None             # the time of the last line that had one, and was asked for it
+        self.pending = None          # (template, match, now) of a later date that nobody has asked for
+        self.names = 0               # failures that named a host, not an address
+        self.runaways = []           # when a regex was aborted, lately
+        self.last_runaway = 0
+        self.rests = None            # until when the filter is not asked
+        self.trouble = ''
+
+    def compile(self, option, text):
+        return self.definition.told(option, compile_line, text, self.maxlines > 1)
+
+    def heal(self, wall):
+        """True if the trouble of a regex that has run away is over."""
+        return heal(self, wall)
+
+    def check(self):
+        """ValueError if a regex cannot mean what its author wants."""
+        known = self.prefregex.groupindex if self.prefregex else {}
+        ids = {'fid', 'ip4', 'ip6', 'dns', 'mlfid'}
+        if not self.rows:
+            raise self.definition.complaint('failregex', 'there is none')
+        for text, regex in zip(self.texts, self.rows):
+            try:
+                reject_unfilled_tag(text)
+            except ValueError as e:
+                raise self.definition.complaint('failregex', e) from None
+            if not ids & (set(regex.groupindex) | set(known)):
+                raise self.definition.complaint('failregex', '%s has no <HOST>' % quoted(text))
+
+    def what_is_needed(self):
+        """The texts without one of which a line need not be looked at; None: look at all."""
+        if self.maxlines > 1 or any(template.unbound for template in self.templates):
+            return None
+        sets = [most_telling(found) for found in self.needs]
+        rows = set().union(*sets) if all(sets) else None
+        return most_telling([found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
+
+    def scan(self, block, moment, bare=False, wall=0, explained=None):
+        """Yields a Sighting for each line of a tidy block that is a failure or a login; see Filter."""
+        if self.needed and not any(text in block for text in self.needed):
+            return
+        for start, end in with_lines(block, self.needed):
+            raw, times = block[start:end].rstrip(b'\r'), 1
+            if b'message repeated ' in raw:
+                raw, times = unwrapped(raw)
+            if not raw or self.rests and self.rests - REST_SECONDS <= wall < self.rests or self.needed and not self.may_match(raw):
+                continue
+            found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
+            if found and explained is not None:
+                explained.append(start)
+            when = None if found is None or found.verdict is None else moment(found.when)
+            if when is None or found.verdict == NOFAIL:
+                continue
+            if found.ip and found.verdict == FAIL:
+                told = self.told(raw, found.fields) if self.keep_matches else None
+                yield LogEvent(found.ip, found.user, times, False, when, told)
+            elif found.ip and found.user:
+                yield LogEvent(found.ip, found.user, 0, True, when)
+            elif found.verdict == FAIL:
+                self.names += 1
+
+    @staticmethod
+    def told(raw, fields):
+        """What a Sighting tells: the line, and what its <F-...> have found."""
+        names = {known: tag.lower() for tag, known in TAG_NAMES.items()}
+        return raw.decode('utf-8', 'backslashreplace'), {
+            names.get(key, key): value for key, value in fields.items()
+            if value and type(value) is str and not key.startswith(('mlf', 'nofail', 'skiplines', 'ip4', 'ip6', 'dns'))}
+
+    def may_match(self, raw):
+        """False if a line lacks, for each regex, some text that it needs: most of the candidates do."""
+        for sets in self.needs:
+            for texts in sets:
+                for text in texts:
+                    if text in raw:
+                        break
+                else:
+                    break                          # none of them: this regex does not match
+            else:
+                return True
+        return False
+
+    def examine(self, block, wall):
+        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
+        raw, times = unwrapped(block[1:-1].rstrip(b'\r'))
+        found = self.look(raw.decode('utf-8', 'backslashreplace'), wall) if raw else None
+        if found and found.verdict == FAIL and not found.ip:
+            found = found._replace(why='it names no address')
+        return found, times if found and found.verdict == FAIL and found.ip else 0
+
+    def look(self, text, wall, date=None):
+        """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
+        lacks; with `date` (seconds since 1970) the text is one that has no date."""
+        try:
+            matched = self.guard(self.match, text, wall, date)
+        except Runaway:
+            return self.ran_away(wall)
+        if matched is None:
+            return None
+        regex, fields, when, ignored = matched
+        if ignored:
+            return Look(None, regex, None, None, None, when, fields, 'an ignoreregex matches')
+        if fields.get('mlfid') is not None:
+            fields = self.merge(fields, when if when is not None else wall)
+        verdict = NOFAIL if fields.get('nofail') and not fields.get('mlfgained') else (
+            LOGIN if fields.get('nofail') else FAIL)
+        ip, fid = fields.get('ip4') or fields.get('ip6'), fields.get('fid')
+        key = ' '.join(map(str, fid)) if type(fid) is tuple else fid or ip or fields.get('dns')
+        user = fields.get('user')
+        user = ' '.join(filter(None, user)) if isinstance(user, tuple) else user
+        if verdict == FAIL and key is None:
+            fields['mlfpending'] = '1'
+            return Look(None, regex, None, None, user, when, fields, 'its address is not known yet')
+        if fields.get('cidr') and ip:
+            ip = '%s/%s' % (ip, fields['cidr'])
+        try:
+            ip = network_of(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
+        except ValueError:
+            ip = None
+        return Look(verdict, regex, ip, key, user, when, dict(fields), '')
+
+    def match(self, text, wall, date=None):
+        """(regex, fields, time or None, ignored) of a line, None if it does not match."""
+        template, m = locate_date(text, self.templates) if date is None else (None, None)
+        if m:
+            start, end = m.span(template.group)
+            text = text[:start] + text[end:]
+            dated = template, m, wall
+        else:
+            dated = None
+        self.buffer = (self.buffer + [text])[-self.maxlines:]
+        seen, fields = '\n'.join(self.buffer) + '\n', {}
+        self.pending, before = dated or self.pending, self.pending
+
+        def when():
+            return self.time(dated, before, wall) if date is None else date
+        if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
+            return None, fields, when(), True
+        if self.prefregex:
+            m = self.prefregex.search(seen)
+            if m is None:
+                return None
+            fields = groups(m)
+            content = fields.pop('content', None)
+            seen = content + '\n' if content else seen
+        for text, regex, teller in zip(self.texts, self.rows, self.tellers):
+            m = regex.search(seen) if teller in seen else None
+            if m:
+                fields.update((key, value) for key, value in groups(m).items()
+                              if value is not None or key not in fields)
+                ignored = self.ignores(seen)
+                self.forget_lines(m)
+                return text, fields, when(), ignored
+        return None
+
+    def ignores(self, text):
+        return any(regex.search(text) for regex in self.ignore)
+
+    def time(self, dated, before, wall):
+        """The time of a line: its own; else the last one that a line had, if that was less than a
+        minute ago; else now if its date may be missing. (Of lines that do not match, the date is not
+        read before it is needed: `before` is that of the line before.)"""
+        if before:
+            self.last = self.read_date(before) or self.last
+        recent = self.last if self.last is not None and self.last > wall - 60 else None
+        when = dated and self.read_date(dated)
+        if when is None and dated and not dated[1].group(dated[0].group):
+            when = wall if recent is None else recent
+        if when is not None:
+            self.last, self.pending = when, None
+        return recent if when is None else when
+
+    @staticmethod
+    def read_date(dated):
+        template, m, wall = dated
+        when = template.time(m, wall)
+        return None if when is None else float(int(when))
+
+    def forget_lines(self, m):
+        """After a match over several lines, they are not looked at again, but for those it skipped."""
+        if self.maxlines == 1:
+            return
+        whole = m.string
+        first, last = whole.count('\n', 0, m.start() + 1 if whole[m.start():m.start() + 1] == '\n' else m.start()), \
+            whole.count('\n', 0, m.end())
+        last += 0 if m.end() and whole[m.end() - 1] == '\n' else 1
+        skipped = ''.join(value or '' for key, value in m.groupdict().items() if key.startswith('skiplines')).split('\n')
+        used = self.buffer[first:last]
+        for line in skipped:
+            if line in used:
+                used.remove(line)
+        left = list(self.buffer)
+        for line in used:
+            left.remove(line)
+        self.buffer = left
+
+    def merge(self, new, when):
+        """What is known of a connection, this line's fields laid over it: fail2ban's rules. The same
+        connection may tell its address, its user and its failures in different lines."""
+        identity = new['mlfid'] if type(new['mlfid']) is tuple else re.sub(LEVEL.decode(), '', new['mlfid'])
+        known = self.connections.get(identity)
+        if known and abs(when - known[0]) > 300:
+            known = self.connections.pop(identity) and None
+        gained, forget = new.get('mlfgained'), new.pop('mlfforget', None)
+        if gained:
+            new['nofail'] = new.get('nofail') or gained
+        if known:
+            fields = known[1]
+            users = fields.setdefault('users', set()) if new.get('user') else fields.get('users')
+            if new.get('user') and len(users) < 3:             # two are asked for
+                users.add(new['user'])
+            fields.pop('nofail', None), fields.pop('mlfgained', None)
+            if gained:
+                fields.pop('mlfpending', None)
+            fields.update((key, value) for key, value in new.items() if value is not None)
+            if forget:
+                del self.connections[identity]
+        else:
+            fields = new
+            users = {new['user']} if new.get('user') and not forget else None
+            if users:
+                fields['users'] = users
+            if not forget:
+                self.connections[identity] = [when, fields]
+                shorten(self.connections, SESSIONS)
+        # who has failed before, or tried two names, does not clear that with a login of his own
+        if fields.pop('mlfpending', None) or users and len(users) > 1:
+            fields.pop('nofail', None), fields.pop('mlfgained', None)
+        return fields
+
+    def ran_away(self, wall):
+        """Notes that a regex was aborted; one that does it again and again rests for a minute."""
+        self.buffer = []
+        self.runaways, rests = after_runaway(self.runaways, wall)
+        self.last_runaway = wall
+        self.trouble = 'a regex of %s takes too long for some lines, which are skipped%s' % (
+            self.definition.origin, '; the filter rests for a minute' if rests else '')
+        self.rests = rests or self.rests
+        return Look(None, None, None, None, None, None, {}, 'a regex took too long')
+
+
+def groups(m):
+    """The groups of a match; an <F-ALT_USER> stands in for an empty <F-USER>, <F-TUPLE_X> joins it."""
+    fields = m.groupdict()
+    for key, kind, name in special_groups(m.re):
+        if kind == 'alt':
+            fields[name] = fields.get(name) or fields[key]
+        else:
+            there = fields.get(name)
+            fields[name] = (there if isinstance(there, tuple) else (there,)) + (fields[key],)
+    return fields
+
+
+@functools.lru_cache(maxsize=256)
+def special_groups(regex):
+    """(group, 'alt' or 'tuple', the group it is for) of those named so."""
+    found = [(key, re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)) for key in sorted(regex.groupindex)]
+    return [(key, m.group(1), TAG_NAMES.get(m.group(2).upper(), m.group(2))) for key, m in found if m]
+
+
+def unwrapped(raw):
+    """(line, times) of a line that may say `message repeated 3 times: [ ... ]`."""
+    if not (b'message repeated ' in raw and LINE.match(without_rfc5424(b'\n' + raw)[1:])['times']):
+        return raw, 1                              # those words are a part of the message
+    m = re.match(br'(.*?)message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', raw, re.S)
+    return (m.group(1) + m.group(3), min(int(m.group(2)), MOST_TIMES)) if m else (raw, 1)
+
+
+ENGINES['lines'] = LineFilter
+
+
+# ---- Actions -------------------------------------------------------------------------------
+# Owns: what the commands of the owner's own have been told. Always true: they run one at a time for
+# each jail, ban by ban, in their order, and delay nobody else; text of the log is never in an argument,
+# only in their environment.
+
+class Custom:
+    """The commands of an [action NAME] for one jail, each an argv with <tags> in it."""
+
+    def __init__(self, action, jail, options, tags):
+        self.name = '%s (%s)' % (action, jail)
+        self.jail = jail
+        self.options = options       # of the section, name -> value
+        self.tags = dict(tags, jail=jail, name=jail)           # that stand for the same in all commands
+
+    def settings(self):
+        """What two of a name may differ in."""
+        return self.options, self.tags
+
+    def commands(self, verb, ticket=None, times=None):
+        """Those of the option action`verb`: start ban unban flush check stop."""
+        argvs = self.options['action' + verb]
+        if not argvs:
+            return []
+        tags = self.tags
+        if ticket:
+            tags = dict(tags, **ticket_tags(ticket, *times))
+        environment = {}
+        for tag, text in tags.items():
+            environment['BANWATCH_' + re.sub('[^A-Z0-9]', '_', tag.upper())] = text
+        return [Command([filled(word, tags) for word in argv], '', environment) for argv in argvs]
+
+
+def ticket_tags(ticket, now, wall, restored):
+    """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is printable."""
+    family, first, _ = span(ticket.network)
+    rows, fields = ticket.matches or ((), {})
+    ip = ticket.network.partition('/')[0]
+    parts = ip.split('.') if family == 4 else '%032x' % first
+    matches = [printable(row.decode('utf-8', 'backslashreplace'))[:MATCH_BYTES] for row in rows]
+    tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD] for name, value in fields.items()}
+    tags.update({
+        'ip': ticket.network, 'family': 'inet%d' % family, 'ip-rev': '.'.join(reversed(parts)) + '.',
+        'bantime': FOREVER if ticket.until is None else int(ticket.until - ticket.since + 0.5),
+        'bancount': ticket.count, 'failures': ticket.failures, 'time': int(wall - now + ticket.since),
+        'matches': '\n'.join(matches), 'restored': int(restored)})
+    return {tag: str(value) for tag, value in tags.items()}
+
+
+def filled(word, tags):
+    """An argument with its <tags> replaced, in one go: what a tag puts in is not looked at again."""
+    return re.sub('<(%s)>' % TAG_WORD, lambda m: tags.get(m.group(1), ''), word)
+
+
+# Where an ActionRunner stands.
+STARTING, RUNNING, LIFTING, FINISHED = 'starting', 'running', 'lifting', 'finished'
+
+
+class ActionRunner(Worker):
+    """Runs one jail's commands of an [action NAME]; one that fails three times is given up."""
+    TRIES = 3
+
+    def __init__(self, custom, machine, bans, before=()):
+        Worker.__init__(self, machine, custom.name)
+        self.custom, self.bans = custom, bans
+        self.before = before         # those of an earlier conf in the same place, which have to end first
+        self.seconds = custom.options['timeout']
+        self.state = STARTING
+        self.check = False           # has it to be asked whether all is well?
+        self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
+        self.applied = {}            # key -> Ticket of a ban that the other side has, or may have
+        self.not_removed = {}        # the same, of those that could not be lifted; the latest of them
+        self.deadline = float('inf')               # of lifting bans one by one
+        self.begun = False           # has actionstart succeeded?
+        self.given_up = False        # has something just been given up? Then its trouble stays
+        self.began = machine.ticks()
+
+    def ban(self, ticket):
+        """Takes note of a new ticket."""
+        if self.state == RUNNING and ticket.jail == self.custom.jail:
+            self.queue['ban', ticket.key] = ticket, 0
+
+    def unban(self, ticket):
+        """A ban that was not applied is never applied; one that failed may have done its work all the
+        same, if it was killed."""
+        if self.state in (STARTING, RUNNING) and ticket.jail == self.custom.jail:
+            self.queue.pop(('ban', ticket.key), None)
+            if ticket.key in self.applied:
+                self.queue['unban', ticket.key] = ticket, 0
+
+    def minute(self):
+        self.check = True
+
+    def idle(self):
+        return not (self.running or self.due())
+
+    def due(self):
+        return bool(self.state in (STARTING, LIFTING) or self.state == RUNNING and (self.check or self.queue))
+
+    def blocked(self):
+        """True while an earlier one in this place has not ended. Who has to end does not wait."""
+        self.before = [runner for runner in self.before if runner.state != FINISHED]
+        return bool(self.before) and self.state != LIFTING
+
+    def close(self):
+        """Lifts all that was applied; with what is under way it ends first."""
+        self.stop_waiting()
+        self.queue, self.attempts = {}, 0
+        if self.state != FINISHED:
+            self.state = LIFTING
+
+    def times(self, ticket):
+        """(now, wall, was it restored?) as ticket_tags wants them."""
+        return self.machine.ticks(), self.machine.wall(), ticket.since < self.began
+
+    def work(self):
+        """What is to do next, up to a failure."""
+        if self.state == STARTING:
+            yield from self.start()
+        elif self.state == LIFTING:
+            yield from self.lift()
+        elif self.check:
+            self.check = False
+            yield from self.look()
+        elif self.queue:
+            yield from self.next()
+
+    def start(self):
+        """Runs actionstart; then all bans are to be applied."""
+        yield from in_turn(self.custom.commands('start'))
+        self.begun = True
+        if self.state == STARTING:
+            self.state = RUNNING
+            self.queue = {('ban', ticket.key): (ticket, 0) for ticket in self.bans.tickets.values()
+                          if ticket.jail == self.custom.jail}
+
+    def look(self):
+        """Runs actioncheck; if it fails, as fail2ban does: all of it from scratch."""
+        try:
+            yield from in_turn(self.custom.commands('check'))
+        except Failed as e:
+            self.report(str(e))
+            if self.state == RUNNING:
+                yield from self.each(self.custom.commands('stop'))
+            if self.state == RUNNING:
+                self.state, self.begun = STARTING, False
+                self.applied, self.queue = {}, {}
+
+    def next(self):
+        """Applies or lifts the first ban of the queue."""
+        (verb, key), (ticket, tries) = next(iter(self.queue.items()))
+        del self.queue[verb, key]
+        self.not_removed.pop(key, None)            # it is in hand again
+        if verb == 'ban':
+            self.applied[key] = ticket
+        else:
+            self.applied.pop(key, None)
+        try:
+            yield from in_turn(self.custom.commands(verb, ticket, self.times(ticket)))
+        except Failed as e:
+            self.applied[key] = ticket
+            if tries + 1 < self.TRIES:
+                if ('unban', key) not in self.queue and self.state == RUNNING:
+                    # it stays the first, or a later one overtakes it
+                    self.queue = dict([((verb, key), (ticket, tries + 1))] + list(self.queue.items()))
+                raise
+            self.report(str(e))
+            self.machine.log('%s: %s of %s is given up' % (self.name, verb, ticket.network))
+            if verb == 'unban':
+                self.not_removed[key] = self.applied.pop(key)
+                shorten(self.not_removed, MOST_MATCHES)
+
+    def lift(self):
+        """Lifts what was applied, all at once or one by one. Who fails again and again, or takes too
+        long, is not asked for each ban."""
+        if not self.begun:
+            self.state = FINISHED                  # it has told nobody anything
+            return
+        flush, left = self.custom.commands('flush'), 0
+        failures = yield from self.each(flush)
+        if not flush:
+            for ticket in list({**self.not_removed, **self.applied}.values()):
+                if failures < self.TRIES and self.machine.ticks() < self.deadline:
+                    commands = self.custom.commands('unban', ticket, self.times(ticket))
+                    failed = yield from self.each(commands)
+                    failures = failures + failed if failed else 0
+                else:
+                    left += 1
+        if left:
+            self.machine.log('%s: %s could not be lifted' % (self.name, plural(left, 'ban')))
+        yield from self.each(self.custom.commands('stop'))
+        self.state = FINISHED
+
+    def each(self, commands):
+        """Runs commands, each for itself, whether they succeed or not; how many have failed."""
+        failures = 0
+        for command in commands:
+            try:
+                yield command
+            except Failed as e:
+                self.report(str(e))
+                failures += 1
+        return failures
+
+    def report(self, problem):
+        """Logs a failure once."""
+        if problem != self.trouble:
+            self.machine.log('%s: %s' % (self.name, problem))
+        self.trouble, self.given_up = problem, True
+
+    def failed(self, problem):
+        Worker.failed(self, problem)
+        if self.state == LIFTING:
+            self.stop_waiting()                    # who has to end does not wait
+
+    def succeeded(self):
+        if not self.given_up:
+            Worker.succeeded(self)
+        self.given_up = False
+
+
+class Actions(Wing):
+    """The ActionRunners of all jails."""
+    name = 'actions'
+
+    def __init__(self, daemon):
+        Wing.__init__(self, daemon)
+        self.wanted = []             # Customs of the configuration that was read last
+        self.runners, self.old = [], []            # ActionRunners in use, and those that still have to end
+        self.started = False
+
+    @property
+    def workers(self):
+        return self.old + self.runners             # a successor comes after its predecessor
+
+    def configure(self, config, jails):
+        self.wanted = []
+        if config['firewall'] == 'none' or self.daemon.dry_run:
+            return []
+        for name, jail in jails.by_name.items():
+            tags = {'port': jail.options['port'], 'protocol': ','.join(jail.options['protocol'])}
+            for action in jail.options['action']:
+                if 'action ' + action in config.settings:
+                    self.wanted.append(Custom(action, name, config.options('action ' + action), tags))
+        return []
+
+    def adopt(self):
+        if self.started:
+            self.start()
+
+    def start(self):
+        """Puts the runners to work; those whose commands are the same go on."""
+        self.started = True
+        there = {runner.name: runner for runner in self.runners}
+        self.runners = []
+        for custom in self.wanted:
+            runner = there.get(custom.name)
+            if runner and runner.custom.settings() == custom.settings() and runner.state in (STARTING, RUNNING):
+                self.runners.append(there.pop(custom.name))
+            else:
+                before = [each for each in self.old + list(there.values()) if each.name == custom.name]
+                self.runners.append(ActionRunner(custom, self.daemon.machine, self.daemon.judge.bans, before))
+        for runner in there.values():
+            runner.close()
+            self.old.append(runner)
+
+    def banned(self, ticket, what):
+        if what == NEW_BAN:
+            for runner in self.runners:
+                runner.ban(ticket)
+
+    def unbanned(self, ticket, what):
+        for runner in self.runners:
+            runner.unban(ticket)
+
+    def minute(self, now):
+        self.old = [runner for runner in self.old if runner.state != FINISHED]
+        for runner in self.runners:
+            runner.minute()
+
+    def status(self):
+        return {'actions': [{'name': runner.name, 'trouble': runner.trouble, 'pending': not runner.idle(),
+                             'bans': len(runner.applied)} for runner in self.runners]}
+
+    def close(self):
+        for runner in self.workers:
+            runner.deadline = self.daemon.machine.ticks() + STOP_SECONDS / 2
+            runner.close()
+
+    def abandon(self):
+        left = [runner.name for runner in self.workers if runner.state != FINISHED]
+        for name in left:
+            self.daemon.machine.log('%s: not all bans could be lifted' % name)
+        return left
+
+    def closed(self):
+        return all(runner.state == FINISHED for runner in self.workers)
+
+
+WINGS.append(Actions)
+
+
+# ---- Tally ---------------------------------------------------------------------------------
+# Owns: the counters since the last summary, and what earlier summaries have reported. Always true:
+# whatever a log holds, a Tally stays within the limits of PARTS, and what it drops is counted.
+
+# What is counted: how many of it at most, what its key and its cell are made of, a letter a field.
+# In a key: t text, h an hour since 1970 by the wall clock, m a moment (ticks). In a cell: n a number, to
+# be added up; f and l the first and the last moment; e and t the first and the last text; b true from
+# then on; d [moment, text] of some lines, the first and the latest. So 'pairs' holds
+# ('192.0.2.0', 'root'): [3, 5017.5].
+Part = collections.namedtuple('Part', 'limit key cell')
+PARTS = {
+    'counts': Part(50, 't', 'n'),              # what has been dropped, and other sums
+    'lines': Part(50, 't', 'n'),               # source
+    'jails': Part(100, 't', 'nnnnnn'),         # jail: failures, ignored, bans, extended, ended, lifted by hand
+    'hours': Part(192, 'h', 'nn'),             # hour: failures, bans
+    'addresses': Part(300, 't', 'nlt'),        # network: failures, last, jail
+    'pairs': Part(600, 'tt', 'nl'),            # network, user: failures since the last login, last
+    'earlier': Part(600, 'tt', 'nl'),          # the same of the period before, if no login has followed
+    'users': Part(300, 't', 'nntb'),           # user: failures, networks, one of them; were there others?
+    'logins': Part(200, 'ttt', 'nfl'),         # user, address, jail: times, first, last
+    'guessed': Part(50, 'ttt', 'nl'),          # user, address, jail of a login after failures: how many, when
+    'ignored': Part(100, 'tt', 'nl'),          # network, why it is never banned: failures, last
+    'incidents': Part(50, 'tt', 'nfl'),        # where, what went wrong there: times, first, last
+    'steps': Part(20, 'm', 'n'),               # when the clock was set: by how many seconds
+    'drops': Part(50, 't', 'n'),               # jails: packets of banned addresses that were dropped
+    'ports': Part(200, 't', 'n'),              # port/protocol: packets that the firewall has logged
+    'rules': Part(200, 'ttt', 'nfld'),         # level, rule, text: times, first, last, lines
+    'other': Part(200, 'ttt', 'nfle')}         # program, pattern, one of LEVELS: lines, first, last, an example
+JAIL_COUNTS = 'failures', 'ignored', 'bans', 'extended', 'ended', 'lifted'
+OLDEST_GO = 'hours', 'steps'                   # of the others, the least frequent
+DETAILS, TEXT_LENGTH, NAME_LENGTH = 10, 200, 40
+FOLDED = 1000                                  # failures by (jail, network, user), before they are sorted in
+LEVELS = {'err': 2, 'warn': 1, '': 0}          # how bad an other log line is, as far as its severity says
+FEW = 3                                        # failures before a login that may be mistyping
+
+
+class Tally:
+    """What has happened since `begun` (ticks). `offset` is how far the wall clock is ahead of ticks."""
+
+    def __init__(self, begun, offset=0):
+        self.begun, self.offset = begun, offset
+        self.parts = {name: {} for name in PARTS}
+        self.evicted_count = {}      # part -> how often the last one that was dropped had been counted
+        self.below_cutoff = {'addresses': {}, 'users': {}}     # key -> recent failures of who did not get in
+        self.uncounted = {}          # (jail, network, user) -> [failures, last] that are in no part yet
+        self.news = False            # has anything but plain numbers been counted since somebody looked?
+        self.hour_start = self.hour_end = 0        # of the hour that was counted last
+        self.hour = None             # its cell
+
+    def __getitem__(self, part):
+        return self.parts[part]
+
+    def note(self, part, key, *cell):
+        """Adds a cell to the one with this key."""
+        cells = self.parts[part]
+        there = cells.get(key)
+        self.news = self.news or part not in ('lines', 'counts', 'hours')
+        if there is None:
+            cells[key] = list(cell)
+            if len(cells) > 1.1 * PARTS[part].limit:
+                self.shorten(part)
+        else:
+            codes = PARTS[part].cell
+            cells[key] = [COMBINE[code](old, new) for code, old, new in zip(codes, there, cell)]
+
+    def shorten(self, part):
+        """Drops what matters least, but for its number."""
+        cells, order = self.parts[part], self.order(part)
+        for key in order[:len(cells) - PARTS[part].limit]:
+            self.evicted_count[part] = cells.pop(key)[0]
+        if part not in OLDEST_GO and part != 'counts':
+            self.note('counts', (part,), len(order) - PARTS[part].limit)
+
+    def order(self, part):
+        """Its keys, what matters least first."""
+        cells = self.parts[part]
+        if part in OLDEST_GO:
+            return sorted(cells)
+        if part == 'pairs':                        # which stand in the order of their last failure
+            return list(cells)
+
+        def weight(key):
+            level = 0
+            if part == 'other':
+                level = LEVELS.get(key[-1], 0)
+            elif part == 'rules':
+                level = key[0] == 'warning'
+            return level, cells[key][0]
+        return sorted(cells, key=weight)
+
+    def count(self, what, n=1):
+        """Adds to a sum."""
+        self.note('counts', (what,), n)
+
+    def count_jail(self, jail, what, n=1):
+        """Adds to one of the JAIL_COUNTS of a jail."""
+        self.note('jails', (jail,), *[n if what == name else 0 for name in JAIL_COUNTS])
+
+    def set_clock(self, offset):
+        """The wall clock was set; hours that were counted before go with it."""
+        shift = round((offset - self.offset) / 3600)
+        self.offset, self.hour_end = offset, 0
+        if shift:
+            hours = self.parts['hours']
+            self.parts['hours'] = {(number + shift,): cell for (number,), cell in hours.items()}
+
+    def hour_of(self, when):
+        """The cell of the hour that a moment lies in, by the wall clock: [failures, bans]."""
+        if not self.hour_start <= when < self.hour_end:
+            number = int((when + self.offset) // 3600)
+            self.hour_start = number * 3600 - self.offset
+            self.hour_end = self.hour_start + 3600
+            if (number,) not in self.parts['hours']:
+                self.note('hours', (number,), 0, 0)
+            self.hour = self.parts['hours'].get((number,), [0, 0])
+        return self.hour
+
+    def failure(self, jail, net, user, guesses, when):
+        """Counts failures of one line."""
+        self.news = True
+        key = jail, net, shortened(user or '', NAME_LENGTH)
+        cell = self.uncounted.get(key)
+        if cell is None:
+            if len(self.uncounted) >= FOLDED:
+                self.fold()
+            self.uncounted[key] = [guesses, when]
+        else:
+            cell[0] += guesses
+            cell[1] = when
+        self.hour_of(when)[0] += guesses
+
+    def fold(self):
+        """Sorts recent failures into their parts. Where a part is full, a newcomer enters only with more
+        failures than the last one that was dropped."""
+        fresh, self.uncounted, news = self.uncounted, {}, self.news
+        jails, nets, names = (collections.defaultdict(int) for _ in range(3))
+        for (jail, net, user), (n, _) in fresh.items():
+            jails[jail] += n
+            nets[net,] += n
+            names[user,] += n
+        addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
+        early_nets, left_nets = self.cut_off('addresses', nets)
+        early_names, left_names = self.cut_off('users', names)
+        for (jail, net, user), (n, when) in fresh.items():
+            cell = addresses.get((net,))
+            if cell:
+                cell[0] += n
+                cell[1] = max(cell[1], when)
+            elif (net,) not in left_nets:
+                addresses[net,] = [n + early_nets.get((net,), 0), when, jail]
+            if not user:
+                continue
+            pair = pairs.pop((net, user), None)    # to the end: the latest matter, for a login may follow
+            pairs[net, user] = [pair[0] + n, max(pair[1], when)] if pair else [n, when]
+            there = users.get((user,))
+            if there:
+                there[0] += n
+                there[1] += not pair
+                there[3] = there[3] or there[2] != net
+            elif (user,) not in left_names:
+                users[user,] = [n + early_names.get((user,), 0), 1, net, False]
+        for jail, n in jails.items():
+            self.count_jail(jail, 'failures', n)
+        for part in 'addresses', 'pairs', 'users':
+            if len(self.parts[part]) > PARTS[part].limit:
+                self.shorten(part)
+        self.news = news                           # all of this is known
+
+    def cut_off(self, part, new):
+        """(those of before that did not count then, and are added; who does not get in this time either)
+        of recent failures by key."""
+        cells, below = self.parts[part], self.below_cutoff[part]
+        cutoff = self.evicted_count.get(part, 0)
+        early = {key: below.pop(key) for key in new if key in below}
+        for key, n in early.items():
+            new[key] += n
+        left = {key: n for key, n in new.items() if n <= cutoff and key not in cells and key != ('',)}
+        below.update(left)
+        shorten(below, FOLDED)
+        turned_away = len(left.keys() - early.keys())
+        if turned_away:
+            self.count(part, turned_away)
+        return early, left
+
+    def ignored(self, jail, net, user, guesses, when, why):
+        """Failures of an address that is never banned, or that has logged in lately."""
+        self.count_jail(jail, 'ignored', guesses)
+        if why:
+            self.note('ignored', (net, why), guesses, when)
+
+    def login(self, jail, net, ip, user, when, why):
+        """A login; a few failures before it were the same person's."""
+        self.fold()
+        user = shortened(user, NAME_LENGTH)
+        self.note('logins', (user, ip, jail), 1, when, when)
+        cells = [self.parts[part].get((net, user)) for part in ('pairs', 'earlier')]
+        failed = [cell for cell in cells if cell and cell[0]]
+        if failed:
+            self.note('guessed', (user, ip, jail), sum(cell[0] for cell in failed), when)
+        for cell in failed:
+            cell[0] = 0
+        ignored = self.parts['ignored'].get((net, why))
+        if ignored and ignored[0] < FEW:
+            ignored[0] = 0
+
+    def merge(self, later):
+        """Adds what has been counted after this one, up to a mail that did not go out."""
+        later.fold()
+        self.fold()
+        pairs = self.parts['pairs']
+        for key, (n, _) in later.parts['earlier'].items():     # these are our pairs
+            if not n and key in pairs:             # and a login has followed
+                pairs[key][0] = 0
+        both = collections.Counter(user for net, user in later.parts['pairs'] if (net, user) in pairs)
+        for part, cells in later.parts.items():
+            if part == 'earlier':
+                continue
+            for key, cell in cells.items():
+                there = self.parts[part].get(key)
+                if part == 'users' and there:      # a network that both have met is one
+                    n, networks, net, others = cell
+                    cell = [n, max(0, networks - both[key[0]]), net, others or net != there[2]]
+                self.note(part, key, *cell)
+        self.hour_end = 0
+        return self
+
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        """As JSON: moments are written as ages. In what is kept on flash, names that were tried from one
+        address only are left out (they may be passwords), and of all there is less."""
+        self.fold()
+        state, left = {'begun': round(now - self.begun, 1)}, {}
+        for part, cells in self.parts.items():
+            keys = list(cells)
+            if kept:
+                keys = [] if part in ('pairs', 'earlier') else self.order(part)
+                if part == 'users':
+                    keys = [key for key in keys if cells[key][3]]
+                if part not in OLDEST_GO:
+                    left[part] = len(keys) - most
+                    keys = keys[-most:]
+            details = 2 if kept else DETAILS
+            state[part] = [self.aged(PARTS[part].key, key, now, details)
+                           + self.aged(PARTS[part].cell, cells[key], now, details) for key in keys]
+        state['counts'] += [[part, n] for part, n in left.items() if n > 0 and part != 'counts']
+        return {part: rows for part, rows in state.items() if rows}
+
+    def aged(self, codes, fields, now, details):
+        """The fields of a key or a cell, moments as ages."""
+        found = []
+        for code, field in zip(codes, fields):
+            if code in 'fml':
+                field = round(now - field, 1)
+            elif code == 'h':
+                field = round(now + self.offset - field * 3600, 1)
+            elif code == 'd':
+                field = [[round(now - when, 1), text] for when, text in first_and_latest(field, details)]
+            found.append(field)
+        return found
+
+    def read_field(self, code, field, then):
+        """A field of a state file, checked; `then` is when the file was written, in our ticks."""
+        if code in 'fml':
+            return then - checked_age(field)
+        if code == 'h':
+            return round((then - checked_age(field) + self.offset) / 3600)
+        if code == 'n':
+            return checked_number(field, most=1e15)
+        if code == 'b':
+            return bool(field)
+        if code == 'd':
+            return [[then - checked_age(age), str(text)[:TEXT_LENGTH]] for age, text in field[:DETAILS]]
+        if type(field) is not str:
+            raise ValueError('not a text')
+        return field[:TEXT_LENGTH + NAME_LENGTH]
+
+
+def first_and_latest(rows, most=DETAILS):
+    """The first and the latest of some lines."""
+    return rows if len(rows) <= most else rows[:1] + rows[1 - most:]
+
+
+# what becomes of two fields of a cell, see PARTS
+COMBINE = {'n': lambda a, b: a + b, 'f': min, 'l': max, 't': lambda a, b: b or a, 'e': lambda a, b: a or b,
+           'b': lambda a, b: a or b, 'd': lambda a, b: first_and_latest(a + b)}
+
+
+def checked_age(value):
+    """An age in a state file; a wall clock of 32 bits can show when that was."""
+    return checked_number(value, -3e8, 1e9)
+
+
+def rows_of(state, part):
+    """The rows of a part in a state file; one that makes no sense if it has none."""
+    rows = state.get(part, [])
+    return rows if type(rows) is list else [None]
+
+
+def load_tally(state, now, gone, offset=0):
+    """(Tally, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
+    tally, lost = Tally(now, offset), 0
+    try:
+        tally.begun = now - gone - checked_age(state.get('begun', 0))
+    except ValueError:
+        lost += 1
+    for part, (_, keys, cell) in PARTS.items():
+        for row in rows_of(state, part):
+            try:
+                if len(row) != len(keys + cell):
+                    raise ValueError('too long or too short')
+                fields = [tally.read_field(code, field, now - gone) for code, field in zip(keys + cell, row)]
+                if part == 'addresses':
+                    network_of(fields[0])
+                tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
+            except (ValueError, TypeError, LookupError):
+                lost += 1
+    return tally, lost
+
+
+class Report:
+    """The Tally of this period, that of a mail which is on its way, and what summaries have reported."""
+    name, keeps = 'report', True     # in a state file
+
+    def __init__(self, now, offset=0):
+        self.tally = Tally(now, offset)
+        self.sent = None             # the Tally of the mail that sendmail has in hand
+        self.logins_reported = {}    # (user, address) -> its last login, as far as summaries have told
+        self.mail_due = False        # has a mail been asked for that has not gone?
+        self.maybe_sent = False      # a mail was with sendmail when we died; it may have gone out
+        self.last = None             # when the last one went
+
+    def whole(self):
+        """A Tally of all that no mail has reported for sure."""
+        if not self.sent:
+            return self.tally
+        return Tally(self.sent.begun, self.tally.offset).merge(self.sent).merge(self.tally)
+
+    def send(self, now):
+        """Begins a new period; what was counted so far is on its way."""
+        self.tally.fold()
+        self.sent, self.tally = self.tally, Tally(now, self.tally.offset)
+        for key, (n, last) in self.sent['pairs'].items():
+            if n and now - last < DAY:
+                self.tally.note('earlier', key, n, last)
+        self.tally.news = False
+
+    def gone(self, now):
+        """The mail has gone."""
+        for (user, ip, _), (_, _, last) in self.sent['logins'].items():
+            self.logins_reported.pop((user, ip), None)
+            self.logins_reported[user, ip] = last
+        shorten(self.logins_reported, 500)
+        self.sent, self.mail_due, self.maybe_sent, self.last = None, False, False, now
+
+    def came_back(self):
+        """The mail has not gone: its period goes on."""
+        self.sent.set_clock(self.tally.offset)
+        self.tally, self.sent, self.mail_due = self.sent.merge(self.tally), None, True
+
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        """As JSON."""
+        logins = list(self.logins_reported.items())
+        if kept:
+            logins = logins[-10 * most:]
+        return dict(
+            self.whole().dump(now, kept, most), sending=bool(self.sent) or self.maybe_sent,
+            owed=self.mail_due, last=None if self.last is None else round(now - self.last, 1),
+            known=[[user, ip, round(now - last, 1)] for (user, ip), last in logins])
+
+
+def load_report(state, now, gone, offset=0):
+    """(Report, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
+    report = Report(now, offset)
+    if type(state) is not dict:
+        return report, int(state is not None)
+    report.tally, lost = load_tally(state, now, gone, offset)
+    report.maybe_sent = state.get('sending') is True
+    report.mail_due = report.maybe_sent or state.get('owed') is True
+    try:
+        if state.get('last') is not None:
+            report.last = now - gone - checked_age(state['last'])
+    except ValueError:
+        lost += 1
+    for row in rows_of(state, 'known'):
+        try:
+            user, ip, age = row
+            key = str(user)[:NAME_LENGTH], str(ip)[:NAME_LENGTH]
+            report.logins_reported[key] = now - gone - checked_age(age)
+        except (TypeError, ValueError):
+            lost += 1
+    shorten(report.logins_reported, 500)
+    return report, lost
+
+
+# ---- Digest --------------------------------------------------------------------------------
+# Owns: what is known of the log lines that no jail explains: how often rules have been met, and the
+# patterns that lines are grouped by. Always true: it is bounded, whatever a log holds; names that may be
+# passwords are taken out of a line before anything of it is kept.
+
+DIGITS = b'0123456789'
+VARIABLE = Regex(r"""
+    (?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:[:/]\d+)?(?![\w.])                       # an IPv4 address, with port or prefix
+  | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])                   # of a network card
+  | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])             # IPv6
+  | (?:\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ +\d+(?:[ ]+[\d:]+)*
+  | \b0x[0-9a-fA-F]+\b | \b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b
+  | \d+(?:[.,:]\d+)*
+  | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
+# who is named in a message may be a password that was typed as a name
+NAMED = Regex(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
+    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
+# ... all the more where somebody was refused
+REFUSED = Regex(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
+NAMED_THERE = Regex(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
+    |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login|unauthorized|\(to[ ]\S+\))[ ]+)(?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)(?!\*)[^\s,:)]+
+    |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
+SOFT = Regex(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
+SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
+PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
+PRIORITY = Regex(rb'\n<(\d{1,3})>')
+KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
+NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at: each costs as much as hundreds of known ones
+
+
+def masked(message):
+    """A message with all that differs from time to time written as *. Names go first: one that is half a number
+    would lose only that half."""
+    return VARIABLE.sub('*', unnamed(message, '*'))
+
+
+def unnamed(message, instead='…'):
+    """A message without the names in it."""
+    found = NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
+    return NAMED_THERE.sub(lambda m: m.group(1) + ' ' + instead if m.group(1) else instead, found) if REFUSED.search(found) else found
+
+
+class Rule:
+    """One [rule NAME]: which lines it means, and what is to become of them."""
+
+    def __init__(self, name, options, guard=None):
+        self.name, self.options, self.guard = name, options, guard or unguarded
+        self.program = compile_regex(options['program'] or '.*', 0, options['program'])
+        self.regexes = None          # made when its program has spoken; at once if `guard` tells that it is not built in
+        self.runaways = []           # when a regex was aborted, lately
+        self.last_runaway = 0
+        self.rests = 0               # until when the rule is not asked
+        if guard:
+            self.check()
+
+    def check(self):
+        """Compiles it; ValueError if an option does not mean anything."""
+        options = self.options
+        self.regexes = [compile_line(text) for text in options['regex']]
+        fields = set().union(*(regex.groupindex for regex in self.regexes)) if self.regexes else set()
+        self.fields = {'ip', 'program'} | fields - {'ip4', 'ip6', 'dns'}
+        key = options['key']
+        self.key = tag_field(key)
+        if self.key and self.key not in self.fields:
+            raise ValueError('key: no regex has a %s' % quoted(key))
+        for tag in re.findall('<([A-Za-z][^<>]*)>', options['text']):
+            if tag not in ('HOST', 'ADDR') and tag_field(tag) not in self.fields:
+                raise ValueError('text: <%s> means nothing here (no regex has it)' % printable(tag))
+        # texts (bytes) of which one stands in every line that is meant; None: there is nothing to look for
+        sets = [best_literals(regex) for regex in self.regexes]
+        self.needed = most_telling([found for found in (best_literals(self.program), all(sets) and set().union(*sets)) if found])
+
+    def match(self, program, message):
+        """The fields that one of its regexes finds, None if none matches."""
+        if not self.guard(self.program.fullmatch, program):
+            return None
+        if self.regexes is None:
+            self.regexes = [compile_line(text) for text in self.options['regex']]
+        for regex in self.regexes:
+            m = self.guard(regex.search, message)
+            if m:
+                fields = groups(m)
+                fields['ip'] = fields.get('ip4') or fields.get('ip6') or fields.get('dns')
+                return dict(fields, program=program)
+        return None if self.regexes else {'program': program}
+
+    def ran_away(self, now):
+        """What is wrong, after a regex was aborted; a rule whose regexes do it again and again rests for a minute."""
+        self.runaways, rests = after_runaway(self.runaways, now)
+        self.rests, self.last_runaway = rests or self.rests, now
+        return 'its regex takes too long for some lines, which are skipped%s' % ('; it rests for a minute' if rests else '')
+
+    def text(self, fields, message):
+        """What the summary says of a line."""
+        tags = {tag: str(value or '?') for tag, value in fields.items()}
+        shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'), self.options['text'])
+        return clipped(shown or masked(message[:MESSAGE_LENGTH]))
+
+
+def clipped(text):
+    """A text of the log as the summary holds it."""
+    return shortened(printable(text), TEXT_LENGTH)
+
+
+def tag_field(tag):
+    """The name of the field that a <tag> stands for."""
+    return 'ip' if tag in ('HOST', 'ADDR') else TAG_NAMES.get(tag[2:], tag[2:].lower()) if tag.startswith('F-') else tag
+
+
+class Digest:
+    """Reads what no jail explains: the rules of the conf line by line, the built-in ones and the grouping of all
+    other lines by shape. Of lines that differ in digits alone only the first is looked at."""
+
+    def __init__(self, rules, built_in, other):
+        self.rules = rules           # name -> Rule, of the conf
+        self.built_in = built_in     # name -> Rule
+        self.other = other           # are lines grouped that no rule explains?
+        self.fails = Fails(1000)     # how often rules have been met that want more than one line
+        self.graces = {}             # (rule, key) -> until when it is not counted
+        self.shapes = {}             # a line without its digits -> (part, key, example), None if it does not matter
+        self.vocabulary = {}         # (program, number of words, the first) -> templates, as lists of words
+        self.trouble = {}            # rule -> what is wrong with it
+        self.speakers = {}           # program -> the built-in rules that mean it
+        self.room = [NEW_AT_ONCE] * 2              # for new shapes of programs, of the kernel
+        self.looked = float('-inf')  # when that was brought up to date
+
+    def adopt(self, old):
+        """Takes over what was known before a reload."""
+        self.fails, self.graces, self.vocabulary = old.fails, old.graces, old.vocabulary
+
+    def read(self, block, explained, tally, now):
+        """Counts the lines of a tidy block, but for those in which one of the positions `explained` lies. Yields
+        (Rule, text, line) for each that is to be mailed at once."""
+        # line by line, not rule by rule: what comes first may reset what comes later
+        for start, _, end, rule in sorted(
+                (start, n, end, rule) for n, rule in enumerate(self.rules.values())
+                if rule.needed is None or any(text in block for text in rule.needed) for start, end in with_lines(block, rule.needed)):
+            yield from self.apply(rule, block[start:end], start, explained, tally, now)
+        scans = self.other and self.group(without(block, explained), tally, now)
+        # a jail may have explained them, too
+        for protocol, port in PORTS_LOGGED.findall(block) if scans or self.other and explained and b' DPT=' in block else ():
+            tally.note('ports', ('%s/%s' % (port.decode(), protocol.decode().lower()),), 1)
+
+    def group(self, rest, tally, now):
+        """Counts lines by their shape; True if the firewall has logged packets in some of them."""
+        raw, examples, scans = rest.split(b'\n'), None, False
+        if b'\n<' in rest:                         # the severity is in a number there
+            rest = PRIORITY.sub(lambda m: b'\n<%s>' % b'!!!!-...'[int(m.group(1)) & 7:][:1], rest)
+        keys = rest.translate(None, DIGITS).split(b'\n')
+        for shape, n in collections.Counter(keys).items():
+            known = shape[:MESSAGE_LENGTH]
+            if known not in self.shapes:
+                if examples is None:               # shape -> the first line of it
+                    examples = dict(zip(reversed(keys), reversed(raw)))
+                if not self.may_analyse(b' kernel: ' in known, now):
+                    tally.note('other', ('', 'lines of ever new kinds, too many to be looked at', ''), n, now, now, '')
+                    continue
+                if len(self.shapes) >= KNOWN_SHAPES:
+                    self.shapes.clear()
+                learnt = self.classify(examples[shape], tally)                    # which may clear them, too
+                self.shapes[known] = learnt
+            found = self.shapes[known]
+            if found and b'message repeated ' in shape:
+                n = sum(read_line(line).times for line, key in zip(raw, keys) if key == shape)
+            if found and found[2] is None:         # a built-in rule that shows lines
+                shown = [as_message(read_line(line).message) for line, key in zip(raw, keys) if key == shape][-1]
+                tally.note(found[0], found[1], n, now, now, [[now, clipped(shown)]])
+            elif found:
+                tally.note(found[0], found[1], n, now, now, found[2])
+            else:
+                scans = scans or found is False
+        return scans
+
+    def may_analyse(self, whose, now):
+        """May one more new shape be looked at? Who makes a flood does not hide what the kernel says."""
+        self.room = [min(NEW_AT_ONCE, room + NEW_A_SECOND * (now - self.looked)) for room in self.room]
+        self.looked = now
+        there = self.room[whose] >= 1
+        self.room[whose] -= there
+        return there
+
+    def apply(self, rule, raw, start, explained, tally, now):
+        """One rule of the conf, and a line that begins at `start`."""
+        if rule.rests > now:
+            return
+        line = read_line(raw)
+        program, message = program_of(line), as_message(line.message, PLAIN_LINE)
+        try:
+            fields = rule.match(program, message)
+        except Runaway:
+            self.trouble[rule.name] = rule.ran_away(now)
+            return
+        if fields is None:
+            return
+        explained.append(start)
+        if self.counts(rule, fields, now, line.times):
+            n = line.times if rule.options['maxretry'] == 1 else 1
+            text = rule.text(fields, message)
+            shown = clipped('%s: %s' % (program, message[:TEXT_LENGTH]))
+            level = rule.options['report']
+            if level == 'other':
+                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now, clipped(unnamed(message)))
+            elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
+                tally.note('rules', (level, rule.name, text), n, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
+            if rule.options['mail']:
+                yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
+
+    def counts(self, rule, fields, now, times=1):
+        """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it does so here."""
+        options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
+        if options['resets']:
+            self.fails.forget((options['resets'], what))
+            if options['grace']:
+                self.graces[options['resets'], what] = now + options['grace']
+                shorten(self.graces, 1000)
+        if self.graces.get((rule.name, what), now) > now:
+            return False
+        if self.fails.add((rule.name, what), now, times, options['findtime'], options['maxretry']) < options['maxretry']:
+            return False
+        self.fails.forget((rule.name, what))
+        return True
+
+    def classify(self, raw, tally):
+        """(part, key, last field of its cell) of a line whose shape is new; None if it does not matter, False if it
+        is a packet that the firewall has logged."""
+        line = read_line(raw)
+        message = as_message(line.message)
+        if not message:
+            return None
+        program = printable(program_of(line))[:NAME_LENGTH]
+        if program not in self.speakers:
+            shorten(self.speakers, 200)
+            self.speakers[program] = [rule for rule in self.built_in.values() if rule.program.fullmatch(program)]
+        for rule in self.speakers[program]:
+            if rule.match(program, message):
+                if rule.options['report'] == 'ignore':
+                    return False if rule.name == 'dropped' else None
+                return 'rules', (rule.options['report'], rule.name, rule.text({}, message)), [] if rule.options['details'] == 'none' else None
+        severe = SEVERE.search(raw[:len(raw) - len(line.message)])
+        number = 7 if severe is None else int(severe.group(2)) & 7 if severe.group(2) else 3 if severe.group(1) else 4
+        level = 'err' if number < 4 else 'warn' if number == 4 else ''
+        words = printable(masked(message)).split()[:25]
+        template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
+        return 'other', (program, template, level), clipped(unnamed(message))
+
+    def template(self, program, words, tally):
+        """The template, a list of words, that a message belongs to. One that differs from a known one in a few words
+        that look like names widens it; so do two known ones that differ from it in the same few words."""
+        known = self.vocabulary.setdefault((program, len(words), words[0]), [])
+        shorten(self.vocabulary, 150)
+        alike = {}                   # where they differ -> indexes of templates
+        for n, template in enumerate(known):
+            where = tuple(i for i, (a, b) in enumerate(zip(template, words)) if a != b and a != '*')
+            if not where:
+                return template
+            if 5 * len(where) <= 2 * len(words):
+                alike.setdefault(where, []).append(n)
+        for where, found in alike.items():
+            if len(found) > 1 and len(words) > 3 or all(
+                    SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found for i in where):
+                wider = ['*' if i in where else word for i, word in enumerate(known[found[0]])]
+                for n in reversed(found):
+                    self.generalise(program, known.pop(n), wider, tally)
+                known.append(wider)
+                return wider
+        known.append(words)
+        del known[:-8]
+        return words
+
+    def generalise(self, program, template, wider, tally):
+        """What was counted under a template now counts under a wider one."""
+        self.shapes.clear()
+        for level in ('err', 'warn', ''):
+            cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level), None)
+            if cell:
+                tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level), *cell)
+
+    def purge(self, now):
+        """Forgets what no longer counts."""
+        self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
+
+    def heal(self, now):
+        """Names of the rules whose regexes have not run away for long enough: that trouble is over."""
+        calm = [name for name in self.trouble if now - self.rules[name].last_runaway > CALM_SECONDS]
+        for name in calm:
+            del self.trouble[name]
+        return calm
+
+
+def make_digest(config, guard=unguarded):
+    """(Digest, problems) of a configuration."""
+    made, problems = {}, []
+    names = [section for section in list(built_in_rules()) + list(config.settings) if kind_of(section) == 'rule']
+    for section in dict.fromkeys(names):
+        name, options = section[5:], config.options(section)
+        try:
+            made[name] = Rule(name, options, guard if section in config.settings else None)
+            if section not in built_in_rules() and not {'program', 'regex'} & set(config.settings[section]):
+                raise ValueError('has neither program nor regex, and no built-in rule is called so (%s)' % choose_from(
+                    name, [section[5:] for section in built_in_rules()]))
+            if options['grace'] and not options['resets']:
+                raise ValueError('grace: means nothing without `resets`')
+            if options['resets'] and 'rule ' + options['resets'] not in names:
+                raise ValueError('resets: there is no [rule %s]' % options['resets'])
+        except ValueError as e:
+            option = str(e).partition(':')[0]
+            problems.append('%s: [%s]: %s' % (config.where(section, option if option in options else 'regex'), section, e))
+    own = {name: rule for name, rule in made.items() if 'rule ' + name in config.settings}
+    return Digest(own, {name: rule for name, rule in made.items() if name not in own}, config.get('report', 'other')), problems
+
+
+def without(block, explained):
+    """The block without the lines in which these positions lie."""
+    if not explained:
+        return block
+    parts, at = [], 0
+    for position in sorted(explained):
+        if position >= at:
+            parts.append(block[at:block.rfind(b'\n', 0, position + 1)])
+            at = block.find(b'\n', position + 1)
+            if at < 0:
+                at = len(block)
+    return b''.join(parts) + block[at:]
+
+
+def program_of(line):
+    return (line.program or b'').decode('utf-8', 'replace')
+
+
+def as_message(raw, most=MESSAGE_LENGTH):
+    """A message as text, without the kernel's stamp."""
+    text = raw[:most].decode('utf-8', 'backslashreplace').rstrip()
+    return re.sub(r'^\[ *\d+\.\d+\] ', '', text)
+
+
+# ---- Summary -------------------------------------------------------------------------------
+# Owns: mails on their way. Says what a Tally holds, as text, as a page and as a mail, and sends it. Always
+# true: no text of the log comes out unescaped; what could not be sent is kept, and tried again.
+
+# what a summary says
+MANY_NETWORKS = 10                   # that failed for one account without being banned: guessing that hides
+SILENT = 12 * 3600                   # a source without a line for so long has lost its voice
+CHART_BARS = 36
+
+
+def summarise(report, facts):
+    """What is to be told, as a dict for JSON; moments by the wall clock. `facts` is what only the daemon, or who
+    stands in for it, knows: see Daemon.facts."""
+    tally, now = report.whole(), facts['now']
+    tally.fold()
+    accounts = set(facts['accounts']) | {user for user, _, _ in tally['logins']}
+    shown = {user for (user,), cell in tally['users'].items() if cell[3] or user in accounts}
+
+    def wall(ticks):
+        return round(facts['wall'] - now + ticks)
+    seconds = max(0, now - tally.begun)
+    counts = collections.Counter({what: n for (what,), (n,) in tally['counts'].items()})
+    noted = noted_lines(tally, facts, wall)
+    logins = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
+               'new': (user, ip) not in report.logins_reported}
+              for (user, ip, jail), (n, first, last) in tally['logins'].items()]
+    jails = [dict(zip(JAIL_COUNTS, cell), jail=jail, active=facts['active'].get(jail, 0))
+             for (jail,), cell in tally['jails'].items()]
+    jails += [dict(dict.fromkeys(JAIL_COUNTS, 0), jail=jail, active=n)
+              for jail, n in facts['active'].items() if (jail,) not in tally['jails']]
+    tried = {}                       # network -> names that were tried, most often first
+    for (net, user), (n, _) in sorted(tally['pairs'].items(), key=lambda row: -row[1][0]):
+        tried.setdefault(net, []).append(user)
+    addresses = [{'ip': net, 'jail': jail, 'failures': n, 'last': wall(last), 'bans': facts['bans'].get(net, 0),
+                  'until': None if net not in facts['until'] or facts['until'][net] is None else wall(facts['until'][net]),
+                  'active': net in facts['until'], 'users': [user for user in tried.get(net, ()) if user in shown][:8],
+                  'hidden': sum(user not in shown for user in tried.get(net, ()))}
+                 for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0])]
+    return {
+        'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now), 'seconds': round(seconds),
+        'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.maybe_sent,
+        'reboots': counts['reboots'], 'starts': counts['starts'],
+        'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
+        'warnings': report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall),
+        'logins': sorted(logins, key=lambda row: (not row['new'], -row['last'])),
+        'bans': dict({what: sum(row[what] for row in jails) for what in JAIL_COUNTS}, active=sum(facts['active'].values())),
+        'jails': sorted(jails, key=lambda row: (-row['bans'], -row['failures'], row['jail'])),
+        'addresses': addresses, 'users': sorted(
+            [{'user': user, 'failures': tally['users'][user,][0], 'addresses': tally['users'][user,][1]} for user in shown],
+            key=lambda row: -row['failures']),
+        'hours': hour_bars(tally, facts, wall), 'networks': neighbours(addresses),
+        'dropped': sorted([{'jails': jails, 'packets': n} for (jails,), (n,) in tally['drops'].items() if n],
+                          key=lambda row: -row['packets']),
+        'ports': sorted([{'port': port, 'packets': n} for (port,), (n,) in tally['ports'].items()],
+                        key=lambda row: -row['packets']),
+        'noted': [row for row in noted if row['level'] != 'warning'],
+        'other': other_lines(tally, wall),
+        'health': {'lines': sum(cell[0] for cell in tally['lines'].values()), 'memory': facts['memory'],
+                   'written': counts['written'], 'firewall': facts['firewall'], 'unmailed': counts['unmailed'],
+                   'sources': [{'source': source, 'lines': cell[0]} for (source,), cell in tally['lines'].items()],
+                   'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
+
+
+def report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall):
+    """What an owner must know: {'text', 'details': [moment, line] of the log}."""
+    rows = [] if facts['running'] else [('the daemon is not running: nobody is banned', [])]
+    rows += [(text, []) for text in itertools.chain(facts['wrong'], suspicions(report, tally, facts, accounts, seconds, wall))]
+    rows += [('%s (%s)' % (row['text'], often(row, seconds)), row['details']) for row in noted if row['level'] == 'warning']
+    rows += [(text, []) for text in mishaps(tally, counts, facts, seconds, wall)]
+    kinds, ranks = collections.Counter(), []       # how many of its kind stand before a row: no kind hides the others
+    for text, _ in rows:
+        kind = re.sub(r'\S*\d\S*', '', text)[-30:]
+        ranks.append(kinds[kind] // 4)
+        kinds[kind] += 1
+    return [{'text': text, 'details': details} for _, (text, details) in sorted(zip(ranks, rows), key=lambda row: row[0])]
+
+
+def suspicions(report, tally, facts, accounts, seconds, wall):
+    """Yields lines on accounts and addresses that should be looked at."""
+    banned = set(facts['bans']) | set(facts['until'])
+    for (user, ip, jail), (n, when) in tally['guessed'].items():
+        if n >= FEW or (user, ip) not in report.logins_reported:
+            yield '%s logged in from %s after %s (%s, %s)' % (
+                user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds))
+    for (user,), (n, networks, _, _) in tally['users'].items():
+        quiet = user in accounts and max(networks - len(banned), sum(
+            name == user and net not in banned for net, name in tally['pairs']))
+        if quiet >= MANY_NETWORKS:
+            yield ('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
+                   'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
+    for (net, why), (n, last) in tally['ignored'].items():
+        if n:
+            yield '%s failed %s, last %s; it is never banned: %s' % (
+                net, plural(n, 'time'), hour_text(wall(last), seconds), why)
+
+
+def mishaps(tally, counts, facts, seconds, wall):
+    """Yields lines on what banwatch itself could not do as it should."""
+    def happened(rows):
+        return often({'times': sum(n for n, _, _ in rows), 'first': wall(min(first for _, first, _ in rows)),
+                      'last': wall(max(last for _, _, last in rows))}, seconds)
+    mails = {what: cell for (where, what), cell in tally['incidents'].items() if where == 'mail'}
+    if mails:
+        latest = max(mails, key=lambda what: (mails[what][2], mails[what][1], mails[what][0], what))
+        yield 'mail: %s (%s)' % (latest, happened(mails.values()))
+    for (where, what), cell in tally['incidents'].items():
+        if where != 'mail':
+            yield '%s: %s (%s)' % (where, what, happened([cell]))
+    for source, open_for, trouble in facts['sources']:
+        if trouble:
+            yield '%s: %s' % (source, trouble)
+        elif min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]:
+            yield '%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds))
+    for part in 'guessed', 'logins', 'ignored', 'incidents':
+        if counts[part]:
+            yield '%s: %s more that are not told here; the log has them' % (part, format(counts[part], ','))
+    for what, why in ('unmailed', 'there were more than `mailmax` in an hour'), ('unsent', 'sendmail failed four times'):
+        if counts[what]:
+            yield '%s not sent at once, for %s' % (plural(counts[what], 'mail was', 'mails were'), why)
+
+
+def often(row, seconds):
+    """'14:02', '3 times, 14:02–15:10'."""
+    return ('' if row['times'] == 1 else plural(row['times'], 'time') + ', ') + span_text(row, seconds)
+
+
+def span_text(row, seconds):
+    """'14:02', '14:02–15:10'."""
+    first, last = hour_text(row['first'], seconds), hour_text(row['last'], seconds)
+    return last if first == last else '%s–%s' % (first, last)
+
+
+def noted_lines(tally, facts, wall):
+    """What rules have found."""
+    def chosen(name, lines):
+        which = facts['details'].get(name, 'none')             # of a rule that is there no more
+        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': first_and_latest(lines, 2)}[which]
+    return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
+                    'details': [[wall(when), line] for when, line in chosen(name, lines)]}
+                   for (level, name, text), (n, first, last, lines) in tally['rules'].items()],
+                  key=lambda row: -row['times'])
+
+
+def other_lines(tally, wall):
+    """Groups of other log lines, what is severe first. The many that a program says once are one."""
+    found, once = [], {}
+    for (program, template, level), (n, first, last, example) in tally['other'].items():
+        row = {'program': program, 'text': template, 'level': level, 'times': n, 'kinds': 1, 'first': wall(first),
+               'last': wall(last), 'example': example}
+        (once.setdefault(program, []) if n < FEW and not level else found).append(row)
+    for program, rows in once.items():
+        if len(rows) <= FEW:
+            found += rows
+        else:
+            found.append(dict(rows[0], kinds=len(rows), times=sum(row['times'] for row in rows), text='%d different lines' % len(rows),
+                              first=min(row['first'] for row in rows), last=max(row['last'] for row in rows)))
+    return sorted(found, key=lambda row: (-LEVELS.get(row['level'], 0), -row['times'], row['program']))
+
+
+def hour_bars(tally, facts, wall):
+    """Bars of a chart, without gaps, each of some full hours."""
+    known, last = {}, wall(facts['now']) // 3600
+    for (hour,), (failures, bans) in tally['hours'].items():
+        cell = known.setdefault(min(last, hour), [0, 0])       # the clock may have been set since
+        cell[0], cell[1] = cell[0] + failures, cell[1] + bans
+    if not any(failures or bans for failures, bans in known.values()):
+        return []
+    first = max(min(wall(tally.begun) // 3600, min(known)), last - PARTS['hours'].limit)
+    width = -(-(last - first + 1) // CHART_BARS)
+    return [{'start': start * 3600, 'hours': width, 'failures': sum(known.get(start + n, (0, 0))[0] for n in range(width)),
+             'bans': sum(known.get(start + n, (0, 0))[1] for n in range(width))}
+            for start in range(first, last + 1, width)]
+
+
+def neighbours(addresses):
+    """Networks (/24, /48) from which more than one address has failed."""
+    found = {}
+    for row in addresses:
+        net = network_of(row['ip'].partition('/')[0], 24, 48)
+        cell = found.setdefault(net, {'network': net, 'addresses': 0, 'failures': 0, 'bans': 0})
+        cell['addresses'] += 1
+        cell['failures'] += row['failures']
+        cell['bans'] += row['bans']
+    return sorted([cell for cell in found.values() if cell['addresses'] > 1], key=lambda cell: -cell['failures'])
+
+
+def hour_text(when, seconds=0):
+    """'14:02', or 'Fri 14:02' if the period is longer than from one cron run to the next."""
+    return time.strftime('%H:%M' if seconds < DAY + HOUR else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', local_time(when))
+
+
+def verdict_text(summary):
+    """'2 warnings, 14 bans, 1 login'."""
+    said = [plural(n, word) for n, word in (
+        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['other'] if row['level'] == 'err'), 'log error'), (summary['bans']['bans'], 'ban'),
+        (sum(row['times'] for row in summary['logins']), 'login')) if n]
+    failures, bans = summary['bans']['failures'], summary['bans']['bans']
+    return ', '.join(said + [plural(failures, 'failure')] * bool(failures and not bans)) or 'all quiet'
+
+
+def subject_text(summary):
+    """The subject of its mail."""
+    days = round(summary['seconds'] / DAY)
+    return '[%s] %s — %s%s%s' % (
+        printable(summary['host']), verdict_text(summary), time.strftime('%a %d %b', local_time(summary['to'])),
+        ', covers %d days' % days if days > 1 else '', ' (may be a repeat)' if summary['repeat'] else '')
+
+
+def is_empty(summary):
+    """Is there nothing in it that anybody would want to read?"""
+    return not (any(summary[part] for part in ('warnings', 'logins', 'addresses', 'noted', 'other', 'ports'))
+                or any(summary['bans'][what] for what in JAIL_COUNTS) or summary['repeat'])
+
+
+# how a summary looks: (title, note, blocks); a block is (kind, what it shows): lines, quiet lines, warnings,
+# a table (head, rows, how many more there are) or a chart
+def report_sections(summary, most=1.0):
+    """Yields what there is to show; `most` is the part of the usual number of rows."""
+    seconds = summary['seconds']
+
+    def some(rows, usual):
+        room = max(3, int(usual * most))
+        return rows[:room], max(0, len(rows) - room)
+
+    def told(details):
+        return ['%s  %s' % (hour_text(when, seconds), line) for when, line in details]
+
+    def each(rows, usual, blocks):
+        shown, more = some(rows, usual)
+        return [block for row in shown for block in blocks(row)] + [('lines', ['+ %d more' % more] * bool(more))]
+
+    def grid(head, rows, usual, row):
+        shown, more = some(rows, usual)
+        return 'table', (head, [[printable(str(cell)) for cell in row(each)] for each in shown], more)
+    yield '%s: %s' % (summary['host'], verdict_text(summary)), '', [('lines', [about_text(summary)])] + [
+        ('lines', ['An earlier mail may have told this already: banwatch ended before it knew whether that had gone.'])] * summary['repeat']
+    if summary['warnings']:
+        yield 'WARNING', '', each(summary['warnings'], 16, lambda row: (
+            ('warnings', [row['text']]), ('quiet', told(row['details']))))
+    if summary['logins']:
+        yield 'LOGINS', '', [grid(('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
+            'NEW' if row['new'] else '', row['user'], row['ip'], row['by'], row['times'], hour_text(row['last'], seconds)))]
+    bans = summary['bans']
+    if any(bans.values()):
+        said = [plural(bans['failures'], 'failure')] * bool(bans['failures']) + [plural(bans['bans'], 'new ban')] * bool(bans['bans'])
+        said += ['%s %s' % (format(bans[key], ','), text) for key, text in (
+            ('extended', 'extended'), ('ended', 'ended'), ('lifted', 'lifted by hand'),
+            ('active', 'active now' if summary['running'] and summary['health']['firewall'] != ['none'] else 'on record, nobody is blocked'))
+                 if bans[key]]
+        jails = [row for row in summary['jails'] if any(row[what] for what in JAIL_COUNTS + ('active',))]
+        yield 'BANS', ', '.join(said), [
+            grid(('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
+                row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))] + [
+            grid(('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12, lambda row: (
+                row['ip'], row['jail'], row['failures'], row['bans'],
+                '' if not row['active'] else 'for ever' if row['until'] is None else until_text(row['until'], summary['to']),
+                names_text(row)))] * bool(summary['addresses'])
+    if summary['hours'] and seconds >= 3600:
+        yield 'HOURS', 'failures per %s, %s at most' % (
+            'hour' if summary['hours'][0]['hours'] == 1 else '%d hours' % summary['hours'][0]['hours'],
+            format(max(bar['failures'] for bar in summary['hours']), ',')), [('chart', summary['hours'])]
+    if summary['networks']:
+        yield 'NETWORKS', '', [grid(('NETWORK', 'ADDRESSES', 'FAILURES', 'BANS'), summary['networks'], 6, lambda row: (
+            row['network'], row['addresses'], row['failures'], row['bans']))]
+    if summary['dropped'] or summary['ports']:
+        ports, more = some(summary['ports'], 12)
+        yield 'FIREWALL', '', [grid(('BANNED BY', 'PACKETS DROPPED'), summary['dropped'], 6, lambda row: (
+            row['jails'], format(row['packets'], ',')))] * bool(summary['dropped']) + [
+            ('lines', ['packets that the firewall has logged, by port: ' + ', '.join(
+                '%s %s' % (row['port'], format(row['packets'], ',')) for row in ports) + ' + %d more' % more * bool(more)])] * bool(ports)
+    if summary['noted']:
+        yield 'NOTED', '', each(summary['noted'], 12, lambda row: (
+            ('lines', ['%s (%s)' % (row['text'], often(row, seconds))]), ('quiet', told(row['details']))))
+    if summary['other']:
+        lines, kinds = (sum(row[what] for row in summary['other']) for what in ('times', 'kinds'))
+        note = '%s of %s that no jail and no rule explains' % (plural(lines, 'line'), plural(kinds, 'kind'))
+        yield 'OTHER LOG LINES', note, each(summary['other'], 14, lambda row: other_blocks(row, seconds))
+    yield 'HEALTH', '', [('lines', [health_text(summary['health'], seconds)])]
+
+
+def other_blocks(row, seconds):
+    """A group of other log lines: what they have in common, and one of them, if that says more."""
+    alone = row['times'] == 1 or row['text'] == row['example']
+    kind = {'err': 'warnings', 'warn': 'warnings'}.get(row['level'], 'lines')
+    text = '%s × %s%s: %s%s' % (format(row['times'], ','), row['program'] or '(no program)', ' ' + row['level'] if row['level'] else '',
+                                row['example'] if alone else row['text'], ' (%s)' % span_text(row, seconds) if alone else '')
+    return (kind, [text]), ('quiet', [] if alone else ['%s  %s' % (span_text(row, seconds), row['example'])])
+
+
+def about_text(summary):
+    """'Thu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d · 1 reboot'."""
+    seconds = summary['seconds']
+    said = ['%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds)),
+            'up ' + duration_text(summary['uptime'])]
+    said += [plural(summary['reboots'], 'reboot')] * bool(summary['reboots'])
+    said += [plural(summary['starts'], 'restart')] * bool(summary['starts'])
+    return ' · '.join(said + ['the clock was put %s by %s at %s' % (
+        'forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])), hour_text(step['when'], seconds))
+        for step in summary['steps'][:3]])
+
+
+def health_text(health, seconds):
+    """'1,234 lines read, 0.01 a second · 24,680 kB of memory · firewall nft'."""
+    rate, let_go = health['lines'] / max(1, seconds), sum(health['let_go'].values())
+    said = ['%s read, %s a second' % (plural(health['lines'], 'line'), format(rate, ',.2f' if rate < 10 else ',.0f'))]
+    said += ['%s kB of memory' % format(health['memory'], ',')] * bool(health['memory'])
+    said += ['%s kB of state written' % format(-(-health['written'] // 1000), ',')] * bool(health['written'])
+    said += ['firewall ' + ' and '.join(health['firewall'])] * bool(health['firewall'])
+    return ' · '.join(said + ['%s too many to be told one by one' % format(let_go, ',')] * bool(let_go))
+
+
+def moment_text(when):
+    return time.strftime('%a %d %b %H:%M', local_time(when))
+
+
+def until_text(until, now):
+    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', local_time(until))
+
+
+def names_text(row):
+    """Names that were tried by an address; those that may be passwords are a number."""
+    hidden = plural(row['hidden'], 'possible password') if row['hidden'] else ''
+    return ', '.join(row['users'][:5] + [hidden] * bool(hidden))
+
+
+# as text
+EIGHTHS = ' ▁▂▃▄▅▆▇█'
+PLAIN = {ord(a): b for a, b in zip('▁▂▃▄▅▆▇█·–—…×', '...::###---.x')}
+TEXT_WIDTH, TEXT_LINES, MAIL_BYTES = 80, 120, 32 * 1024
+
+
+def text_lines(summary, most=1.0):
+    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is TEXT_WIDTH columns at most."""
+    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
+        if n:
+            yield '', ''
+        yield 'title', shortened(printable(title + ('  ' + note if note else '')), TEXT_WIDTH)
+        for kind, shown in blocks:
+            if kind == 'table':
+                yield from table_lines(*shown)
+            elif kind == 'chart':
+                yield from chart_lines(shown)
+            else:
+                for text in shown:
+                    for line in wrapped(text) if kind != 'quiet' else [shortened(' ' * 8 + printable(text), TEXT_WIDTH)]:
+                        yield {'warnings': 'warning', 'quiet': 'quiet'}.get(kind, ''), line
+
+
+def wrapped(text):
+    """Lines of a paragraph, three at most."""
+    found = textwrap.wrap(printable(text), TEXT_WIDTH, initial_indent='  ', subsequent_indent='    ')
+    return found if len(found) < 4 else found[:2] + [shortened('    ' + ' '.join(line.strip() for line in found[2:]), TEXT_WIDTH)]
+
+
+def table_lines(head, rows, more):
+    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]             # 39: an IPv6 address
+    for n, line in enumerate(table(head, rows)):
+        yield 'head' if n == 0 else '', shortened('  ' + line, TEXT_WIDTH)
+    if more:
+        yield '', '  + %d more' % more
+
+
+def chart_lines(bars, height=4):
+    highest = max(1, max(bar['failures'] for bar in bars))
+    wide = 2 if len(bars) > 25 else 3              # columns a bar: a day of hours, and the begun one, in TEXT_WIDTH
+    for level in reversed(range(height)):
+        eighths = [max(0, min(8, round(bar['failures'] * 8 * height / highest) - 8 * level)) for bar in bars]
+        yield 'bar', ('  ' + ''.join(EIGHTHS[max(n, level == 0 and bar['failures'] > 0)] * (wide - 1) + ' '
+                                     for n, bar in zip(eighths, bars))).rstrip()
+    every = 1 if wide > 2 and bars[0]['hours'] == 1 else 3
+    labels = [bar_label(bar) if n % every == 0 else '' for n, bar in enumerate(bars)]
+    yield 'head', ('  ' + ''.join(label.ljust(wide) for label in labels)).rstrip()
+
+
+def bar_label(bar):
+    return time.strftime('%H', local_time(bar['start']))
+
+
+def report_text(summary, most=1.0):
+    """The summary as plain text, TEXT_LINES lines at most."""
+    if is_empty(summary):
+        about = list(itertools.takewhile(bool, (line.strip() for _, line in text_lines(summary))))[1:]
+        return '\n'.join([shortened('%s: all quiet, nothing to report.' % printable(summary['host']), TEXT_WIDTH)] + about + [''])
+    found = [line for _, line in text_lines(summary, most)]
+    if len(found) > TEXT_LINES:
+        found = found[:TEXT_LINES - 1] + ['+ %d more lines' % (len(found) - TEXT_LINES + 1)]
+    return '\n'.join(found) + '\n'
+
+
+# as a page
+ESCAPES = {ord(c): '&#%d;' % ord(c) for c in '&<>"\''}
+def report_page(summary, most=1.0):
+    """The summary as one HTML page that needs nothing else."""
+    out = ['<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+           '<title>%s</title><style>%s</style></head>\n<body><main>' % (escaped(subject_text(summary)), STYLE)]
+    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
+        if n == 0:
+            out.append('<h1>%s</h1>' % escaped(title))
+        else:
+            out.append('<section%s><h2>%s%s</h2>' % (' class="w"' if title == 'WARNING' else '', escaped(title), (
+                ' <i>%s</i>' % escaped(note)) if note else ''))
+        for kind, shown in blocks:
+            out += [table_html(*shown)] if kind == 'table' else [chart_html(shown)] if kind == 'chart' else [
+                '<p%s>%s</p>' % ({'warnings': ' class="x"', 'quiet': ' class="q"'}.get(kind, ''), escaped(text)) for text in shown]
+        out.append(tiles(summary) if n == 0 else '</section>')
+    return '\n'.join(out + ['</main></body></html>', ''])
+
+
+def escaped(text):
+    return printable(text).translate(ESCAPES)
+
+
+def tiles(summary):
+    """The numbers that are looked at first."""
+    bans = summary['bans']
+    return '<div class="k">%s</div>' % ''.join('<p><b>%s</b>%s</p>' % (format(n, ','), word + 's' * (n != 1 and word != 'active')) for n, word in (
+        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['logins']), 'login'), (bans['failures'], 'failure'),
+        (bans['bans'], 'ban'), (bans['active'], 'active')))
+
+
+def table_html(head, rows, more):
+    right = [all(row[i].replace(',', '').isdigit() for row in rows) for i in range(len(head))]
+
+    def row(tag, cells):
+        return '<tr>%s</tr>' % ''.join('<%s%s>%s</%s>' % (
+            tag, ' class="n"' if r else ' class="x"' if cell == 'NEW' else ' class="l"' if len(cell) > 24 else '', escaped(cell), tag)
+            for r, cell in zip(right, cells))
+    return '<div class="t"><table>%s</table></div>%s' % (
+        row('th', head) + ''.join(row('td', cells) for cells in rows), '<p>+ %d more</p>' % more if more else '')
+
+
+def chart_html(bars):
+    highest = max(1, max(bar['failures'] for bar in bars))
+    every = 1 if len(bars) < 13 else 3
+    return '<table class="c"><tr>%s</tr><tr>%s</tr></table>' % (
+        ''.join('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
+            moment_text(bar['start']), bar['failures'], bar['bans'], -(-88 * bar['failures'] // highest)) for bar in bars),
+        ''.join('<th>%s</th>' % (bar_label(bar) if n % every == 0 else '') for n, bar in enumerate(bars)))
+
+
+# as a mail (RFC 5322, 2045 to 2047)
+def mime_message(headers, plain, html=''):
+    """The text of a mail; the headers are (name, text) pairs. All of it is ASCII."""
+    parts = [('plain', plain)] + [('html', html)] * bool(html)
+    boundary = '=_banwatch'                        # no quoted-printable text has =_ in it
+    out = [mail_header(name, value) for name, value in headers] + ['MIME-Version: 1.0', 'Auto-Submitted: auto-generated']
+    if html:
+        out += ['Content-Type: multipart/alternative; boundary="%s"' % boundary, '']
+    for kind, body in parts:
+        out += ['--' + boundary] * bool(html) + [
+            'Content-Type: text/%s; charset=utf-8' % kind, 'Content-Transfer-Encoding: quoted-printable', '',
+            binascii.b2a_qp(body.encode('utf-8', 'backslashreplace')).decode()]
+    return '\n'.join(out + ['--%s--' % boundary, ''] * bool(html))
+
+
+UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
+
+
+def mail_header(name, value):
+    """One line of a header, folded; whatever is not ASCII stands in encoded words (RFC 2047)."""
+    found, line = [], name + ':'
+    for n, piece in enumerate(UNPLAIN.split(' '.join(printable(value).split()))):
+        for word in encoded_words(piece) if n % 2 else piece.split():
+            if len(line) + 1 + len(word) > 76 and line != name + ':':
+                found.append(line)
+                line = ''
+            line += ' ' + word
+    return '\n'.join(found + [line])
+
+
+def encoded_words(text):
+    """Yields encoded words, none of which ends within a letter."""
+    raw, start = [c.encode() for c in text], 0
+    for end in range(1, len(raw) + 1):
+        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:         # 39 become 64; a line is 76 at most
+            yield '=?utf-8?b?%s?=' % binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
+            start = end
+
+
+def report_mail(summary, settings, now, chance):
+    """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of [report]."""
+    headers = headers_of(settings, summary['host'], subject_text(summary), now, chance)
+    for most in (1.0, 0.5, 0.25, 0):
+        made = mime_message(headers, report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
+        if len(made) <= MAIL_BYTES:
+            return made
+    lines = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
+    for kept in range(len(lines), 0, -5):
+        made = mime_message(headers, '\n'.join(lines[:kept] + ['+ more, see: banwatch.py report', ''] * (kept < len(lines))))
+        if len(made) <= MAIL_BYTES:
+            break
+    return made
+
+
+def headers_of(settings, host, title, now, chance):
+    """The headers of a mail about `title`, sent `now` (by the wall clock)."""
+    name = re.sub('[^A-Za-z0-9.-]', '-', host).strip('.-') or 'localhost'
+    return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']), ('Subject', title),
+            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
+            ('Message-ID', '<%d.%d.banwatch@%s>' % (now, chance * 1e9, name))]
+
+
+# sending it
+MAIL_SECONDS = 60                    # for sendmail
+MOST_ALERTS = 500                    # that wait for a mail at once
+ALERT_TRIES = 4
+
+
+def sendmail_command(machine, settings, text):
+    """The Command that mails a message; `settings` are those of [report]."""
+    argv = list(settings['sendmail'])
+    if '/' not in argv[0] and not machine.which(argv[0]) and machine.exists('/usr/lib/' + argv[0]):
+        argv[0] = '/usr/lib/' + argv[0]
+    return Command(argv, text)
+
+
+class SummaryMailer(Worker):
+    """Mails the summary when it is asked for, and begins a new period. What did not go is tried again."""
+    seconds = MAIL_SECONDS
+
+    def __init__(self, wing):
+        Worker.__init__(self, wing.daemon.machine, 'report')
+        self.wing = wing
+        self.wanted = False          # has a mail been asked for?
+        self.told = None             # what has become of the last one
+
+    def due(self):
+        return self.wanted
+
+    def ask(self, reply=lambda answer: None):
+        """Mails the summary at once; `reply` is called when that is done, or has failed."""
+        if self.running:             # that one is as good
+            self.serving.append(lambda trouble: reply(self.told))
+            return
+        self.stop_waiting()
+        self.wanted = True
+        self.replies.append(lambda trouble: reply(self.told))
+
+    def ask_later(self, seconds):
+        """Mails what is due after a while."""
+        self.wanted = True
+        self.wait(seconds)
+
+    def work(self):
+        """Hands the summary to sendmail."""
+        self.wanted = False
+        wing, machine = self.wing, self.machine
+        report, summary, now = wing.report, wing.summary(), self.machine.ticks()
+        self.told = {'sent': '', 'problem': 'the daemon was stopped', 'summary': summary}
+        if machine.wall() < SANE:
+            raise Failed('the clock is not set yet')
+        recent = report.last is not None and now - report.last < DAY / 2
+        if is_empty(summary) and (recent or not wing.settings['empty']):
+            return self.skip(summary, now)
+        text = report_mail(summary, wing.settings, machine.wall(), machine.chance())
+        report.send(now)
+        wing.save_all()                            # says that it is on its way
+        try:
+            yield sendmail_command(machine, wing.settings, text)
+        except Failed as e:
+            report.came_back()
+            wing.incident('mail', str(e))
+            wing.save_all()
+            raise
+        report.gone(machine.ticks())
+        wing.save_all()
+        subject = subject_text(summary)
+        machine.log('report: sent to %s: %s' % (wing.settings['to'], subject))
+        self.told = {'sent': subject, 'to': wing.settings['to'], 'summary': summary}
+
+    def skip(self, summary, now):
+        """There is nothing to report: with `empty = no` a period ends without a mail; else it has hardly
+        begun, and goes on."""
+        report = self.wing.report
+        report.mail_due = False
+        if not self.wing.settings['empty']:
+            report.send(now)
+            report.gone(now)
+            self.wing.save_all()
+        why = 'nothing to report since %s' % moment_text(summary['from'])
+        self.told = {'sent': '', 'why': why, 'summary': summary}
+
+    def failed(self, problem):
+        problem = 'not sent: ' + problem
+        self.told['problem'] = problem[10:]
+        if problem != self.trouble:
+            self.machine.log('report: %s; it is kept, and tried again' % problem)
+        self.trouble, self.wing.report.mail_due = problem, True
+        self.ask_later(min(HOUR, MINUTE * 2 ** min(self.attempts, 9)))
+        self.attempts += 1
+
+
+class AlertMailer(Worker):
+    """Mails at once what rules have found, together with what comes while the last such mail is on its
+    way."""
+    seconds = MAIL_SECONDS
+
+    def __init__(self, wing):
+        Worker.__init__(self, wing.daemon.machine, 'report')
+        self.wing = wing
+        self.alerts = []             # (wall, text, line) for the next mail
+        self.sent = []               # when such mails went, in the last hour
+        self.batch = []              # the alerts of the mail under way
+        self.closing = False
+
+    def add(self, text, line):
+        """Takes an alert."""
+        if len(self.alerts) >= MOST_ALERTS:
+            self.wing.tally.count('unmailed')
+        else:
+            self.alerts.append((self.machine.wall(), text, line))
+
+    def due(self):
+        return bool(self.alerts or self.batch)
+
+    def work(self):
+        """Hands the next mail to sendmail, or once more the last one."""
+        now, wing = self.machine.ticks(), self.wing
+        if not self.batch:
+            self.sent = [when for when in self.sent if when > now - HOUR]
+            if len(self.sent) >= wing.settings['mailmax']:
+                wing.tally.count('unmailed', len(self.alerts))
+                self.alerts = []
+                return
+            self.sent.append(now)
+            self.batch, self.alerts = self.alerts[:50], self.alerts[50:]
+        yield sendmail_command(self.machine, wing.settings, self.message())
+        self.batch = []
+
+    def message(self):
+        """The text of the mail."""
+        host, machine = self.machine.host(), self.machine
+        title = '[%s] %s' % (host, self.batch[0][1])
+        if self.batch[1:]:
+            title += ' + %d more' % (len(self.batch) - 1)
+        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line) for wall, text, line in self.batch)
+        headers = headers_of(self.wing.settings, host, shortened(title, 120), machine.wall(), machine.chance())
+        return mime_message(headers, text)
+
+    def failed(self, problem):
+        self.wing.incident('mail', problem)
+        if not self.attempts:
+            self.machine.log('report: a mail at once was not sent: %s; it is tried again' % problem)
+        self.attempts += 1
+        if self.attempts >= ALERT_TRIES or self.closing:
+            self.wing.tally.count('unsent', len(self.batch))
+            self.batch, self.attempts = [], 0
+        else:
+            self.wait(MINUTE)
+
+    def close(self):
+        """What waits is tried once more; what does not go then is counted as not sent."""
+        self.closing = True
+        self.stop_waiting()
+
+
+class Reporter(Wing):
+    """Counts what happens, and mails it."""
+    name, keeps = 'report', True
+
+    def __init__(self, daemon):
+        Wing.__init__(self, daemon)
+        self.report = Report(daemon.machine.ticks(), daemon.offset)
+        self.settings, self.digest = {}, None      # of [report]; the Digest in force
+        self.read = None             # the same of the configuration that was read last
+        self.mailer, self.alerts = SummaryMailer(self), AlertMailer(self)
+        self.workers = self.mailer, self.alerts
+
+    @property
+    def tally(self):
+        return self.report.tally
+
+    @property
+    def explains(self):
+        return self.digest.other
+
+    def configure(self, config, jails):
+        digest, problems = make_digest(config, self.daemon.machine.guard)
+        self.read = config.options('report'), digest
+        return problems
+
+    def adopt(self):
+        old = self.digest
+        self.settings, self.digest = self.read
+        if old:
+            self.digest.adopt(old)
+            for name in old.rules:
+                self.daemon.note('rule ' + name, '')
+
+    def start(self):
+        if self.report.mail_due:
+            self.mailer.ask_later(MINUTE)
+
+    # what happens
+    def seen(self, source, block, explained, now):
+        self.tally.note('lines', (source.what,), block.count(b'\n') - 1)
+        if self.digest.other or self.digest.rules:
+            for rule, text, line in self.digest.read(block, explained, self.tally, now):
+                if not self.daemon.dry_run:
+                    self.alerts.add(text, line)
+            for name, text in self.digest.trouble.items():
+                self.daemon.note('rule ' + name, text)
+
+    def event(self, outcome, jail, network, event, why):
+        if outcome == FAILED:
+            self.report.tally.failure(jail, network, event.user, event.guesses, event.when)
+        elif outcome == IGNORED:
+            self.report.tally.ignored(jail, network, event.user, event.guesses, event.when, why)
+        else:
+            self.report.tally.login(jail, network, event.ip, event.user, event.when, why)
+
+    def banned(self, ticket, what):
+        if what == NEW_BAN:
+            self.tally.count_jail(ticket.jail, 'bans')
+            self.tally.hour_of(self.daemon.machine.ticks())[1] += 1
+        elif what == EXTENDED:
+            self.tally.count_jail(ticket.jail, 'extended')
+
+    def unbanned(self, ticket, what):
+        self.tally.count_jail(ticket.jail, what)
+
+    def dropped(self, jails, packets):
+        self.tally.note('drops', (jails,), packets)
+
+    def incident(self, where, what):
+        now = self.daemon.machine.ticks()
+        self.tally.note('incidents', (clipped(where), clipped(what)), 1, now, now)
+
+    def count(self, what, n=1):
+        self.tally.count(what, n)
+
+    def clock_set(self, now, seconds):
+        self.tally.note('steps', (now,), seconds)
+        self.tally.set_clock(self.daemon.offset)
+
+    def minute(self, now):
+        self.digest.purge(now)
+        for name in self.digest.heal(now):
+            self.daemon.note('rule ' + name, '')
+
+    def news(self):
+        news, self.tally.news = self.tally.news, False
+        return news
+
+    # what is kept
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        return self.report.dump(now, kept, most)
+
+    def load(self, state, now, gone):
+        self.report, lost = load_report(state, now, gone, self.daemon.offset)
+        return lost
+
+    def save_all(self):
+        if not self.daemon.dry_run:
+            self.daemon.store.save_all()
+
+    def close(self):
+        self.alerts.close()
+
+    def abandon(self):
+        left = len(self.alerts.batch) + len(self.alerts.alerts)
+        if left:
+            self.tally.count('unsent', left)
+            self.tally.news = True
+        return []
+
+    def closed(self):
+        return not (self.mailer.running or self.alerts.running or self.alerts.due())
+
+    # what is asked
+    def summary(self):
+        """The summary so far."""
+        return summarise(self.report, facts_of_daemon(self.daemon, self.digest))
+
+
+def facts_of(machine, bans, **more):
+    """What only the machine and the tickets know, for `summarise`."""
+    now, until = machine.ticks(), {}
+    for ticket in bans.tickets.values():
+        until[ticket.network] = later_end(until.get(ticket.network, ticket.until), ticket.until)
+    times = collections.Counter()
+    for (_, net), (n, _) in bans.history.items():
+        times[net] += n
+    active = collections.Counter(ticket.jail for ticket in bans.tickets.values())
+    return dict({
+        'host': machine.host(), 'now': now, 'wall': machine.wall(), 'uptime': now,
+        'accounts': machine.accounts(), 'active': dict(active), 'until': until, 'bans': times,
+        'running': False, 'wrong': [], 'sources': [], 'firewall': [], 'memory': 0, 'details': {}}, **more)
+
+
+def facts_of_daemon(daemon, digest):
+    """The same of a daemon, which knows more."""
+    machine, details = daemon.machine, {}
+    now = machine.ticks()
+    daemon.look_at_clock(now, machine.wall())
+    for rules in digest.rules, digest.built_in:
+        for name, rule in rules.items():
+            details.setdefault(name, rule.options['details'])
+    sources = [(source.what, now - source.since, source.trouble) for source in daemon.sources.values()]
+    return facts_of(
+        machine, daemon.judge.bans, wrong=daemon.nameless(), details=details, sources=sources,
+        running=daemon.control is not None or daemon.dry_run, memory=machine.memory()[0],
+        firewall=[sync.name for sync in daemon.wall.syncs])
+
+
+def answer_report(daemon, request, reply):
+    """The summary, once the kernel's counters have been looked at; mails it if that is asked for."""
+    wing = daemon.wing('report')
+
+    def counted(trouble):
+        if request.get('send'):
+            wing.mailer.ask(lambda answer: daemon.saved(reply, answer))
+        else:
+            daemon.saved(reply, {'summary': wing.summary()})
+    daemon.wall.look_after()
+    daemon.wall.when_settled(None, counted)
+
+
+def show_report(conf, options, words):
+    """`report`."""
+    config, answer = read_conf(conf, strict=False), None
+    send = 'send' in options
+    try:
+        answer = ask_daemon(config, {'do': 'report', 'send': send, 'patience': MAIL_SECONDS})
+    except Problem as e:
+        # a daemon that died meanwhile comes back, and must not find its place taken
+        if e.code != os.EX_UNAVAILABLE or send and 'no daemon is running' not in str(e):
+            raise
+        answer = without_daemon(config, e, send)
+    summary = answer['summary']
+    if options.get('html') == '-':
+        print(report_page(summary), end='')
+    elif 'html' in options:
+        write_page(options['html'], report_page(summary), config.get('report', 'htmlmode'))
+    if answer.get('problem'):
+        problem = answer['problem']
+        raise Problem('not sent: %s (%s)' % (printable(problem), mail_remedy(problem)))
+    if 'json' in options:
+        return print_rows([json.dumps(summary)])
+    if send and answer['sent']:
+        return print_rows(['sent to %s: %s' % (answer['to'], answer['sent'])])
+    if send:
+        return print_rows(['not sent: ' + answer['why']])
+    if 'html' in options:
+        return 0
+    return print_rows(for_terminal(text_lines(summary), sys.stdout))
+
+
+def mail_remedy(problem):
+    """What to do about a mail that did not go."""
+    if 'not installed' in problem or re.fullmatch(r'\S+: No such file or directory', problem):
+        return ('install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` in [report]; '
+                'nothing is lost')
+    if problem.startswith('the clock'):
+        return 'it is kept, the daemon tries again'
+    return ('see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta; it is kept, the daemon '
+            'tries again')
+
+
+def for_terminal(styled, terminal):
+    """Lines for a terminal, of (style, line): in plain letters if it has no others, with colours if it
+    is one."""
+    try:
+        EIGHTHS.encode(terminal.encoding or 'ascii')
+        plain = {}
+    except UnicodeError:
+        plain = PLAIN
+    colours = {'title': '1', 'head': '2', 'quiet': '2', 'warning': '33', 'bar': '36'}
+    if not terminal.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
+        colours = {}
+    for style, line in styled:
+        line = line.translate(plain)
+        if line and style in colours:
+            line = '\033[%sm%s\033[0m' % (colours[style], line)
+        yield line
+
+
+class Quiet(Machine):
+    """A machine that logs nothing: the command's answer says what became of it."""
+
+    def log(self, text):
+        pass
+
+
+def without_daemon(config, absent, send):
+    """The answer to `report` while no daemon runs, from the state files; `absent` is the Problem if
+    there are none."""
+    machine, paths = Quiet(), [os.path.join(config['runtime'], 'state.json'), config['state']]
+    if send and any(machine.age(path) is not None for path in paths):
+        return send_without_daemon(machine, config)
+    for path in paths:
+        try:
+            if not send:
+                state = load(machine.recall(path) or '', machine.clocks())
+                return {'summary': summary_in(state, machine)}
+        except (ValueError, RecursionError):       # absent, or not ours to trust
+            pass
+    raise absent
+
+
+def summary_in(state, machine):
+    """The summary that a Restored state holds."""
+    bans, now = Bans(len(state.tickets) + len(state.history) + 1), machine.ticks()
+    for key, (n, last) in state.history.items():
+        bans.remember(key, n, last)
+    for ticket in state.tickets:
+        if ticket.left(now):
+            bans.put(ticket, now)
+    report, _ = load_report(state.state.get('report'), now, state.age, machine.wall() - now)
+    return summarise(report, facts_of(machine, bans))
+
+
+def send_without_daemon(machine, config):
+    """The answer of a daemon that does nothing but mail."""
+    machine.folder(config['runtime'])
+    if not machine.lock(os.path.join(config['runtime'], 'lock')):
+        raise Problem('a daemon is running, but does not answer')
+    daemon, answered = Daemon(machine, config), []
+    daemon.restore()
+    mailer = daemon.wing('report').mailer
+    mailer.ask(answered.append)
+
+    def done():
+        mailer.settle()
+        return answered or daemon.ending
+
+    # a terminal that closes is no wish for a new conf, which would read the log
+    run_loop_until(machine, lambda: None, done,
+                   lambda number: number == signal.SIGHUP or daemon.signalled(number))
+    if not answered:
+        raise Problem('interrupted; the mail may have gone: the next one says so')
+    return answered[0]
+
+
+WINGS.append(Reporter)
+CONF_CHECKS.append(lambda config: make_digest(config)[1])
+COMMANDS['report'] = Verb(
+    '[--send] [--html FILE] [--json]', ['send', 'html=', 'json'], 0, 0,
+    'the summary since the last one; --send mails it and begins a new one (for cron: 0 6 * * *);\n'
+    '      --html writes it as a page (- is standard output)', show_report, answer_report)
+
+
+# ---- Replay --------------------------------------------------------------------------------
+# Owns: a judge of its own, in the log's own time. Always true: it touches nothing, and bans whom the
+# daemon would have banned.
+
+def log_blocks(name):
+    """Yields the blocks of whole lines of a log file; '-' is standard input, .gz is unpacked."""
+    try:
+        if name.endswith('.gz'):
+            f = gzip.open(name, 'rb')
+        else:
+            f = open(0 if name == '-' else name, 'rb', buffering=0, closefd=name != '-')
+        with f:
+            cutter = LineSplitter()
+            for chunk in iter(lambda: f.read(1 << 18), b''):
+                yield cutter.feed(chunk)
+            yield cutter.rest()
+    except (OSError, EOFError) as e:
+        code = os.EX_NOPERM if isinstance(e, PermissionError) else 1
+        hint = ' (try: journalctl -o short-iso | banwatch.py replay -)' if name in LOGS else ''
+        raise Problem('%s: %s%s' % (name, getattr(e, 'strerror', None) or e, hint), code) from None
+
+
+def default_log(machine):
+    """The log file of this machine; Problem with what to type instead if it has none."""
+    found = find_source(machine)
+    if not found.startswith('/'):
+        program = 'logread' if found == 'logread' else 'journalctl -o short-iso'
+        raise Problem('this machine keeps no log file; try: %s | banwatch.py replay -' % program)
+    return found
+
+
+class Replay:
+    """The whole pipeline over a log, in the log's own time."""
+
+    def __init__(self, config, machine):
+        jails = Jails(config, machine.filter_text, machine.guard)
+        jails.protect(machine.networks())
+        self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
+        self.keep_for = config['dbpurgeage']
+        self.wall = machine.wall
+        self.moment = Calendar(int(self.wall()) // 86400)
+        self.lines = self.failures = 0
+        self.next_purge = float('-inf')
+        self.dated = True            # does it begin with lines whose date is known?
+        self.found = []              # rows of the answer
+
+    def read(self, block):
+        """Takes whole lines."""
+        if not self.lines:
+            rows = [line for line in block.split(b'\n', 100)[:100] if line]
+            self.dated = not rows or any(read_line(line).date for line in rows)
+        self.lines += block.count(b'\n')
+        judge = self.judge
+        for jail, event in judge.jails.scan(None, block, self.moment, self.wall()):
+            ends = judge.bans.ends
+            if ends and ends[0][0] <= event.when:
+                self.release(event.when)
+            if event.when >= self.next_purge:
+                self.next_purge = event.when + MINUTE
+                judge.purge(event.when, self.keep_for)
+            self.failures += event.guesses
+            self.weigh(jail, event)
+
+    def release(self, when):
+        """Drops the bans that are over, or too many."""
+        for ticket, _ in self.judge.leaving(when):
+            self.judge.bans.remove(ticket.key)
+
+    def weigh(self, jail, event):
+        """Notes what Daemon.weigh and Daemon.ban would have done."""
+        order = self.judge.weigh(jail, event)
+        if not order:
+            return
+        ticket, end = self.judge.ban(jail, order.network, event.when, order.seconds, order.failures)
+        if end is not False:
+            return
+        self.release(event.when)
+        self.found.append({
+            'time': event.when, 'jail': jail.name, 'ip': ticket.network, 'seconds': order.seconds,
+            'count': ticket.count, 'failures': order.failures})
+        for other, more in self.judge.after_ban(jail, ticket.network, event.when):
+            self.weigh(other, more)
+
+
+def replay_logs(conf, options, words):
+    config, machine = read_conf(conf), Machine()
+    trial = Replay(config, machine)
+    for name in words or ['-' if not sys.stdin.isatty() else default_log(machine)]:
+        for block in log_blocks(name):
+            trial.read(block)
+    if 'json' in options:
+        return print_rows([json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
+    rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'],
+             duration_text(ban['seconds'])) for ban in trial.found]
+    addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
+    print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'),
+                                plural(len(rows), 'ban'), addresses))
+    if not trial.dated:
+        print('banwatch: it does not begin with lines that have a date: is this a log?', file=sys.stderr)
+    return print_rows(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
+
+
+class Trial:
+    """What filters make of a log, line by line."""
+
+    def __init__(self, filters, wall):
+        self.filters = filters       # name -> filter
+        self.wall = wall
+        self.lines = 0
+        self.failures = collections.Counter()      # (filter, address) -> how many
+        self.regexes = collections.Counter()       # (filter, regex) -> lines that it matched
+        self.counts = collections.Counter()        # 'matched', 'login', 'no failure' ... -> lines
+        self.why = collections.Counter()           # why a line was not counted -> lines
+        self.missed = {}             # a line without its numbers -> [how often, the first]
+        self.examples = []
+        self.before = b''
+
+    def rows(self, block):
+        """Yields for each line (number, raw line, filter's name, Look, failures); None, None, 0 for a
+        line that no filter has a regex for."""
+        for raw in block.split(b'\n')[:-1]:
+            self.lines += 1
+            tidied, best = tidy(raw + b'\n', self.before), (None, None, 0)
+            self.before = raw or self.before
+            for name, each in self.filters.items():
+                found, failures = each.examine(tidied, self.wall)
+                if found and (best[1] is None or failures > best[2]
+                              or best[1].verdict != FAIL and found.verdict == FAIL):
+                    best = name, found, failures
+            yield (self.lines, raw) + best
+
+    @staticmethod
+    def matched(found):
+        return bool(found) and found.verdict == FAIL
+
+    def note(self, n, raw, name, found, failures):
+        """Counts a row for the summary."""
+        if found is None:
+            self.counts['missed'] += 1
+            shape = re.sub(br'[0-9a-fA-F.:]*\d[0-9a-fA-F.:]*', b'#', raw)[:100]
+            if len(self.missed) < 1000 or shape in self.missed:
+                self.missed.setdefault(shape, [0, raw])[0] += 1
+            return
+        if found.regex:
+            self.regexes[name, found.regex] += 1
+        kind = {FAIL: 'matched', LOGIN: 'login', NOFAIL: 'no failure', None: 'ignored'}[found.verdict]
+        self.counts[kind] += 1
+        if failures:
+            self.failures[name, found.ip] += failures
+        if found.why:
+            self.why[found.why + ('' if found.ip or not found.id else ': ' + printable(found.id))] += 1
+        if self.matched(found) and len(self.examples) < 10:
+            self.examples.append((n, printable(found.ip or found.id or ''), found.user or '', clock_text(found.when)
+                                  if found.when is not None else 'no date'))
+
+    def summary(self):
+        """Lines of text for a person who writes a filter."""
+        for name, each in self.filters.items():
+            yield 'filter    %s (%s)' % (name, each.origin)
+        yield 'lines     %s: %s matched, %s not; %s, %s that tell something but no failure, %s ignored' % (
+            format(self.lines, ','), format(self.counts['matched'], ','), format(self.counts['missed'], ','),
+            plural(self.counts['login'], 'login'), format(self.counts['no failure'], ','), format(self.counts['ignored'], ','))
+        yield 'failures  %s of %s' % (format(sum(self.failures.values()), ','),
+                                      plural(len({ip for _, ip in self.failures}), 'address', 'addresses'))
+        if self.regexes:
+            yield ''
+            yield from table(('LINES', 'REGEX'), [
+                (format(n, ','), regex if len(self.filters) == 1 else '%s: %s' % (name, regex))
+                for (name, regex), n in self.regexes.most_common()])
+        if self.why:
+            yield ''
+            yield from table(('LINES', 'NOT COUNTED, BECAUSE'), [(format(n, ','), why) for why, n in self.why.most_common(20)])
+        if self.examples:
+            yield ''
+            yield from table(('LINE', 'ADDRESS', 'USER', 'TIME'), [
+                (n, ip, printable(str(user)), when) for n, ip, user, when in self.examples])
+        if self.missed:
+            yield ''
+            yield 'the most frequent lines that no regex matches:'
+            for n, raw in sorted(self.missed.values(), key=lambda row: -row[0])[:10]:
+                yield '%7s  %s' % (format(n, ','), printable(as_text(raw.rstrip(b'\r')))[:160])
+
+
+def trial_filters(conf, machine, words, options):
+    """({name: filter}, the files) that the words of `test` name."""
+    config = read_conf(conf)
+    if 'regex' in options:
+        try:
+            return {'--regex': own_filter({}, [options['regex']], guard=machine.guard)}, words
+        except ValueError as e:
+            raise Problem(str(e), os.EX_USAGE) from None
+    if not words:
+        raise Problem('usage: banwatch.py test FILTER [FILE...] (or --regex R)', os.EX_USAGE)
+    spec, files = words[0], words[1:]
+    name, bracket, more = spec.partition('[')
+    if name not in FILTERS and spec not in config.jails() and os.path.isfile(name) and '/' not in name:
+        name = './' + name                         # a file that is called like a jail is not meant
+    try:
+        if name == 'all':
+            given = filter_spec(spec)[1]
+            return {each: built_in_filter(each, given) for each in JAILS if each != 'recidive'}, files
+        if spec in config.jails():
+            made = Jails(config, machine.filter_text, machine.guard).by_name[spec].filter
+        else:
+            made = load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)
+        if isinstance(made, History):
+            raise Problem('%s reads no log, it counts the bans of other jails (try replay)' % printable(spec), os.EX_USAGE)
+        return {spec: made}, files
+    except ValueError as e:
+        raise Problem(str(e), os.EX_CONFIG) from None
+
+
+def built_in_filter(name, params):
+    """A built-in filter, with these options if it knows them."""
+    try:
+        return load_filter(name, params, folders=(BUILT_IN,))
+    except ValueError:
+        return load_filter(name, folders=(BUILT_IN,))
+
+
+def test_filter(conf, options, words):
+    machine = Machine()
+    filters, files = trial_filters(conf, machine, words, options)
+    try:
+        wall = float(options['now']) if 'now' in options else machine.wall()
+        if not 0 <= wall < 1e11:
+            raise ValueError
+    except ValueError:
+        raise Problem('--now %s is not a number of seconds' % printable(options['now']), os.EX_USAGE) from None
+    trial, matches = Trial(filters, wall), 0
+    for name in files or ['-' if not sys.stdin.isatty() else default_log(machine)]:
+        for block in log_blocks(name):
+            for row in trial.rows(block):
+                n, _, by, found, failures = row
+                match = trial.matched(found)
+                matches += match
+                if 'json' in options:
+                    print(json.dumps({
+                        'line': n, 'match': match, 'ip': found.ip if match else None,
+                        'user': found.user if match else None, 'time': found.when if match else None,
+                        'filter': by if match else None, 'failures': failures,
+                        'why': found.why if found else ''}))
+                else:
+                    trial.note(*row)
+    if 'json' not in options:
+        print_rows(trial.summary())
+    return 0 if matches else 1
+
+
+COMMANDS['test'] = Verb(
+    'FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
+    'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
+    '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test_filter)
+COMMANDS['replay'] = Verb(
+    '[FILE...] [--json]', ['json'], 0, ANY,
+    'who would have been banned by these logs (- is standard input); touches nothing', replay_logs)
+
+
+# ---- Doctor --------------------------------------------------------------------------------
+# Owns: nothing. Looks at the machine as an experienced friend would. Always true: nothing is changed
+# that is not ours; a check that fails, or cannot be made, does not keep the others from being made.
+
+OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
+Finding = collections.namedtuple('Finding', 'level text remedy')
+Finding.__new__.__defaults__ = '',
+MARKER_SECONDS, LOOK_SECONDS = 3, 10           # the daemon answers after 13 s at the latest, and is waited for 15
+FINDING_LENGTH = 190                                # characters of a finding
+LITTLE_FLASH, LITTLE_RAM = 1 << 20, 8 << 10    # bytes, kB that should be free
+RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker': 'sshguard', 'crowdsec': 'crowdsec', 'denyhosts.py': 'denyhosts'}
+RIVAL_SCRIPTS = {'/etc/init.d/banip': 'banIP', '/etc/init.d/bearDropper': 'bearDropper'}
+
+
+def readable_conf(name):
+    """What can be read of a conf file with mistakes."""
+    try:
+        return read_conf(name, strict=False)
+    except Problem:
+        return Config()
+
+
+class Doctor:
+    """What the checks need to know; `answer` is what the daemon says of itself, None if there is none."""
+
+    def __init__(self, machine, conf, mail):
+        self.machine, self.conf, self.mail = machine, conf, mail
+        self.config, self.answer, self.absent = Config(), None, ''
+        self.mistakes = []
+        try:
+            self.config = read_conf(conf)
+        except Problem as e:
+            self.mistakes = str(e).split('\n')
+            if conf != '-':                        # which has been read
+                self.config = readable_conf(conf)
+        try:
+            self.answer = ask_daemon(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
+        except Problem as e:
+            self.absent = str(e)
+
+    def run(self, *argv):
+        """What a program prints, None if it fails or is not there."""
+        problem, output = run_now(self.machine, Command(list(argv)), 5)
+        return None if problem else output
+
+    def pause(self, seconds):
+        """Lets time go by."""
+        until = self.machine.ticks() + seconds
+        while self.machine.ticks() < until:
+            self.machine.loop.wait(until - self.machine.ticks())
+
+
+def check_python(doctor):
+    missing = []
+    for name in LazyModule.names:
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    version = '%d.%d.%d' % sys.version_info[:3]
+    if sys.version_info < (3, 7):
+        yield Finding(PROBLEM, 'Python %s is too old' % version, 'use 3.7 or later')
+    elif missing:
+        yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)), 'install the whole python3')
+    elif doctor.machine.launched() and not doctor.machine.compiled(os.path.realpath(__file__)):
+        yield Finding(WARNING, 'Python %s is not the one that banwatch was compiled for: it starts slower' % version, 'banwatch install')
+    else:
+        yield Finding(OK, 'Python %s, with all that is needed' % version)
+
+
+def check_conf(doctor):
+    for text in doctor.mistakes:
+        yield Finding(PROBLEM, text, 'mend it: a running daemon keeps its old conf, a new one does not start')
+    if not doctor.mistakes:
+        yield Finding(OK, 'conf: %s' % doctor.config.name)
+
+
+def check_daemon(doctor):
+    if doctor.answer is None:
+        yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; ' + (
+            'restart it' if 'not answer' in doctor.absent else 'at each boot it starts after: banwatch.py install'))
+        return
+    if doctor.answer['version'] != VERSION:
+        yield Finding(WARNING, 'daemon: it still is banwatch %s, this is %s' % (doctor.answer['version'], VERSION), 'restart it')
+    yield Finding(OK, 'daemon: pid %d, up %s, %s kB' % (
+        doctor.answer['pid'], duration_text(doctor.answer['uptime']), format(doctor.answer['memory'], ',')))
+    told = [with_name(wall['name'], wall['trouble']) for wall in doctor.answer['firewall']]
+    for text in doctor.answer['wrong']:
+        if text not in told:                       # check_firewall's
+            yield Finding(PROBLEM, text, 'its log says more')
+
+
+def check_log(doctor):
+    """Sends a line into the system log, and waits for it where banwatch would read it."""
+    machine, spec = doctor.machine, doctor.config['source'][0]
+    meant = find_source(machine) if spec == 'auto' else spec
+    if not (meant == 'logread' or meant.startswith('/')):
+        yield Finding(OK, 'log: %s, which is not asked from here' % meant)
+        return
+    if not machine.which('logger'):
+        yield Finding(WARNING, 'log: there is no `logger` to try it with', 'see whether `status` counts its lines')
+        return
+    mark = 'log check %d, level ' % (machine.wall() * 1000)
+    for level in ('warning', 'info'):              # dropbear's failures are of the first, those of sshd of the second
+        problem, _ = run_now(machine, Command(['logger', '-t', 'banwatch', '-p', 'authpriv.' + level, mark + level]), 5)
+        if problem:
+            yield Finding(PROBLEM, 'log: %s' % problem, 'is the log daemon running?')
+            return
+    until = machine.ticks() + MARKER_SECONDS
+    while True:
+        # busybox has no -l, and a script of OpenWrt's syslog-ng little else
+        said = (doctor.run('logread', '-l', '50') or doctor.run('logread') or '') if meant == 'logread' else ''.join(
+            machine.end_of(path, 1 << 16) for path in glob.glob(meant))
+        if mark + 'info' in said or machine.ticks() >= until:
+            break
+        doctor.pause(0.2)
+    if mark + 'info' in said:
+        yield Finding(OK, 'log: what is logged comes through %s' % meant)
+    elif mark + 'warning' in said:
+        yield Finding(PROBLEM, 'log: %s shows warnings only; what sshd says of failures is of level info' % meant,
+                      'let the log daemon write `authpriv.info`; busybox syslogd: -l 8')
+    else:
+        yield Finding(PROBLEM, 'log: a line sent with `logger` does not come through %s' % meant,
+                      'is its daemon running? Where does it write? See `source`')
+
+
+def check_log_level(doctor):
+    """Settings that keep failed logins out of the log."""
+    text = doctor.run('sshd', '-T') or doctor.machine.read('/etc/ssh/sshd_config')      # -T: what it takes from all its files
+    level, names = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b', text), re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
+    if level:
+        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % level.group(1), 'set LogLevel INFO in /etc/ssh/sshd_config')
+    if names:
+        yield Finding(WARNING, 'sshd logs names instead of addresses: UseDNS yes', 'set UseDNS no, or those are never banned')
+    if not (level or names):
+        yield Finding(OK, 'log levels: failed logins are not hidden, as far as is known')
+
+
+def check_firewall(doctor):
+    for wall in doctor.answer['firewall'] if doctor.answer else ():
+        if wall['trouble']:
+            yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']), 'new bans stop nobody there until that is mended; it is tried again')
+        elif wall['pending']:
+            yield Finding(WARNING, '%s: does not answer yet' % wall['name'], 'ask again in a minute')
+        elif wall['name'] == 'none':
+            yield Finding(WARNING, 'firewall = none: nobody is blocked', 'set firewall = auto')
+        elif wall['name'] == 'command':
+            yield Finding(OK, 'firewall = command: what `action` runs has to block')
+        elif wall['mended']:
+            yield Finding(WARNING, '%s: its rules were not as they should be, and are again: %s' % (wall['name'], wall['mended']),
+                          'what else changes the firewall? banwatch looks after it each minute')
+        else:
+            yield Finding(OK, '%s: its rules stand first, with %s' % (wall['name'], plural(wall['rules'], 'ban')))
+    if not doctor.answer and not any(doctor.machine.which(tool) for tool in ('nft', 'iptables')):
+        yield Finding(PROBLEM, 'there is neither nft nor iptables', 'install nftables, or iptables and ipset')
+
+
+TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody has
+
+
+def check_drops(doctor):
+    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their own."""
+    kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']] if doctor.answer else []
+    made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4), 'ipset': functools.partial(IPSet, 4)}
+    for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
+        door = Scope((), '', True)
+        trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
+        remove_trial_rules(doctor.machine, trial)            # what a doctor has left who was killed
+        if not doctor.machine.passes(TRIAL_IP):
+            yield Finding(WARNING, '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP), 'another firewall shuts the loopback')
+            continue
+        problem, passes = packet_is_dropped(doctor.machine, trial, door)
+        if problem:
+            yield Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
+        elif passes:
+            yield Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind, 'set `firewall` to another kind')
+        else:
+            yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
+
+
+def list_trial_rules(machine, trial):
+    return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
+
+
+def run_commands(machine, commands):
+    return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
+
+
+def remove_trial_rules(machine, trial):
+    """Takes the rules on trial out of the kernel; '' or what is in the way."""
+    there = list_trial_rules(machine, trial)
+    return 'its rules cannot be read' if there[0] is None else run_commands(machine, trial.stop(there))
+
+
+def packet_is_dropped(machine, trial, door):
+    """(problem or '', whether a packet comes through all the same), with the rules of a firewall on trial."""
+    before = list_trial_rules(machine, trial)
+    if before[0] is None:
+        return 'its rules cannot be read', None
+    if trial.name != 'nft':                        # behind the daemon's own jump, which has to stand first
+        trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row) for row in trial.listing(before[0])[1]['INPUT'][:1])
+    passes = None
+    try:
+        problem = run_commands(machine, trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
+        passes = not problem and machine.passes(TRIAL_IP)
+    finally:
+        left = remove_trial_rules(machine, trial)
+    return problem or left, passes
+
+
+def check_offload(doctor):
+    if doctor.answer and any(wall['offload'] for wall in doctor.answer['firewall']):
+        if doctor.machine.which('conntrack'):
+            yield Finding(OK, 'flows are offloaded; conntrack ends those of who is banned')
+        else:
+            yield Finding(WARNING, 'flows are offloaded: connections that are open when a ban comes go on', 'install conntrack')
+
+
+def check_clock(doctor):
+    wall = doctor.machine.wall()
+    if wall < SANE:
+        yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall), 'let ntpd set it; summaries wait for it')
+        return
+    zone = doctor.machine.read('/etc/TZ').strip()
+    ours = time.localtime(wall).tm_zone            # strftime's %Z can be empty with musl
+    if zone and os.environ.get('TZ', zone) != zone:
+        yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours), 'log in anew, and restart banwatch if it is older than the change')
+    else:
+        yield Finding(OK, 'clock: %s %s' % (clock_text(wall), ours))
+
+
+def check_mail(doctor):
+    machine, settings = doctor.machine, doctor.config.options('report')
+    command = sendmail_command(machine, settings, '')
+    if not machine.which(command.argv[0]):
+        yield Finding(WARNING, 'mail: %s is %s' % (
+            command.argv[0], 'no program' if machine.exists(command.argv[0]) else 'not installed'),
+            'install msmtp-mta, or read the summary with: banwatch.py report')
+    elif not doctor.mail:
+        yield Finding(OK, 'mail: %s is there, for %s (doctor --mail tries it)' % (command.argv[0], settings['to']))
+    else:
+        host = machine.host()
+        text = mime_message(headers_of(settings, host, '[%s] a test by banwatch doctor' % host, machine.wall(), machine.chance()),
+                            'The daily summary will come this way.\n')
+        problem, _ = run_now(machine, command._replace(stdin=text), MAIL_SECONDS)
+        if problem:
+            yield Finding(PROBLEM, 'mail: %s' % problem, 'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta')
+        else:
+            yield Finding(OK, 'mail: %s has taken a test for %s; look whether it arrives' % (command.argv[0], settings['to']))
+
+
+def check_room(doctor):
+    folder = os.path.dirname(doctor.config['state'])
+    free = doctor.machine.free_bytes(folder)
+    if free is None or not doctor.machine.writable(doctor.config['state']):
+        yield Finding(PROBLEM, '%s cannot be written' % folder, 'bans do not outlive a reboot; set `state`')
+    elif free < LITTLE_FLASH:
+        yield Finding(WARNING, '%s: %d kB are free' % (folder, free >> 10), 'make room: when it is full, bans do not outlive a reboot')
+    else:
+        yield Finding(OK, '%s: %s kB are free' % (folder, format(free >> 10, ',')))
+    m = re.search(r'MemAvailable:\s+(\d+)', doctor.machine.read('/proc/meminfo'))
+    if m and int(m.group(1)) < LITTLE_RAM:
+        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','), 'lower `maxtracked` and `maxbans`')
+    elif m:
+        yield Finding(OK, 'memory: %s kB are free' % format(int(m.group(1)), ','))
+
+
+def check_jails(doctor):
+    if not doctor.answer or doctor.answer['uptime'] < 7 * DAY:
+        return
+    for jail in doctor.answer['jails']:
+        if jail['filter'] and not jail['failures'] + jail['ignored'] and jail['jail'] in doctor.config.settings:
+            yield Finding(WARNING, '%s: not one failure for %s' % (jail['jail'], duration_text(doctor.answer['uptime'])),
+                          'does that daemon log where banwatch reads? Try: banwatch.py test %s LOGFILE' % shlex.quote(jail['filter']))
+
+
+def check_rivals(doctor):
+    machine = doctor.machine
+    found = {RIVALS[name] for name in machine.processes() if name in RIVALS}
+    found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path) and glob.glob('/etc/rc.d/S*' + os.path.basename(path))}
+    for name in sorted(found):
+        yield Finding(WARNING, '%s is here, too' % name, 'one of the two is enough; both do no harm')
+
+
+CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall, check_drops, check_offload, check_clock, check_mail,
+          check_room, check_jails, check_rivals)
+
+
+def findings(doctor, checks=CHECKS):
+    """Yields what the checks find, as lines for a terminal; one that fails is a finding, too."""
+    for check in checks:
+        rows = check(doctor)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as e:                 # what a friend cannot see is no reason to go home
+                row, rows = Finding(WARNING, '%s: could not be looked at: %s' % (
+                    check.__name__[6:], getattr(e, 'strerror', None) or repr(e)), 'the others are not affected'), iter(())
+            if row is None:
+                break
+            remedy = shortened(printable(row.remedy), FINDING_LENGTH - 60)
+            yield Finding(row.level, shortened(printable(row.text), FINDING_LENGTH - len(remedy) - 3), remedy)
+
+
+def ask_doctor(conf, options, words):
+    found, patient = [], Doctor(Quiet(), conf, 'mail' in options)
+    if not (patient.answer or patient.machine.root()):         # a daemon that answers is his own
+        raise Problem('only root sees its log, firewall and files (try sudo)', os.EX_NOPERM)
+    for row in findings(patient):
+        found.append(row)
+        if 'json' not in options:
+            print('%-8s %s%s' % (row.level, row.text, ' (%s)' % row.remedy if row.remedy else ''))
+            sys.stdout.flush()
+    if 'json' in options:
+        print(json.dumps([row._asdict() for row in found]))
+    return 1 if any(row.level == PROBLEM for row in found) else 0
+
+
+COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
+                          'look at this machine: what works, what does not, and the remedy; --mail sends a test mail', ask_doctor)
+
+
+# ---- Install -------------------------------------------------------------------------------
+# Owns: nothing. Puts banwatch where the machine's init system finds it, and takes it out again.
+# Always true: each step is said before it is done; what is there already is left as it is, so twice
+# is the same as once; a conf that somebody has changed, and the state, are never overwritten.
+
+CRON_TIME = '0 6 * * *'
+
+
+def find_init_system(machine, root, kind=None):
+    """The Place of that kind, or the one that fits the machine whose files lie under `root` ('' for this one)."""
+    if kind is not None and kind not in INIT_SYSTEMS:
+        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(INIT_SYSTEMS)), os.EX_USAGE)
+    if kind:
+        return INIT_SYSTEMS[kind]
+    signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'), ('systemd', '/run/systemd/system')]
+    # a machine that runs has said by now what it runs on; an image may have the folders of both
+    signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
+    for kind, path in signs:
+        if machine.exists(root + path):
+            return INIT_SYSTEMS[kind]
+    raise Problem('no init system that is known here; name it with --kind (%s), or let yours run: banwatch.py run' % ' '.join(INIT_SYSTEMS))
+
+
+class Installer:
+    """Does what is to be done to a machine, or only says it."""
+
+    def __init__(self, machine, root, dry_run, kind=None):
+        self.machine, self.root, self.dry_run = machine, root, dry_run
+        self.place = find_init_system(machine, root, kind)
+        self.changed = False         # has anything been done, or would it be?
+
+    def say(self, text, act=None, *words):
+        """Says a step, and takes it."""
+        print(text)
+        self.changed = self.changed or act is not None
+        if act and not self.dry_run:
+            act(*words)
+
+    def there(self, path):
+        """The text of a file under the root, None if there is none."""
+        return self.machine.whole_text(self.root + path)
+
+    def write(self, path, text, mode):
+        if self.there(path) == text:
+            return self.say('%s: is there' % path)
+        self.say('%s: written (%d kB)' % (path, len(text) // 1000 + 1), self.put, path, text, mode)
+
+    def put(self, path, text, mode):
+        self.machine.make_folder(os.path.dirname(self.root + path))
+        self.machine.replace(self.root + path, text.encode('utf-8', 'surrogateescape'), mode)
+
+    def add_lines(self, path, lines):
+        """Adds lines to a file that is not ours; each stands there once."""
+        text = self.there(path) or ''
+        missing = [line for line in lines if line not in text.split('\n')]
+        if not missing:
+            return self.say('%s: has what it needs' % path)
+        new = '\n'.join(missing + [''])
+        # a last line without an end stays the last one, so that `uninstall` leaves no trace
+        text = new + text if text and text[-1] != '\n' else text + new
+        self.say('\n    '.join(['%s: gets' % path] + missing), self.put, path, text, self.machine.mode(self.root + path, 0o644))
+
+    def drop_lines(self, path, wanted):
+        """Takes lines out of a file that is not ours."""
+        text = self.there(path)
+        left = '\n'.join(line for line in (text or '').split('\n') if not wanted(line))
+        if text and not left:
+            self.remove(path)
+        elif text and left != text:
+            self.say('%s: loses our lines' % path, self.put, path, left, self.machine.mode(self.root + path, 0o644))
+
+    def run(self, argv):
+        if self.root:
+            return
+        self.say('runs: ' + ' '.join(argv))
+        problem = '' if self.dry_run else run_now(self.machine, Command(argv), MAIL_SECONDS)[0]
+        if problem:
+            print('    ' + problem)
+
+    def remove(self, path):
+        if os.path.lexists(self.root + path):
+            self.say('%s: removed' % path, self.machine.remove, self.root + path)
+
+    # what belongs to it
+    @property
+    def library(self):
+        return self.place.program.replace('sbin', 'lib')
+
+    def source(self):
+        return self.library + '/banwatch.py'
+
+    def cron_line(self):
+        words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf, 'report', '--send', '>/dev/null']
+        return ' '.join(filter(None, words))
+
+    def sends(self, line):
+        """Is this our line, be it at another hour?"""
+        return line[:1] != '#' and self.place.program + ' ' in line and ' report --send' in line
+
+    def sends_any(self, text):
+        return any(map(self.sends, (text or '').split('\n')))
+
+    def kept(self):
+        """What a firmware upgrade is to keep."""
+        return [self.place.program, self.library + '/', self.place.init, self.place.conf, self.place.state] + list(self.place.links)
+
+    def conf_text(self):
+        usual = Config()
+        if self.place.state != usual['state']:
+            usual, _ = read_config('[banwatch]\nstate = %s\n' % self.place.state, 'install')
+        return config_text(usual) + '\n'
+
+    def install(self, source):
+        """Puts everything in its place; `source` is the text of this program."""
+        place = self.place
+        print('banwatch %s for %s%s' % (VERSION, place.name, ' under ' + self.root if self.root else ''))
+        self.write(self.source(), source, 0o644)
+        if not self.machine.compiled(self.root + self.source()):
+            self.say('%s: compiled for Python %d.%d, so that it starts sooner' % ((self.source(),) + sys.version_info[:2]),
+                     self.machine.compile, self.root + self.source(), bool(self.root))
+        self.write(place.program, LAUNCHER % (place.python, self.library, self.library), 0o755)
+        if self.there(place.conf) is None:
+            self.write(place.conf, self.conf_text(), 0o644)
+        else:
+            self.say('%s: is there, and stays as it is' % place.conf)
+        self.write(place.init, place.text, place.mode)
+        if self.sends_any(self.there(place.cron)):
+            print('%s: has what it needs' % place.cron)
+        elif self.machine.exists(self.root + os.path.dirname(place.cron)) or not place.cron_user:
+            self.add_lines(place.cron, [self.cron_line()])
+        else:
+            print('%s: there is no such folder; let cron run each day: %s' % (os.path.dirname(place.cron), self.cron_line()))
+        if place.keep:
+            self.add_lines(place.keep, self.kept())
+        for path, target in place.links.items() if self.root else ():
+            if not os.path.islink(self.root + path):
+                self.say('%s: linked' % path, self.machine.link, target, self.root + path)
+        for argv in place.crond + place.start:     # who runs already what was there already is left alone
+            self.run(argv if self.changed else ['start' if word == 'restart' else word for word in argv])
+        if not self.root and not self.machine.which('sendmail') and not self.machine.exists('/usr/lib/sendmail'):
+            print('There is no sendmail yet: for the daily summary install msmtp-mta, and set `to` in %s.' % place.conf)
+
+    def uninstall(self, state):
+        """Takes out what `install` has put there; the state only if `state` says so."""
+        place = self.place
+        for argv in place.stop if self.machine.exists(self.root + place.init) else ():
+            self.run(argv)
+        for path in [place.init, place.program] + (list(place.links) if self.root else []):
+            self.remove(path)
+        for argv in place.gone:
+            self.run(argv)
+        if self.machine.exists(self.root + self.library):
+            self.say('%s: removed' % self.library, self.machine.remove_folder, self.root + self.library)
+        if place.cron_user:
+            self.remove(place.cron)
+        else:
+            before = self.there(place.cron)
+            self.drop_lines(place.cron, self.sends)
+            for argv in place.crond[-1:] if self.sends_any(before) else ():    # crond reads its file again only then
+                self.run(argv)
+        if place.keep:
+            self.drop_lines(place.keep, lambda line: line in self.kept())
+        if self.there(place.conf) == self.conf_text():
+            self.remove(place.conf)
+        elif self.there(place.conf) is not None:
+            print('%s: stays, for somebody has changed it' % place.conf)
+        if os.path.lexists(self.root + place.state):
+            if state():
+                self.remove(place.state)
+            else:
+                print('%s: stays (bans and history)' % place.state)
+
+
+
+def make_installer(options):
+    if options.get('root') == '':
+        raise Problem('--root: which folder?', os.EX_USAGE)
+    os.umask(0o022)                                # everybody may look, whatever root's shell says
+    machine, root = Machine(), options.get('root', '').rstrip('/')
+    if root and not os.path.isdir(root):
+        raise Problem('%s: is no folder' % printable(root))
+    if not (machine.root() or root or 'dry-run' in options):
+        raise Problem('only root can do that (try --dry-run)', os.EX_NOPERM)
+    if not (root or 'dry-run' in options):
+        machine.be_called('banwatch-setup')        # or Entware's `killall banwatch` would wait for us to end
+    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options, options.get('kind'))
+
+
+def install_here(conf, options, words):
+    here = os.path.realpath(__file__)
+    text = Machine().filter_text(here if here.endswith('.py') else here[:-1])
+    if not text or not text.startswith('#!'):
+        raise Problem('%s: this is not the source; run banwatch.py itself' % here)
+    make_installer(options).install(text)
+    return 0
+
+
+def uninstall_here(conf, options, words):
+    def state():
+        if 'state' in options:
+            return True
+        if 'dry-run' in options or not sys.stdin.isatty():
+            return False
+        print('Remove the bans and their history, too? [y/N] ', end='', flush=True)
+        return sys.stdin.readline().strip().lower() in ('y', 'yes')
+    make_installer(options).uninstall(state)
+    return 0
+
+
+COMMANDS.update({
+    'install': Verb('[--dry-run] [--root DIR] [--kind KIND]', ['dry-run', 'root=', 'kind='], 0, 0,
+                    'put it in its place: program, conf, init script, cron line; says each step; start it;\n'
+                    '      --root: into the files of an image; --kind: openwrt entware systemd sysvinit', install_here),
+    'uninstall': Verb('[--dry-run] [--root DIR] [--kind KIND] [--state]', ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
+                      'take all that out again; asks before the state, --state does not', uninstall_here)})
+
+
+# ==== Part III: the appendix. Data that functions of any part may read. ======================
+
+# ---- Appendix ------------------------------------------------------------------------------
+# Owns: the built-in filters and rules, the forms of dates, the scripts of init systems, the page's style.
+# Always true: it is data; nothing in it runs before it is asked for.
 
 FILTERS = {
     'dropbear': r'''
@@ -2052,7310 +10223,256 @@ datepattern = ^<\d+>\d+\s+{DATE}
 ''',
 }
 
-IP4 = r'(?:\d{1,3}\.){3}\d{1,3}'
-IP6 = r'(?:[0-9a-fA-F]{1,4}::?|:){1,7}(?:[0-9a-fA-F]{1,4}|(?<=:):)(?:%[\w.-]+)?'
-TAGS = {
-    'IP4': r'(?:::[fF]{4,6}:)?(?P<ip4>%s)' % IP4, 'IP6': r'(?P<ip6>%s)' % IP6,
-    'DNS': r'(?P<dns>[\w\-.^_]*\w)', 'CIDR': r'(?P<cidr>\d+)',
-    'F-ID/': r'(?P<fid>\S+)', 'F-PORT/': r'(?P<fport>\w+)'}
-TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
-TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
-TAGS['SUBNET'] = r'\[?(?:%(IP4)s|%(IP6)s)(?:/%(CIDR)s)?\]?' % TAGS
-TAGS.update({'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
-TAG_NAMES = {'ID': 'fid', 'PORT': 'fport'}
-OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES')
-MOST_TEXT = 512                                    # bytes of a name that are kept
-SESSIONS = 1000                                    # connections remembered per filter
-CHILDREN = 16                                      # ... and per address, those that may be a child
-SESSION_SECONDS = 600                              # dropbear gives up after 300 s, sshd after 120
-MOST_RUNAWAYS = 3                                  # regexes aborted, until a filter has to rest ...
-REST_SECONDS = 60                                  # ... for so long
-
-
-def no_files(path):
-    """What a folder without files reads as."""
-
-
-class Runaway(Exception):
-    """A regex has used up its time."""
-
-
-def unguarded(search, *arguments):
-    return search(*arguments)
-
-
-# the files of filters
-BUILT_IN = 'built-in'
-FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
-SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
-PLAIN_WORD = Regex(r'[\w-]*')           # an option's value that cannot be a part of a regex
-PARAMETER = Regex(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
-
-
-def conf_folder(conf):
-    """The folder that a conf file lies in, '' if there is no such file."""
-    return '' if conf in (NO_CONF, '-') else os.path.dirname(os.path.abspath(conf))
-
-
-def filter_folders(conf):
-    """Where filters are looked for: first in filter.d beside the conf, never in the current directory."""
-    folder = conf_folder(conf)
-    return ((os.path.join(folder, 'filter.d'),) if folder else ()) + FILTER_FOLDERS
-
-
-def filter_spec(text):
-    """(name, {option: text}) of 'NAME[option=value, other="a value"]'."""
-    m, params, at = SPEC.match(text), {}, 0
-    if m is None:
-        raise ValueError('%s is no filter (try NAME or NAME[option=value,...])' % quoted(text))
-    inner = m.group(2) or ''
-    while inner[at:].strip():
-        p = PARAMETER.match(inner, at)
-        if p is None:
-            raise ValueError('%s: cannot make sense of [%s]' % (quoted(text), printable(inner[at:])))
-        params[p.group(1).lower()] = next((part for part in p.groups()[1:] if part is not None), '')
-        at = p.end()
-    return m.group(1), params
-
-
-class Definition:
-    """A filter's options, with everything that stands in for something else filled in."""
-
-    def __init__(self, name, params, origin=None):
-        self.name, self.params = name, params
-        self.sections = {}           # section -> {option: [(text, where), ...]}; the last one holds
-        self.origin = origin         # where the filter was found
-        self.missing = []            # files that were to be included
-        self.foreign = False         # has any of it been read from a file?
-        self.folders, self.read = (), no_files
-
-    def load(self, folders, read):
-        """Takes in the filter's file (its name is a path, or is looked for in these folders) and what
-        that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
-        self.folders, self.read, later = folders, read, []
-        name, file = self.name, self.name + '.conf'
-        if '/' in self.name:
-            folder, _, file = self.name.rpartition('/')
-            folders, name = [folder or '/'], re.sub(r'\.conf$', '', file)
-        for folder in folders:
-            local, path = self.fetch(folder, name + '.local')
-            if local is not None and path != self.name:
-                later.insert(0, (path, local, folder))
-            text, path = self.fetch(folder, file)
-            if text is None and file != name + '.conf':
-                text, path = self.fetch(folder, name + '.conf')
-            if text is not None:
-                self.origin = BUILT_IN if folder == BUILT_IN else path
-                self.take(path, text, folder)
-                break
-        for path, text, folder in later:
-            self.origin = self.origin or path
-            self.take(path, text, folder)
-        if self.origin is None:
-            raise LookupError(name)
-
-    def fetch(self, folder, file):
-        """(text or None, path) of a file in a folder."""
-        if folder == BUILT_IN:
-            return FILTERS.get(re.sub(r'\.conf$', '', file)), '%s %s' % (BUILT_IN, file)
-        path = '%s/%s' % (folder, file)
-        return self.read(path), path
-
-    def take(self, path, text, folder, loop=()):
-        """Takes in one file's text, and before and after it what it includes."""
-        if text is None or path in loop:
-            return
-        self.foreign = self.foreign or folder != BUILT_IN
-        entries = list(read_ini(text))
-        wanted = {key: value for _, section, key, value in entries if section == 'INCLUDES' and key}
-        self.include(wanted.get('before', ''), folder, loop + (path,), path)
-        for n, section, key, value in entries:
-            where = '%s:%d' % (path, n)
-            if section is None:
-                raise ValueError('%s: %s' % (where, value))
-            if key is not None and section != 'INCLUDES':
-                self.sections.setdefault(section, {}).setdefault(key, []).append((value, where))
-        self.include(wanted.get('after', ''), folder, loop + (path,), path)
-
-    def include(self, names, folder, loop, path):
-        for name in names.split():
-            if '/' in name:                        # as in fail2ban, from where this file lies
-                place = os.path.normpath(os.path.join(folder, name))
-                found = (None if folder == BUILT_IN else self.read(place), place, os.path.dirname(place))
-            else:
-                places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
-                found = next((self.fetch(f, name) + (f,) for f in places + [BUILT_IN] * (name == 'common.conf')
-                              if self.fetch(f, name)[0] is not None), (None, name, folder))
-            text, where, at = found
-            if text is None and not name.endswith('.local'):
-                self.missing.append('%s includes %s, which is not there' % (path, name))
-            self.take(where, text, at, loop)
-            if name.endswith('.conf') and at != BUILT_IN:
-                local = where[:-5] + '.local'
-                self.take(local, self.read(local), at, loop)
-
-    def last(self, section, option, back=0):
-        """(text, where) of an option as it stands in a section; None if it does not."""
-        rows = self.sections.get(section, {}).get(option, ())
-        return rows[-1 - back] if len(rows) > back else None
-
-    def given(self, option, back=0):
-        """(text, section) of an option in force, nothing filled in yet; None if there is none."""
-        if option in self.params and not back:
-            return self.params[option], 'Definition'
-        for section in ('Init', 'Definition', 'DEFAULT'):
-            row = self.last(section, option, back)
-            if row:
-                return row[0], 'Definition' if section == 'DEFAULT' else section
-        return None
-
-    def where(self, option):
-        """'file:line' of an option, '' if it is the conf's."""
-        for section in ('Init', 'Definition', 'DEFAULT'):
-            row = self.last(section, option)
-            if row and option not in self.params:
-                return row[1]
-        return self.origin if self.sections else ''
-
-    def get(self, option, default=''):
-        """The text of an option with everything filled in; ValueError if that cannot be done."""
-        found = self.given(option)
-        if found is None:
-            return default
-        try:
-            return self.tagged(self.interpolated(found[0], found[1], option))
-        except ValueError as e:
-            raise self.complaint(option, e) from None
-
-    def told(self, option, read, *words):
-        """What `read` makes of an option; its ValueError says where that stands."""
-        try:
-            return read(*words)
-        except ValueError as e:
-            raise self.complaint(option, e) from None
-
-    def complaint(self, option, why):
-        """A ValueError that says where the option stands."""
-        where, why = self.where(option), '%s%s' % (why, ' (%s)' % '; '.join(self.missing) if self.missing else '')
-        return ValueError('%s: %s: %s' % (where, option, why) if where else str(why))
-
-    def interpolated(self, text, section, option, back=0, depth=0):
-        """`text` with %(name)s, %(section/name)s and %(known/name)s filled in."""
-        if '%' not in text:
-            return text
-        if depth > 10:
-            raise ValueError('%s stands in itself' % quoted(option))
-
-        def filled(m):
-            if m.group() == '%%':
-                return '%'
-            at, _, name = m.group(1).rpartition('/')
-            if name == '__name__':
-                return section
-            again = 0
-            if at == 'known':                      # what it was before this file, or above this section
-                again = back + 1 if name == option else 1
-                found = self.last(section, name, again) or self.last('DEFAULT', name) or self.last('Init', name)
-            elif not at:
-                if name in self.params:
-                    return self.interpolated(self.params[name], section, name, 0, depth + 1)
-                found = next(filter(None, (self.last(s, name) for s in (section, 'DEFAULT', 'Definition', 'Init'))), None)
-            else:
-                at = 'DEFAULT' if at == 'default' else at
-                found = self.last(at, name) or self.last('DEFAULT', name)
-            if found is None:
-                raise ValueError('%s is not defined anywhere' % quoted(m.group()))
-            return self.interpolated(found[0], section, name, again, depth + 1)
-        return re.sub(r'%%|%\(([^()]+)\)s', filled, text)
-
-    def tagged(self, text):
-        """`text` with each <name> filled in that an option, or section/option, is named like."""
-        for _ in range(64):
-            if len(text) > 1 << 18:
-                break
-            before, text = text, re.sub(r'<([^\s<>]+)>', self.tag, text)
-            if text == before:
-                return text
-        raise ValueError('a <tag> stands in itself')
-
-    def tag(self, m):
-        name = m.group(1)
-        if name == name.upper() and name in TAGS:
-            return m.group()
-        at, _, option = name.rpartition('/')
-        if not at:
-            found = self.given(name.lower() if name.lower() in self.params else name)
-        elif at == 'known':
-            row = self.last('Init', option) or self.last('Definition', option)
-            found = row and (row[0], 'Definition')
-        else:
-            row = self.last(at, option) or self.sections.get(at) is not None and self.last('DEFAULT', option)
-            found = row and (row[0], at)
-        text = self.interpolated(found[0], found[1], name) if found else ''
-        if m.group() in text:
-            raise ValueError('a <tag> stands in itself')
-        return text if found else m.group()
-
-
-# regexes
-def compile_line(text, multiline=False):
-    """The compiled form of a regex in fail2ban's language, for one line (text); ValueError says
-    what is wrong."""
-    opened, skips = set(), []
-    if len(re.findall('<(?:HOST|ADDR)>', text)) > 1:
-        raise ValueError('%s has more than one <HOST>' % quoted(text))
-
-    def replace(m):
-        closing, name = m.group(1), m.group(2)
-        if not closing and name == 'SKIPLINES':
-            skips.append(name)
-            return r'\n(?P<skiplines%d>(?:(?:.*\n)*?))' % (len(skips) - 1)
-        if not closing and name in TAGS:
-            return TAGS[name]
-        field = re.match(r'F-([A-Z0-9_]+)$', name)
-        if field is None or closing and name not in opened:
-            return m.group()
-        opened.add(name)
-        return ')' if closing else '(?P<%s>' % TAG_NAMES.get(field.group(1), field.group(1).lower())
-    regex = re.sub(r'<(/?)([\w-]+/?)>', replace, text)
-    regex = re.sub(r'(?<!\\)\((?:\?:)?(\(\?[a-z]+)\)', r'\1:', regex)      # ((?i)x) is (?i:x) today
-    return compile_regex(regex, re.M if multiline else 0, text)
-
-
-def compile_regex(regex, flags, text):
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            return re.compile(regex, flags)
-    except (re.error, OverflowError, RecursionError) as e:
-        raise ValueError('%s is not a regex: %s' % (quoted(text), getattr(e, 'msg', e))) from None
-
-
-def reject_unfilled_tag(text):
-    """ValueError if a line of a failregex is a <tag> that nothing was filled in for: a mode, most likely."""
-    m = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
-    if m and m.group(1) not in TAGS:
-        name, _, mode = m.group(1).partition('-')
-        raise ValueError('there is no %s%s' % (quoted(m.group(1)), ' (%s is no mode of it)' % quoted(mode) if mode else ''))
-
-
-def native_row(text, n):
-    """A line of a failregex of our own kind as a part of one large regex over a block (text): its
-    groups get names of their own, an address is simple text, and nothing matches a line's end."""
-    reject_unfilled_tag(text)
-    if not text.startswith('^'):
-        raise ValueError('%s: with `program`, a regex begins with ^' % quoted(text))
-    hosts = len(re.findall('<(?:HOST|ADDR)>', text))
-    unknown = re.search('</?(?!(?:/?F-(?:%s))>)[A-Z][A-Z0-9_/-]*>' % '|'.join(OWN_FIELDS),
-                        re.sub('<(?:HOST|ADDR)>', '', text))
-    if hosts > 1 or unknown:
-        raise ValueError('%s: with `program`, %s' % (quoted(text), 'there is one <HOST> at most' if hosts > 1
-                                                     else 'there is no ' + unknown.group()))
-    if re.search(r'(?<!\\)(?:\\\\)*\\[1-9]', text):
-        raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))' % quoted(text))
-    if any(inside and piece in ('\\D', '\\W') for piece, inside in pieces(text)):
-        raise ValueError('%s: with `program`, there is no \\D or \\W in [...]' % quoted(text))
-    body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]{1,255})\\]?' % n, text[1:])
-    body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
-        '(?P<%s%d>' % (m.group(2).lower(), n) if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
-    body = body[:-1] if re.search(r'(?<!\\)(?:\\\\)*\$$', body) else body + '.*'
-    return one_line(body) + '(?P<end%d>)' % n
-
-
-def pieces(regex):
-    """Yields (text, is it inside of a class?) of a regex's smallest parts: 'a', '\\s', '[^', ']', '(', ')?'."""
-    inside = False
-    for m in re.finditer(r'\\.|\[\^?\]?|\)\?(?!\?)|.', regex, re.S):
-        piece = m.group()
-        yield piece, inside
-        inside = piece != ']' if inside else piece[0] == '['
-
-
-def one_line(regex):
-    """`regex` so that its classes do not match a newline."""
-    return ''.join(piece + '\\n' if piece.startswith('[^') and not inside
-                   else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s'
-                   else '[^%s\\n]' % piece.lower() if piece in ('\\D', '\\W') and not inside else piece
-                   for piece, inside in pieces(regex))
-
-
-def without_groups(regex):
-    """`regex` with each (x) as (?:x)."""
-    found = list(pieces(regex))
-    return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)] else piece
-                   for n, (piece, inside) in enumerate(found))
-
-
-def optional_groups_as_branches(regex):
-    """`regex` with each (x)? as ((x)|), which means the same to Python and costs it far less."""
-    out, opened = [], []
-    for piece, inside in pieces(regex):
-        if not inside and piece == '(':
-            opened.append(len(out))
-        elif not inside and piece[0] == ')':
-            start = opened.pop()
-            if piece == ')?':
-                plain = out[start + 1:start + 3] == ['?', ':']
-                out[start:start], piece = ([], '|)') if plain else (['(?:'], ')|)')
-        out.append(piece)
-    return ''.join(out)
-
-
-def best_literals(regex):
-    """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
-    if there is none worth looking for. Longer and fewer is better."""
-    return most_telling(required_literals(regex.pattern, regex.flags))
-
-
-def required_literals(pattern, flags):
-    """All such sets that a regex with these flags has, small ones first."""
-    if flags & re.I:
-        return []
-    coding = 'latin-1' if isinstance(pattern, bytes) else 'utf-8'
-    sets = literal_sets(parsed(pattern, flags & re.M), coding)
-    return sorted((found for found in sets if found and min(map(len, found)) > 2), key=len)
-
-
-def parsed(pattern, flags=0):
-    """What Python's own parser makes of a regex: pairs (operation, argument)."""
-    try:
-        from re import _parser as parser           # since Python 3.11
-    except ImportError:
-        import sre_parse as parser
-    return parser.parse(pattern, flags)
-
-
-def most_telling(sets):
-    """The most telling of some sets of texts."""
-    sets = [found for found in sets if found and min(map(len, found)) > 2]
-    return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
-
-
-def literal_sets(parts, coding='utf-8'):
-    """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
-    run = b''
-    for op, arg in list(parts) + [('END', None)]:
-        name = str(op)
-        if name == 'LITERAL':
-            run += chr(arg).encode(coding)
-            continue
-        if name not in ('AT', 'ASSERT_NOT'):
-            # a date may have stood between two that are no letters, and been cut out
-            for piece in re.split(br'(?<=[^\w\x80-\xff])(?=[^\w\x80-\xff])', run):
-                yield {piece}
-            run = b''
-        if name == 'SUBPATTERN' and not arg[1] & re.I:
-            yield from literal_sets(arg[-1], coding)
-        elif name == 'ATOMIC_GROUP':
-            yield from literal_sets(arg, coding)
-        elif name in ('MAX_REPEAT', 'MIN_REPEAT', 'POSSESSIVE_REPEAT') and arg[0]:
-            yield from literal_sets(arg[2], coding)
-        elif name == 'BRANCH':
-            ways = [most_telling(literal_sets(way, coding)) for way in arg[1]]
-            if all(ways):
-                yield set().union(*ways)
-
-
-def only_literal(texts):
-    """The one text (str) of a set that has no other; else '', which stands in everything."""
-    return min(texts).decode('utf-8') if texts and len(texts) == 1 else ''
-
-
-def with_lines(block, texts):
-    """(start, end) of the lines of a block in which one of these texts stands, in order; all for None."""
-    if texts is None:
-        return [m.span() for m in re.finditer(b'[^\n]+', block)]
-    found = {}
-    for text in texts:
-        at = block.find(text)
-        while at >= 0:
-            end = block.find(b'\n', at)
-            found[block.rfind(b'\n', 0, at) + 1] = end
-            at = block.find(text, end)
-    return sorted(found.items())
-
-
-def in_lines(block, other, positions):
-    """Positions in the lines of a tidy block in which these lie in another block of as many lines."""
-    ends, there = ([m.start() for m in re.finditer(b'\n', text)] for text in (block, other))
-    return [ends[max(0, bisect.bisect_right(there, position) - 1)] for position in positions]
-
-
-@functools.lru_cache(maxsize=2048)
-def captured_address(text):
-    """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
-    try:
-        return text.decode() if IPV4_RAW.fullmatch(text) else address(text.decode())
-    except ValueError:
-        return None if re.match(br'[\d.]+$|.*:', text) else ''
-
-
-@functools.lru_cache(maxsize=1024)
-def as_text(raw):                                  # of what is kept: a user's name
-    return raw[:MOST_TEXT].decode('utf-8', 'backslashreplace')
-
-
-new_tuple = tuple.__new__                          # a namedtuple's own __new__ takes four times as long
-
-
-class Session:
-    """What one connection has said: its address and user, lines of each kind, guesses counted."""
-    ip = user = None
-    counted = 0                      # guesses so far
-    pending = 0                      # of these, the ones that still wait for an address
-
-    def __init__(self, when):
-        self.born = when
-        self.lines = {}              # kind -> how many lines of it
-
-
-@functools.lru_cache(maxsize=32)
-def block_regex(tag, rest, texts, led, bare):
-    """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
-    written) of each row; is the regex to begin with the tag; may a line lack it?"""
-    whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest if bare else b'\n' + HEAD + tag + rest
-    if led and not bare:                           # a line has one tag: after it, it is not tried again
-        whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
-    regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'), re.M, 'what all of them make')
-    at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
-    for n, (kind, text) in enumerate(texts):
-        ip, user, distinct, times, mlfid = (at('%s%d' % (name, n), 0)
-                                            for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
-        mlfid = mlfid or at('mlfid', 0)
-        written[at('end%d' % n)] = text
-        rows[at('end%d' % n)] = Row(
-            kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
-            ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times or mlfid else None)
-    return BlockRegex(regex, rows, written, required_literals(regex.pattern if bare else tag + rest, regex.flags))
-
-
-class Filter:
-    """A filter of our own kind: `scan` turns a block into Sightings. Where its regexes are not built in, it looks at
-    one line at a time, under `guard`, which raises Runaway; at an ignoreregex always so."""
-    trouble, keep_matches = '', False     # does somebody want to know what the lines say?
-
-    def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
-        self.origin = definition.origin
-        self.definition, self.guard = definition, guard
-        self.foreign = definition.foreign or bool(failregex) or not all(PLAIN_WORD.fullmatch(text) for text in definition.params.values())
-        self.slow = {}               # 'failregex' or 'ignoreregex' -> (when one ran away lately, until when they rest)
-        program, prefregex = definition.get('program'), definition.get('prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
-        parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
-        if parts is None:
-            raise definition.complaint('prefregex', 'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
-        before, after = (one_line(without_groups(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
-                         for part in parts.groups())
-        for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
-            definition.told(option, compile_regex, text, 0, text)
-        kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
-        texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
-        rows = [definition.told('failregex', native_row, text, n) for n, (_, text) in enumerate(texts)]
-        self.ignore = [definition.told('ignoreregex', compile_line, text)
-                       for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
-        begin = '(?P<begin>)' if self.ignore else ''
-        self.tag = TAG % one_line(program).encode()
-        self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
-                     + br'(?(times) ?\])\r?$')
-        self.texts = texts           # (kind, regex as it is written)
-        # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
-        self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
-        # of the last header: what stands between date and tag, its length, the date's shape, the host
-        self.known_head = None, 0, b'', None
-        self.forms = {}              # may a line lack the tag? -> its Form
-        try:
-            self.form(False)
-        except (ValueError, IndexError):           # one of them is no regex: which?
-            for _, text in texts:
-                definition.told('failregex', compile_line, text)
-            raise
-        self.sessions = {}           # (host, pid) -> Session, oldest first
-        self.parents = {}            # ip -> identity of its latest session
-        self.children = {}           # ip -> {identity: Session} of those that may be a child of that
-        self.distinct = {}           # (ip, text) -> when it was seen last
-        self.names = 0               # failures that named a host, not an address
-
-    def form(self, bare):
-        """The Form; with `bare` a line needs no tag."""
-        if bare not in self.forms:
-            try:
-                self.forms[bare] = block_regex(self.tag, self.rest, tuple(self.texts), self.tag_is_literal, bare)
-            except ValueError as e:
-                raise ValueError('%s: %s' % (self.definition.name, e)) from None
-        return self.forms[bare]
-
-    def head(self, head):
-        """(date, host) of what stands in a line before its tag; None if that is no header. What follows
-        the date is kept: the next line most likely has the same there."""
-        m = HEADER.fullmatch(head)
-        if m is None:
-            return None
-        date, home = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
-        if head.startswith(date or b' '):
-            date = date or b''
-            self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
-        return date, home
-
-    def scan(self, block, moment, bare=False, wall=0, explained=None):
-        """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
-        no line before it has told of. `moment` turns a line's date into its time. `explained`, if it is a
-        list, gets a position in each line that a regex matches."""
-        (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
-        if not all(any(text in block for text in texts) for texts in demanded):
-            return
-        given, block = block, without_rfc5424(block)
-        if explained is not None and block != given:
-            found = []
-            yield from self.scan(block, moment, bare, wall, found)
-            explained += in_lines(given, block, found)
-            return
-        pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
-        dates = DATE_GROUPS if bare else HEAD_DATES
-        led, latest, repeats = self.tag_is_literal and not bare, None, b'message repeated ' in block
-        end, size, shape, known_home = self.known_head
-        width = len(shape)
-        for m in self.matches_in_lines(regex, block, demanded, led, wall) if self.foreign else regex.finditer(block):
-            row = rows[m.lastindex]
-            if row is None:
-                continue
-            kind, verdict, ip_at, user_at, child, special = row
-            pid, times = m[pid_at], m[times_at] if repeats else None
-            ip = captured_address(m[ip_at]) if ip_at else None
-            if not led:
-                date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
-            else:
-                at = m.start() - size
-                if block[at:at + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
-                    date, home = block[at - width + 1:at], known_home
-                else:
-                    at = m.start()
-                    head = self.head(block[block.rfind(b'\n', 0, at) + 1:at])
-                    if head is None:
-                        continue
-                    date, home = head
-                    end, size, shape, known_home = self.known_head
-                    width = len(shape)
-            if explained is not None:              # not what only says so in its message
-                explained.append(m.start())
-            identity = home, pid
-            session = sessions.get(identity) if pid else None
-            if session and latest and ip == session.ip and verdict == FAIL and not (special or times or self.ignore):
-                told = session.lines.get(kind, 0) + 1
-                if told <= session.counted and latest - session.born <= SESSION_SECONDS:
-                    session.lines[kind] = told     # most lines tell nothing new: enough about this one
-                    if not child:
-                        self.parents[ip] = identity
-                    continue
-            latest = when = moment(date)
-            if when is None or self.ignore and self.ignored(block, m, wall):
-                continue
-            if ip_at and not ip:
-                self.names += ip == '' and verdict == FAIL
-                continue
-            user = m[user_at] if user_at else None
-            new = 0 if verdict != FAIL else 1 if times is None else min(int(times), MOST_TIMES)
-            if special:
-                pid, new = self.special(m, special, ip, when, pid, new)
-                identity = home, pid
-                session = sessions.get(identity)
-            if pid is not None:
-                if session is None or session.ip != ip and ip and session.ip or when - session.born > SESSION_SECONDS:
-                    session = self.meet(identity, ip, kind, child, when)
-                ip, user, new = self.tell(session, identity, ip, user, kind, verdict, child, new)
-            if new > 0 and ip:
-                name = as_text(user) if user and verdict == FAIL else None
-                told = self.told(block, m, name) if self.keep_matches else None
-                yield new_tuple(LogEvent, (ip, name, new, False, when, told))
-            if verdict == LOGIN:
-                sessions.pop((home, pid), None)    # what comes later under this pid is another connection
-                if ip and user:
-                    yield LogEvent(ip, as_text(user), 0, True, when)
-
-    def adopt(self, old):
-        """Takes over what this filter knew before a reload."""
-        if type(old) is type(self):
-            for name in ('sessions', 'parents', 'children', 'distinct', 'names'):
-                setattr(self, name, getattr(old, name))
-            if self.texts == old.texts and [regex.pattern for regex in self.ignore] == [regex.pattern for regex in old.ignore]:
-                self.slow, self.trouble = old.slow, old.trouble
-
-    @staticmethod
-    def told(block, m, user):
-        """What a Sighting tells: the line, and who was named in it."""
-        line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
-        return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
-
-    def matches_in_lines(self, regex, block, demanded, led, wall):
-        """Yields what a regex that is not built in finds in a block, line by line."""
-        for start, end in with_lines(block, most_telling(demanded)):
-            m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1, end)
-            if m:
-                yield m
-
-    def ignored(self, block, m, wall):
-        """Does an ignoreregex match? One that takes too long does not: else a long name would hide a guess."""
-        text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
-        return bool(self.guarded('ignoreregex', wall, self.ignores, text))
-
-    def ignores(self, text):
-        return any(regex.search(text) for regex in self.ignore)
-
-    def guarded(self, option, wall, search, *arguments):
-        """What the regexes of an option find; None if they take too long for this line, or rest for having done that
-        again and again."""
-        runaways, rest = self.slow.get(option, ((), 0))
-        if rest - REST_SECONDS <= wall < rest:
-            return None
-        try:
-            return self.guard(search, *arguments)
-        except Runaway:
-            runaways, until = after_runaway(runaways, wall)
-            self.slow[option] = runaways, until or 0
-            said = 'a regex of %s takes too long for some lines, which are skipped%s' if option == 'failregex' else (
-                'an ignoreregex takes too long for some lines of %s, which count%s')
-            self.trouble = said % (self.origin, '; %s rests for a minute' % ('the filter' if option == 'failregex' else 'it') if until else '')
-            return None
-
-    def meet(self, identity, ip, kind, child, when):
-        """The Session of a line whose connection is not known; a child's line may be its parent's."""
-        if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
-            parent = self.sessions.get(self.parents.get(ip))
-            if parent and kind not in parent.lines and when - parent.born <= SESSION_SECONDS:
-                return parent
-        self.sessions.pop(identity, None)
-        session = self.sessions[identity] = Session(when)
-        if len(self.sessions) > 1.1 * SESSIONS:
-            for known in (self.sessions, self.parents, self.children):         # no faster do these grow
-                shorten(known, SESSIONS)
-        return session
-
-    def tell(self, session, identity, ip, user, kind, verdict, child, new):
-        """Adds a line to its connection: (address, user as known by now, guesses that are new)."""
-        session.ip = ip = session.ip if ip is None else ip
-        known = session.user
-        session.user = user = known if user is None else user
-        if verdict == FAIL:
-            if not child:
-                self.parents[ip] = identity
-            elif ip and not session.lines:
-                self.wait(ip, identity, session)
-            told = session.lines.get(kind, 0) + new
-            session.lines[kind] = told
-            new = told - session.counted
-            if new > 0:
-                session.counted = told
-                if not child and ip in self.children:
-                    new -= self.claim(session, new)
-                session.pending += new
-        if ip is None or not session.pending:
-            return ip, user, 0
-        new, session.pending = session.pending, 0
-        # one of its user's guesses was right in the end
-        return ip, user, new - (verdict == LOGIN and known == user)
-
-    def wait(self, ip, identity, session):
-        """Notes a session that may be a child of one that has not spoken yet."""
-        waiting = self.children.get(ip)
-        if waiting is None:
-            self.children[ip] = {identity: session}
-        else:
-            waiting[identity] = session
-            if len(waiting) > CHILDREN:
-                del waiting[next(iter(waiting))]
-
-    def claim(self, session, most):
-        """How many of a connection's `most` new guesses its children have told already."""
-        waiting, found = self.children[session.ip], 0
-        for identity, child in list(waiting.items()):
-            if found == most:
-                break
-            if child is not session and (child.user not in (None, session.user)
-                                         or identity[0] != self.parents[session.ip][0]):
-                continue                           # it asked for another user's password, or elsewhere
-            del waiting[identity]
-            if (child is not session and child.ip == session.ip and len(child.lines) == 1
-                    and session.born - child.born <= SESSION_SECONDS):
-                (kind, n), = child.lines.items()
-                told = min(n, most - found)
-                session.lines[kind] = session.lines.get(kind, 0) + told
-                child.lines, child.counted = {}, 0
-                found += told
-        if not waiting:
-            del self.children[session.ip]
-        return found
-
-    def special(self, m, at, ip, when, pid, new):
-        """(connection, guesses) of a line that names its own."""
-        if at.distinct:
-            new *= self.new_to(ip, m[at.distinct][:64], when)
-        if at.times and m[at.times]:
-            new *= min(int(m[at.times][:9]), MOST_TIMES)
-        return m[at.mlfid] or pid if at.mlfid else pid, new
-
-    def new_to(self, ip, text, when):
-        """1 if an address has not shown this text within SESSION_SECONDS, else 0."""
-        seen = self.distinct.pop((ip, text), None)
-        self.distinct[ip, text] = when
-        shorten(self.distinct, 10 * SESSIONS)
-        return 1 if seen is None or when - seen > SESSION_SECONDS else 0
-
-    def examine(self, block, wall):
-        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
-        found = self.look_at(block, wall, True)
-        for seen in self.scan(block, lambda date: found.when or 0.0, True):
-            if not seen.login:
-                return found._replace(ip=seen.ip, user=seen.user, verdict=FAIL, why=''), seen.guesses
-        if found and found.verdict == FAIL and not found.why:
-            found = found._replace(why='it tells of a guess that a line before has told of')
-        return found, 0
-
-    def look(self, text, wall, bare=False):
-        """The Look of one line (text), whatever was before it; None if no regex matches."""
-        return self.look_at(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'), wall, bare)
-
-    def look_at(self, block, wall, bare):
-        regex, rows, texts, demanded = self.form(bare)
-        block = without_rfc5424(block)
-        for m in self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare, wall) if self.foreign else regex.finditer(block):
-            if rows[m.lastindex] is None:
-                continue
-            head = self.head(block[1:m.start()]) if self.tag_is_literal and not bare else (
-                first_group(m, DATE_GROUPS if bare else HEAD_DATES), None)
-            if head:
-                break
-        else:
-            return None
-        row, date = rows[m.lastindex], head[0]
-        ip = captured_address(m[row.ip]) if row.ip else None
-        user = m[row.user] if row.user else None
-        ignored = bool(self.ignore) and self.ignored(block, m, wall)
-        why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
-               'its address is not known yet' if row.verdict == FAIL and not ip else '')
-        fields = {name: as_text(m[at]) for name, at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
-                  if at and m[at]}
-        return Look(None if why else row.verdict, texts[m.lastindex], ip or None, as_text(m[row.ip]) if row.ip else None,
-                    as_text(user) if user else None, date and date_time(date, int(wall) // 86400), fields, why)
-
-
-class LineFilter:
-    """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
-    Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
-    keep_matches = False                  # does somebody want to know what the lines say?
-
-    def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
-        self.definition, self.guard = definition, guard
-        self.origin = definition.origin
-        get = definition.get
-        self.maxlines = max(1, definition.told('maxlines', int, get('maxlines') or '1'))
-        self.templates = definition.told('datepattern', date_formats, get('datepattern'))
-        self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
-        self.texts = failregex or text_rows(get('failregex'))
-        self.rows = [self.compile('failregex', text) for text in self.texts]
-        # for each row sets of texts (bytes), one of each stands in a line that it matches; the telling ones first
-        self.needs = [sorted(required_literals(regex.pattern, regex.flags), key=lambda found: (len(found), -min(map(len, found))))
-                      for regex in self.rows]
-        self.tellers = [only_literal(most_telling(sets)) for sets in self.needs]
-        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or text_rows(get('ignoreregex'))]
-        self.check()
-        self.needed = self.what_is_needed()
-        self.buffer = []             # the lines that a regex over several of them may want
-        self.connections = {}        # mlfid -> [when it was first seen, what is known of it]
-        self.last = None             # the time of the last line that had one, and was asked for it
-        self.pending = None          # (template, match, now) of a later date that nobody has asked for
-        self.names = 0               # failures that named a host, not an address
-        self.runaways = []           # when a regex was aborted, lately
-        self.rests = None            # until when the filter is not asked
-        self.trouble = ''
-
-    def compile(self, option, text):
-        return self.definition.told(option, compile_line, text, self.maxlines > 1)
-
-    def adopt(self, old):
-        """Takes over what this filter knew before a reload."""
-        if type(old) is type(self):
-            for name in ('buffer', 'connections', 'last', 'pending', 'names'):
-                setattr(self, name, getattr(old, name))
-            if [regex.pattern for regex in self.rows] == [regex.pattern for regex in old.rows]:
-                self.runaways, self.rests, self.trouble = old.runaways, old.rests, old.trouble
-
-    def check(self):
-        """ValueError if a regex cannot mean what its author wants."""
-        known = self.prefregex.groupindex if self.prefregex else {}
-        ids = {'fid', 'ip4', 'ip6', 'dns', 'mlfid'}
-        if not self.rows:
-            raise self.definition.complaint('failregex', 'there is none')
-        for text, regex in zip(self.texts, self.rows):
-            try:
-                reject_unfilled_tag(text)
-            except ValueError as e:
-                raise self.definition.complaint('failregex', e) from None
-            if not ids & (set(regex.groupindex) | set(known)):
-                raise self.definition.complaint('failregex', '%s has no <HOST>' % quoted(text))
-
-    def what_is_needed(self):
-        """The texts without one of which a line need not be looked at; None: look at all."""
-        if self.maxlines > 1 or any(template.unbound for template in self.templates):
-            return None
-        sets = [most_telling(found) for found in self.needs]
-        rows = set().union(*sets) if all(sets) else None
-        return most_telling([found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
-
-    def scan(self, block, moment, bare=False, wall=0, explained=None):
-        """Yields a Sighting for each line of a tidy block that is a failure or a login; see Filter."""
-        if self.needed and not any(text in block for text in self.needed):
-            return
-        for start, end in with_lines(block, self.needed):
-            raw, times = block[start:end].rstrip(b'\r'), 1
-            if b'message repeated ' in raw:
-                raw, times = unwrapped(raw)
-            if not raw or self.rests and self.rests - REST_SECONDS <= wall < self.rests or self.needed and not self.may_match(raw):
-                continue
-            found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
-            if found and explained is not None:
-                explained.append(start)
-            when = None if found is None or found.verdict is None else moment(found.when)
-            if when is None or found.verdict == NOFAIL:
-                continue
-            if found.ip and found.verdict == FAIL:
-                told = self.told(raw, found.fields) if self.keep_matches else None
-                yield LogEvent(found.ip, found.user, times, False, when, told)
-            elif found.ip and found.user:
-                yield LogEvent(found.ip, found.user, 0, True, when)
-            elif found.verdict == FAIL:
-                self.names += 1
-
-    @staticmethod
-    def told(raw, fields):
-        """What a Sighting tells: the line, and what its <F-...> have found."""
-        names = {known: tag.lower() for tag, known in TAG_NAMES.items()}
-        return raw.decode('utf-8', 'backslashreplace'), {
-            names.get(key, key): value for key, value in fields.items()
-            if value and type(value) is str and not key.startswith(('mlf', 'nofail', 'skiplines', 'ip4', 'ip6', 'dns'))}
-
-    def may_match(self, raw):
-        """False if a line lacks, for each regex, some text that it needs: most of the candidates do."""
-        for sets in self.needs:
-            for texts in sets:
-                for text in texts:
-                    if text in raw:
-                        break
-                else:
-                    break                          # none of them: this regex does not match
-            else:
-                return True
-        return False
-
-    def examine(self, block, wall):
-        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
-        raw, times = unwrapped(block[1:-1].rstrip(b'\r'))
-        found = self.look(raw.decode('utf-8', 'backslashreplace'), wall) if raw else None
-        if found and found.verdict == FAIL and not found.ip:
-            found = found._replace(why='it names no address')
-        return found, times if found and found.verdict == FAIL and found.ip else 0
-
-    def look(self, text, wall, date=None):
-        """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
-        lacks; with `date` (seconds since 1970) the text is one that has no date."""
-        try:
-            matched = self.guard(self.match, text, wall, date)
-        except Runaway:
-            return self.ran_away(wall)
-        if matched is None:
-            return None
-        regex, fields, when, ignored = matched
-        if ignored:
-            return Look(None, regex, None, None, None, when, fields, 'an ignoreregex matches')
-        if fields.get('mlfid') is not None:
-            fields = self.merge(fields, when if when is not None else wall)
-        verdict = NOFAIL if fields.get('nofail') and not fields.get('mlfgained') else (
-            LOGIN if fields.get('nofail') else FAIL)
-        ip, fid = fields.get('ip4') or fields.get('ip6'), fields.get('fid')
-        key = ' '.join(map(str, fid)) if type(fid) is tuple else fid or ip or fields.get('dns')
-        user = fields.get('user')
-        user = ' '.join(filter(None, user)) if isinstance(user, tuple) else user
-        if verdict == FAIL and key is None:
-            fields['mlfpending'] = '1'
-            return Look(None, regex, None, None, user, when, fields, 'its address is not known yet')
-        if fields.get('cidr') and ip:
-            ip = '%s/%s' % (ip, fields['cidr'])
-        try:
-            ip = network_of(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
-        except ValueError:
-            ip = None
-        return Look(verdict, regex, ip, key, user, when, dict(fields), '')
-
-    def match(self, text, wall, date=None):
-        """(regex, fields, time or None, ignored) of a line, None if it does not match."""
-        template, m = locate_date(text, self.templates) if date is None else (None, None)
-        if m:
-            start, end = m.span(template.group)
-            text = text[:start] + text[end:]
-            dated = template, m, wall
-        else:
-            dated = None
-        self.buffer = (self.buffer + [text])[-self.maxlines:]
-        seen, fields = '\n'.join(self.buffer) + '\n', {}
-        self.pending, before = dated or self.pending, self.pending
-
-        def when():
-            return self.time(dated, before, wall) if date is None else date
-        if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
-            return None, fields, when(), True
-        if self.prefregex:
-            m = self.prefregex.search(seen)
-            if m is None:
-                return None
-            fields = groups(m)
-            content = fields.pop('content', None)
-            seen = content + '\n' if content else seen
-        for text, regex, teller in zip(self.texts, self.rows, self.tellers):
-            m = regex.search(seen) if teller in seen else None
-            if m:
-                fields.update((key, value) for key, value in groups(m).items()
-                              if value is not None or key not in fields)
-                ignored = self.ignores(seen)
-                self.forget_lines(m)
-                return text, fields, when(), ignored
-        return None
-
-    def ignores(self, text):
-        return any(regex.search(text) for regex in self.ignore)
-
-    def time(self, dated, before, wall):
-        """The time of a line: its own; else the last one that a line had, if that was less than a
-        minute ago; else now if its date may be missing. (Of lines that do not match, the date is not
-        read before it is needed: `before` is that of the line before.)"""
-        if before:
-            self.last = self.read_date(before) or self.last
-        recent = self.last if self.last is not None and self.last > wall - 60 else None
-        when = dated and self.read_date(dated)
-        if when is None and dated and not dated[1].group(dated[0].group):
-            when = wall if recent is None else recent
-        if when is not None:
-            self.last, self.pending = when, None
-        return recent if when is None else when
-
-    @staticmethod
-    def read_date(dated):
-        template, m, wall = dated
-        when = template.time(m, wall)
-        return None if when is None else float(int(when))
-
-    def forget_lines(self, m):
-        """After a match over several lines, they are not looked at again, but for those it skipped."""
-        if self.maxlines == 1:
-            return
-        whole = m.string
-        first, last = whole.count('\n', 0, m.start() + 1 if whole[m.start():m.start() + 1] == '\n' else m.start()), \
-            whole.count('\n', 0, m.end())
-        last += 0 if m.end() and whole[m.end() - 1] == '\n' else 1
-        skipped = ''.join(value or '' for key, value in m.groupdict().items() if key.startswith('skiplines')).split('\n')
-        used = self.buffer[first:last]
-        for line in skipped:
-            if line in used:
-                used.remove(line)
-        left = list(self.buffer)
-        for line in used:
-            left.remove(line)
-        self.buffer = left
-
-    def merge(self, new, when):
-        """What is known of a connection, this line's fields laid over it: fail2ban's rules. The same
-        connection may tell its address, its user and its failures in different lines."""
-        identity = new['mlfid'] if type(new['mlfid']) is tuple else re.sub(LEVEL.decode(), '', new['mlfid'])
-        known = self.connections.get(identity)
-        if known and abs(when - known[0]) > 300:
-            known = self.connections.pop(identity) and None
-        gained, forget = new.get('mlfgained'), new.pop('mlfforget', None)
-        if gained:
-            new['nofail'] = new.get('nofail') or gained
-        if known:
-            fields = known[1]
-            users = fields.setdefault('users', set()) if new.get('user') else fields.get('users')
-            if new.get('user') and len(users) < 3:             # two are asked for
-                users.add(new['user'])
-            fields.pop('nofail', None), fields.pop('mlfgained', None)
-            if gained:
-                fields.pop('mlfpending', None)
-            fields.update((key, value) for key, value in new.items() if value is not None)
-            if forget:
-                del self.connections[identity]
-        else:
-            fields = new
-            users = {new['user']} if new.get('user') and not forget else None
-            if users:
-                fields['users'] = users
-            if not forget:
-                self.connections[identity] = [when, fields]
-                shorten(self.connections, SESSIONS)
-        # who has failed before, or tried two names, does not clear that with a login of his own
-        if fields.pop('mlfpending', None) or users and len(users) > 1:
-            fields.pop('nofail', None), fields.pop('mlfgained', None)
-        return fields
-
-    def ran_away(self, wall):
-        """Notes that a regex was aborted; one that does it again and again rests for a minute."""
-        self.buffer = []
-        self.runaways, rests = after_runaway(self.runaways, wall)
-        self.trouble = 'a regex of %s takes too long for some lines, which are skipped%s' % (
-            self.definition.origin, '; the filter rests for a minute' if rests else '')
-        self.rests = rests or self.rests
-        return Look(None, None, None, None, None, None, {}, 'a regex took too long')
-
-
-def after_runaway(runaways, now):
-    """(when regexes were aborted that still count, until when to rest) after another one; None: no need to."""
-    lately = [when for when in runaways if when > now - REST_SECONDS] + [now]
-    return ([], now + REST_SECONDS) if len(lately) >= MOST_RUNAWAYS else (lately, None)
-
-
-def groups(m):
-    """The groups of a match; an <F-ALT_USER> stands in for an empty <F-USER>, <F-TUPLE_X> joins it."""
-    fields = m.groupdict()
-    for key, kind, name in special_groups(m.re):
-        if kind == 'alt':
-            fields[name] = fields.get(name) or fields[key]
-        else:
-            there = fields.get(name)
-            fields[name] = (there if isinstance(there, tuple) else (there,)) + (fields[key],)
-    return fields
-
-
-@functools.lru_cache(maxsize=256)
-def special_groups(regex):
-    """(group, 'alt' or 'tuple', the group it is for) of those named so."""
-    found = [(key, re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)) for key in sorted(regex.groupindex)]
-    return [(key, m.group(1), TAG_NAMES.get(m.group(2).upper(), m.group(2))) for key, m in found if m]
-
-
-def unwrapped(raw):
-    """(line, times) of a line that may say `message repeated 3 times: [ ... ]`."""
-    if not (b'message repeated ' in raw and LINE.match(without_rfc5424(b'\n' + raw)[1:])['times']):
-        return raw, 1                              # those words are a part of the message
-    m = re.match(br'(.*?)message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', raw, re.S)
-    return (m.group(1) + m.group(3), min(int(m.group(2)), MOST_TIMES)) if m else (raw, 1)
-
-
-class History:
-    """The filter `recidive`: it reads no log, but is told of the bans of other jails."""
-    trouble, names = '', 0
-
-    def __init__(self, definition):
-        self.origin = definition.origin
-
-    def scan(self, block, moment, bare=False, wall=0, explained=None):
-        return ()
-
-    def adopt(self, old):
-        """It remembers nothing; its jail does."""
-
-
-def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=unguarded, failregex=(), ignoreregex=()):
-    """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is a
-    file's text or None. ValueError says what is wrong with it, and where."""
-    name, given = filter_spec(spec)
-    definition = Definition(name, dict(params or {}, **given))
-    try:
-        definition.load(folders, read)
-    except LookupError:
-        if '/' in name:
-            raise ValueError('%s: cannot be read' % printable(name)) from None
-        hint = choose_from(name.lower(), sorted(set(FILTERS) - {'common'}), SECTIONS)
-        raise ValueError('no filter is called %s (%s)' % (quoted(name), hint)) from None
-    if definition.given('history') is not None:
-        return History(definition)
-    if definition.given('program') is not None:
-        return Filter(definition, failregex, ignoreregex, guard)
-    return LineFilter(definition, failregex, ignoreregex, guard)
-
-
-def check_own(failregex):
-    """ValueError if a regex of the conf has what only a file may have."""
-    for text in failregex:
-        if re.search(r'%\(\S+\)s', text):
-            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
-
-
-def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
-    """The filter of a jail that has regexes of its own and no `filter`."""
-    check_own(failregex)
-    for text in failregex:
-        unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
-        if unknown:
-            raise ValueError('%s has a tag that is not known: %s' % (quoted(text), unknown.group()))
-    return LineFilter(Definition('failregex', params, 'conf'), failregex, ignoreregex, guard)
-
-
-# ---- Fails ---------------------------------------------------------------------------------
-# Owns: recent failures per (jail, network). Always true: each list is sorted, holds maxretry
-# moments at most, and nothing in it is older than findtime before its newest; the dict holds
-# `limit` networks at most, least recently seen first.
-
-class Fails:
-    """Counts failures in a sliding window."""
-
-    def __init__(self, limit):
-        self.limit = limit
-        self.recent = {}             # (jail, network) -> moments, oldest first
-
-    def add(self, key, when, guesses, findtime, maxretry):
-        """How many failures lie within `findtime`, after `guesses` more at `when`."""
-        seen = self.recent.pop(key, None)
-        if seen is None:
-            seen = [when] * min(guesses, maxretry)
-        else:
-            for _ in range(min(guesses, maxretry)):
-                bisect.insort(seen, when)
-            if seen[0] <= seen[-1] - findtime:
-                del seen[:bisect.bisect_right(seen, seen[-1] - findtime)]
-            del seen[:-maxretry]
-        self.recent[key] = seen
-        if len(self.recent) > self.limit:
-            self.forget_oldest()
-        return len(seen)
-
-    def forget_oldest(self):
-        """Makes room; a hundredth more than needed, so that it is not looked for each time."""
-        for key in list(itertools.islice(self.recent, len(self.recent) - self.limit + self.limit // 100)):
-            del self.recent[key]
-
-    def put(self, key, seen):
-        """Takes in a restored list of moments, oldest first."""
-        if seen and len(self.recent) < self.limit:
-            self.recent[key] = seen
-
-    def forget(self, key):
-        self.recent.pop(key, None)
-
-    def purge(self, now, findtimes):
-        """Drops what is older than its jail's findtime (name -> seconds), and jails not named there."""
-        for key in [key for key, seen in self.recent.items()
-                    if key[0] not in findtimes or seen[-1] <= now - findtimes[key[0]]]:
-            del self.recent[key]
-
-
-# ---- Bans ----------------------------------------------------------------------------------
-# Owns: tickets, history, and how long a ban is. Always true: one ticket per (jail, network);
-# neither dict grows beyond `limit` entries.
-
-def ban_length(options, bans, chance):
-    """Seconds of the next ban after `bans` earlier ones (fail2ban's bantime.* rules); `chance` is
-    a random number from 0 to 1. The cap is applied last: no ban is longer than bantime.maxtime."""
-    seconds = options['bantime']
-    if seconds == FOREVER:
-        return FOREVER
-    if options['bantime.increment']:
-        steps = options['bantime.multipliers']
-        times = steps[min(bans, len(steps) - 1)] if steps else 1 << min(bans, 20)
-        seconds = max(seconds, seconds * options['bantime.factor'] * times)
-    seconds += chance * options['bantime.rndtime']
-    return min(seconds, options['bantime.maxtime'])
-
-
-class Bans:
-    """Who is banned until when, and how often before."""
-
-    def __init__(self, limit):
-        self.limit = limit
-        self.tickets = {}            # (jail, network) -> Ticket; who has been silent longest stands first
-        self.history = {}            # (jail, network) -> (bans so far, end of the last), oldest first
-        self.ends = []               # heap of (until, key); rows that no longer hold are skipped
-        self.dropped = 0             # bans that `limit` has cost
-
-    def earlier(self, jail, network, jails=None):
-        """How many bans the network has behind it, in `jail` or in all `jails`."""
-        return sum(self.history.get((name, network), (0, 0))[0] for name in jails or [jail])
-
-    def add(self, jail, network, now, seconds, failures):
-        """The Ticket of a new ban, or of the running one with its new end."""
-        key = jail, network
-        until = None if seconds == FOREVER else now + seconds
-        ticket = self.tickets.get(key)
-        if ticket is None:
-            ticket = Ticket(jail, network, now, until, self.earlier(jail, network) + 1, failures)
-        ticket.until = until
-        self.put(ticket, now)
-        return ticket
-
-    def put(self, ticket, now):
-        """Takes in a ticket, new or restored."""
-        self.tickets.pop(ticket.key, None)
-        self.tickets[ticket.key] = ticket
-        if ticket.until is not None:
-            heapq.heappush(self.ends, (ticket.until, ticket.key))
-            if len(self.ends) > 2 * len(self.tickets) + 64:
-                self.ends = [(t.until, t.key) for t in self.tickets.values() if t.until is not None]
-                heapq.heapify(self.ends)
-        self.remember(ticket.key, ticket.count, now if ticket.until is None else ticket.until)
-
-    def remember(self, key, bans, last):
-        self.history.pop(key, None)
-        self.history[key] = bans, last
-        if len(self.history) > self.limit:
-            del self.history[next(iter(self.history))]
-
-    def heard(self, key):
-        """The ticket of somebody who has tried again although he is banned."""
-        ticket = self.tickets[key] = self.tickets.pop(key)
-        return ticket
-
-    def remove(self, key):
-        return self.tickets.pop(key, None)
-
-    def next_end(self):
-        """The ticket that ends first, None if none ever does."""
-        while self.ends:
-            until, key = self.ends[0]
-            ticket = self.tickets.get(key)
-            if ticket is not None and ticket.until == until:
-                return ticket
-            heapq.heappop(self.ends)
-        return None
-
-    def ended(self, now):
-        """Yields the tickets whose time is over; the caller removes them."""
-        ticket = self.next_end()
-        while ticket is not None and ticket.until <= now:
-            yield ticket
-            ticket = self.next_end()
-
-    def surplus(self):
-        """The tickets that `limit` leaves no room for: of those who have been silent longest, for whoever attacks now
-        is to be banned. The caller removes them."""
-        found = list(itertools.islice(self.tickets.values(), max(0, len(self.tickets) - self.limit)))
-        self.dropped += len(found)
-        return found
-
-    def purge(self, now, age):
-        """Forgets history whose last ban ended more than `age` ago and is not running."""
-        for key in [key for key, (_, last) in self.history.items()
-                    if last < now - age and key not in self.tickets]:
-            del self.history[key]
-
-
-# ---- Jail ----------------------------------------------------------------------------------
-# Owns: a filter, its limits, what it ignores, and who has logged in. Always true: what overlaps
-# one of `frees` is never an Offence, whatever the log says.
-
-# of the log, for the commands of an action: lines of an address, bytes of a line, of a field, addresses
-WITNESS_LINES, WITNESS_BYTES, WITNESS_FIELD, WITNESSES = 10, 1000, 256, 300
-
-
-class Jail:
-    """One jail: turns what its filter has seen into Offences."""
-
-    def __init__(self, name, options, filter=None):
-        self.name = name
-        self.options = options
-        self.filter = filter         # None: bans by hand only
-        self.exempt, self.exempt_ranges = (), merge_ranges(())
-        self.places = {}             # address -> what `place` knows of it
-        self.logins = {}             # (ip, user) -> until when their failures are forgiven
-        self.matches = {}           # key -> (lines, fields) of its failures, if there is an action that may want them
-        if filter and options['action']:
-            filter.keep_matches = True
-        self.failures = self.banned = self.ignored = 0         # since the start
-
-    def protect(self, machine):
-        """Sets what is never banned: ignoreip, and with ignoreself these Frees of the machine. True if that is new."""
-        frees = (tuple(machine) if self.options['ignoreself'] else ()) + self.options['ignoreip'] + never_banned()
-        changed = frees != self.exempt
-        if changed:
-            self.exempt, self.exempt_ranges, self.places = frees, merge_ranges(frees), {}
-        return changed
-
-    def refusal(self, network):
-        """Why an address or network must not be banned; '' if it may be."""
-        return exempt_reason(network, self.exempt_ranges)
-
-    def place(self, ip):
-        """(why the address is never banned or '', key it is counted by, key it is banned by): the
-        address itself is banned where its network holds a free address."""
-        if len(self.places) > 2048:
-            self.places.clear()
-        net = ip
-        if ':' in ip or self.options['ipv4prefix'] != 32:
-            net = network_of(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
-        key = cell = self.name, net
-        if net != ip and self.refusal(net):
-            key = self.name, ip
-        self.places[ip] = found = self.refusal(ip), cell, key
-        return found
-
-    def weigh(self, seen, fails, bans, jails, chance, tally=None):
-        """The Offence that a Sighting completes, else None; counts it in `fails`. `chance()` is a
-        random number from 0 to 1. A Tally is told of all."""
-        ip, user, guesses, login, when, told = seen
-        refusal, cell, key = self.places.get(ip) or self.place(ip)
-        if login:
-            if tally:
-                tally.login(self.name, cell[1], ip, user, when, refusal)
-            return self.admit(seen, key, bans)
-        if refusal or guesses == 1 and self.logins.get((ip, user), when) > when:           # after a login
-            self.ignored += guesses
-            if tally:
-                tally.ignored(self.name, cell[1], user, guesses, when, refusal)
-            return None
-        self.failures += guesses
-        if tally:
-            tally.failure(self.name, cell[1], user, guesses, when)
-        options = self.options
-        if key in bans.tickets:
-            ticket = bans.heard(key)
-            return self.longer(ticket, seen) if options['bantime.extend'] else None
-        n = fails.add(cell, when, guesses, options['findtime'], options['maxretry'])
-        if told:
-            self.note_match(key, told, n)
-        if n < options['maxretry']:
-            return None
-        everywhere = jails if options['bantime.overalljails'] else None
-        return BanOrder(key[1], max(n, guesses),
-                       ban_length(options, bans.earlier(self.name, key[1], everywhere), chance()),
-                       self.matches.pop(key, None))
-
-    def note_match(self, key, told, n):
-        """Keeps the lines that told of the last `n` failures of an address, at most, and the latest fields."""
-        lines, fields = self.matches.pop(key, ((), {}))
-        line, found = told
-        fields = dict(fields, **{name: value[:WITNESS_FIELD] for name, value in found.items()})
-        # as bytes, for one rare letter makes each letter of a text take four
-        self.matches[key] = (lines + (line.encode()[:WITNESS_BYTES],))[-min(n, WITNESS_LINES):], fields
-        shorten(self.matches, WITNESSES)
-
-    def longer(self, ticket, seen):
-        """bantime.extend: each attempt during a ban makes it longer, up to bantime.maxtime."""
-        extra = self.options['bantime.extend'] * seen.guesses
-        if ticket.until is None:
-            return None
-        seconds = min(ticket.until - seen.when + extra, self.options['bantime.maxtime'])
-        return BanOrder(ticket.network, ticket.failures + seen.guesses, seconds)
-
-    def admit(self, seen, key, bans):
-        """Remembers a login, unless the address is banned (so it had fewer than maxretry failures)."""
-        if self.options['ignorelogin'] and key not in bans.tickets:
-            self.logins.pop((seen.ip, seen.user), None)
-            self.logins[seen.ip, seen.user] = seen.when + self.options['ignorelogin']
-            shorten(self.logins, 1000)
-
-
-class Jails:
-    """The jails of one configuration, and who listens to what."""
-
-    def __init__(self, config, read=no_files, guard=unguarded):
-        self.problems = []
-        self.listening = {}          # source -> jails
-        self.before = {}             # source -> its last line, which `last message repeated` may mean
-        self.by_name = {MANUAL: Jail(MANUAL, config.options(MANUAL))}
-        for name in config.jails():
-            options = config.options(name)
-            try:
-                self.by_name[name] = Jail(name, options, jail_filter(name, options, config.name, read, guard))
-            except ValueError as e:
-                self.problems.append('%s: [%s]: %s' % (config.where(name), name, e))
-        self.hooks = config['chain']
-        self.everywhere = config['source']
-        self.sources = list(dict.fromkeys(self.everywhere + sum(
-            [jail.options['source'] for jail in self.watching()], [])))
-
-    def watching(self):
-        return [jail for jail in self.by_name.values() if jail.filter]
-
-    def adopt(self, old):
-        """Takes over what the jails of an earlier configuration know; call before the first line."""
-        for name, jail in self.by_name.items():
-            before = old.by_name.get(name)
-            if before:
-                jail.logins, jail.failures, jail.banned, jail.ignored, jail.matches = (
-                    before.logins, before.failures, before.banned, before.ignored, before.matches)
-                if jail.filter and before.filter:
-                    jail.filter.adopt(before.filter)
-
-    def protect(self, machine):
-        """True if something is new for one of them."""
-        return any([jail.protect(machine) for jail in self.by_name.values()])
-
-    def listeners(self, source):
-        """The jails that listen to `source`; all jails for None, as in a replay."""
-        if source not in self.listening:
-            self.listening[source] = [j for j in self.watching()
-                                      if source is None or source in (j.options['source'] or self.everywhere)]
-        return self.listening[source]
-
-    def tidied(self, source, block):
-        """A block of whole lines as `scan_tidy` wants it."""
-        last, block = self.before.get(source, b''), tidy(block, self.before.get(source, b''))
-        self.before[source] = block[block.rfind(b'\n', 0, -1) + 1:-1] or last
-        return block
-
-    def scan(self, source, block, moment, wall=0):
-        """Yields (jail, Sighting) for a block of whole lines; `moment` turns a line's date (bytes,
-        seconds since 1970 or None) into its time, or into None for a line that is too old to matter."""
-        if self.listeners(source) and block:
-            yield from self.scan_tidy(source, self.tidied(source, block), moment, wall)
-
-    def scan_tidy(self, source, block, moment, wall=0, explained=None):
-        """The same for a tidy block; the list `explained` gets a position in each line that a filter knows."""
-        forged = (source or '').startswith('udp:')
-        for jail in self.listeners(source):
-            for seen in jail.filter.scan(block, moment, bool(jail.options['source']), wall, explained):
-                if not (forged and seen.login):
-                    yield jail, seen
-
-    def after_ban(self, jail, network, now):
-        """Yields (jail, Sighting) for the jails that count bans, after a new one. What is narrow since anybody can forge
-        its lines (luci, kernel-scan) adds up to nothing wider: a ban counts only where it stops all that theirs would."""
-        if jail.filter and not isinstance(jail.filter, History):
-            for other in self.watching():
-                if isinstance(other.filter, History) and as_wide(jail.options, other.options, self.hooks):
-                    yield other, LogEvent(network, None, 1, False, now)
-
-
-def as_wide(one, other, hooks):
-    """True if bans of a jail with the options `one` stop all that those of `other` do, where these hooks are."""
-    if other['forward'] and not one['forward'] and 'FORWARD' in hooks:
-        return False
-    if not (one['port'] and other['port']):
-        return not one['port']
-    return set(other['protocol']) <= set(one['protocol']) and all(
-        any(first <= start and end <= last for first, last in port_spans(one['port'])) for start, end in port_spans(other['port']))
-
-
-def port_spans(ports):
-    """[(first, last), ...] of '22,8000:8080'."""
-    return [(int(part.partition(':')[0]), int(part.rpartition(':')[2])) for part in ports.split(',')]
-
-
-def jail_filter(name, options, conf, read, guard):
-    """The filter that a jail's options ask for; ValueError says what is wrong with it. A path is meant from where
-    the conf lies."""
-    own, ignore, spec = options['failregex'], options['ignoreregex'], options['filter'] or name
-    params = {key: str(options[key]) for key in ('mode', 'prefregex', 'maxlines', 'datepattern') if options[key]}
-    check_own(own)
-    if own and not options['filter']:
-        return own_filter(params, own, ignore, guard)
-    if '/' in spec.partition('[')[0] and not spec.startswith('/'):
-        if not conf_folder(conf):
-            raise ValueError('filter: %s is not an absolute path' % quoted(spec))
-        spec = os.path.join(conf_folder(conf), spec)
-    return load_filter(spec, params, read, filter_folders(conf), guard, own, ignore)
-
-
-# ---- Firewalls -----------------------------------------------------------------------------
-# Owns: which chains and sets the last batches have made. Turns tickets into Commands. Always true:
-# all that is ours stands in chains, sets or a table of our own, which a packet enters before anything
-# else, so a ban also cuts what is established; no other rule is touched. An entry goes into the kernel
-# with the time it has left, where the kernel can count that down, so it ends without us too.
-#
-# A firewall of the kernel answers: settings() - what two of a kind may differ in; check(wanted) - the
-# Commands that show what the kernel has (the first never fails because something of ours is missing; if
-# another one does, None stands for what it shows); amiss(shown, wanted) - what is wrong with
-# that, '' if nothing; rebuild(shown, wanted, now) - those that make it right, whatever is there;
-# change(changes, now) - those for some Changes, which may be repeated, None if only a rebuild can do it;
-# stop(shown) - those that leave nothing of ours. `wanted` is what `entries` returns.
-
-Scope = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
-# What has to happen to an entry: it is `there` already or not, `gone` or lasts until (None: for ever).
-Change = collections.namedtuple('Change', 'network door there gone until')
-
-
-def scope_of(options, hooks):
-    """The Door that a jail's bans shut; None if they stop nothing where these hooks are."""
-    if not options['forward'] and 'INPUT' not in hooks:
-        return None
-    return Scope(tuple(options['protocol']) if options['port'] else (), options['port'],
-                options['forward'] or len(hooks) < 2)
-
-
-def entries_of(tickets, doors):
-    """(network, Door) -> when the last of its tickets ends, None for never; `doors` is jail -> Door."""
-    wanted = {}
-    for ticket in tickets:
-        door = doors.get(ticket.jail)
-        if door:
-            key = ticket.network, door
-            wanted[key] = later_end(wanted[key], ticket.until) if key in wanted else ticket.until
-    return wanted
-
-
-def later_end(one, other):
-    return None if one is None or other is None else max(one, other)
-
-
-def timeout(until, now, longest):
-    """Whole seconds until then, 0 for never, rounded up: the kernel never lets go before the ticket does."""
-    return 0 if until is None else int(min(max(1, -((now - until) // 1)), longest))
-
-
-class Null:
-    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`."""
-    family, capacity, longest, doors = None, None, None, {}
-
-    def __init__(self, name):
-        self.name = self.tool = name
-
-    def settings(self):
-        return self.name
-
-    def amiss(self, shown, wanted):
-        return ''
-
-    def counters(self, shown):
-        return {}
-
-    def commands(self, *asked):
-        return []
-    check = rebuild = change = stop = commands
-
-
-OURS = 'banwatch'                    # how all begins that we make in the kernel
-TRIAL = OURS + '-trial'              # and what `doctor` makes there for a moment
-
-
-class IPTables:
-    """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
-    packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
-    LIST = '-n'                      # how ipset lists our sets: their names, for here each is a leftover
-    capacity = 2000                  # each packet pays for each rule it meets
-    longest = None                   # seconds that the kernel can count down
-    rank = 1                         # where our jump stands among a hook's rules
-
-    def __init__(self, family, hooks, doors, name=OURS):
-        self.family = family
-        self.CHAIN = name
-        self.INNER = name + '-input'               # in front of it, for bans that leave alone what is forwarded
-        self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
-        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # bits of an address, that name its sub-chain
-        self.hooks = hooks           # ['INPUT', 'FORWARD']
-        self.doors = doors           # jail -> Door
-        self.inner = any(door and not door.forward for door in doors.values())
-        self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
-        self.mine = re.compile(r'%s-%d(-\d+)?(-new)?$' % (self.CHAIN, family))
-        self.sets = {}               # Door -> the name of its set, 31 characters at most
-        self.chains = {}             # chain -> the entries in it, as far as we have told the kernel
-
-    def settings(self):
-        return self.name, self.hooks, self.doors
-
-    def home(self, net, door):
-        """The chain that an entry's rules stand in."""
-        return self.chain(net) if door.forward else self.INNER
-
-    def chain(self, net):
-        """The sub-chain of a network; the main chain if it is wider than one."""
-        first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
-        return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
-
-    def entries_by_chain(self, wanted):
-        """chain -> its entries; the chains that the hooks enter always."""
-        chains = {self.CHAIN: set()}
-        if self.inner:
-            chains[self.INNER] = set()
-        for net, door in wanted:
-            chains.setdefault(self.home(net, door), set()).add((net, door))
-        return chains
-
-    def rules(self, chain, chains):
-        """The rules of one of the chains that `spread` returns, as `iptables -S` prints them."""
-        found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
-        if chain == self.CHAIN:
-            for name in set(chains) - {self.CHAIN, self.INNER}:
-                found.add('-A %s -s %s -j %s' % (chain, self.network_of_chain(name), name))
-        for each in chains[chain]:
-            found.update('-A %s%s -j DROP' % (chain, match) for match in self.drops(each))
-        return found
-
-    def drops(self, entry):
-        """What the rules of one of the things in a chain match."""
-        net, door = entry
-        net = net if '/' in net else '%s/%d' % (net, self.bits)
-        return [' -s %s%s' % (net, match) for match in port_matches(door)]
-
-    def network_of_chain(self, chain):
-        """The network that a sub-chain is for."""
-        first = int(chain.rpartition('-')[2], 16) << (self.bits - self.lead)
-        made = ipaddress.IPv4Address if self.family == 4 else ipaddress.IPv6Address
-        return '%s/%d' % (made(first), self.lead)
-
-    def check(self, wanted):
-        """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
-        return [list_rules(self.tool, '-v'), Command(['ipset', 'list', self.LIST]), Command(['nft', 'list', 'flowtables'])]
-
-    def sizes(self, shown):
-        """name of a set of ours -> how many entries it has; here that does not matter."""
-        return {name: 0 for name in (shown[1] or '').split() if self.mine.match(name)}
-
-    def counters(self, shown):
-        """(jails, rule) -> packets that a rule of ours has dropped since it was made."""
-        found, jails = {}, {ending: names for door, names in jails_behind(self.doors).items() for ending in self.endings(door)}
-        for row in (shown[0] or '').split('\n'):
-            m = COUNTER.search(row)
-            if m and row.startswith('-A ' + self.CHAIN) and row.endswith('-j DROP'):
-                rule = row[:m.start()]
-                found[next((names for ending, names in jails.items() if ending and rule.endswith(ending)), jails.get('', '')), rule] = int(m.group(1))
-        return found
-
-    @staticmethod
-    def endings(door):
-        return port_matches(door)
-
-    def restore(self, rows):
-        text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
-        return [Command([self.tool + '-restore', '-w', '5', '--noflush'], text)]
-
-    def listing(self, shown):
-        """(chains of ours -> their rules, hook -> its rules) in what `iptables -S` printed."""
-        chains, hooks = {}, {hook: [] for hook in self.hooks}
-        for row in COUNTER.sub('', shown).split('\n'):
-            word, _, rest = row.partition(' ')
-            name = rest.partition(' ')[0]
-            if word == '-N' and self.ours.match(name):
-                chains[name] = []
-            elif word == '-A' and self.ours.match(name):
-                chains.setdefault(name, []).append(row.rstrip())
-            elif word == '-A' and name in ('INPUT', 'FORWARD'):
-                hooks.setdefault(name, []).append(row.rstrip())
-        return chains, hooks
-
-    def amiss(self, shown, wanted):
-        chains, hooks = self.listing(shown[0])
-        found = ['%s rule %s' % (hook, self.misplaced(hook, there))
-                 for hook, there in hooks.items() if self.misplaced(hook, there)]
-        spread = self.entries_by_chain(wanted)
-        rules = {name: sorted(self.rules(name, spread)) for name in spread}
-        if {name: sorted(have) for name, have in chains.items()} != rules:
-            n, m = (sum(len(rules) for rules in some.values()) for some in (chains, rules))
-            found.append('chain %s missing' % self.CHAIN if self.CHAIN not in chains
-                         else '%d rules instead of %d' % (n, m) if n != m else 'other rules than ours')
-        found += ['set %s not wanted' % name for name in sorted(set(self.sizes(shown)) - set(self.sets.values()))]
-        return ', '.join(found)
-
-    def rebuild(self, shown, wanted, now):
-        there, hooks = self.listing(shown[0])
-        self.chains, rows = self.entries_by_chain(wanted), []
-        for hook, have in hooks.items():
-            if self.misplaced(hook, have):
-                rows += self.unhook(hook, have)
-                rows += ['-I %s %d -j %s' % (hook, self.rank, self.entry(hook))] * (hook in self.hooks)
-        return self.restore(self.fill(self.chains, set(there) - set(self.chains), rows)) + self.leave(shown)
-
-    def leave(self, shown):
-        """Commands that destroy sets which are not wanted any more; those being filled go by themselves."""
-        used = {name + more for name in self.sets.values() for more in ('', '-new')}
-        return destroy(set(self.sizes(shown)) - used)
-
-    def entry(self, hook):
-        """The chain that a hook jumps to."""
-        return self.INNER if self.inner and hook == 'INPUT' else self.CHAIN
-
-    def jumps(self, hook, there):
-        """Our jumps among a hook's rules, to either chain, as often as they stand there."""
-        ours = ['-A %s -j %s' % (hook, chain) for chain in (self.CHAIN, self.INNER)]
-        return [row for row in there if row in ours]
-
-    def unhook(self, hook, there):
-        """Rows that delete them."""
-        return ['-D' + row[2:] for row in self.jumps(hook, there)]
-
-    def misplaced(self, hook, there):
-        """What is wrong with our jump among a hook's rules; '' if it is right."""
-        jump, ours = '-A %s -j %s' % (hook, self.entry(hook)), self.jumps(hook, there)
-        if hook not in self.hooks:
-            return 'not wanted' if ours else ''
-        if ours != [jump]:
-            return 'doubled' if jump in ours else 'missing'
-        return '' if there[0] == jump else 'not first'
-
-    def fill(self, names, gone=(), hooks=()):
-        """Rows that write these chains anew and delete those that are gone, once the hooks are changed."""
-        rows = [':%s - [0:0]' % name for name in sorted(set(names) | set(gone))]
-        for name in sorted(names):
-            rows += sorted(self.rules(name, self.chains))
-        return rows + list(hooks) + ['-X %s' % name for name in sorted(gone)]
-
-    def change(self, changes, now):
-        """Rewrites the sub-chains of what has changed, and the main chain, which is short."""
-        touched = {self.CHAIN}
-        for each in changes:
-            chain = self.home(each.network, each.door)
-            touched.add(chain)
-            inside = self.chains.setdefault(chain, set())
-            (inside.discard if each.gone else inside.add)((each.network, each.door))
-        gone = {name for name in touched - {self.CHAIN, self.INNER} if not self.chains[name]}
-        for name in gone:
-            del self.chains[name]
-        return self.restore(self.fill(touched - gone, gone))
-
-    def stop(self, shown):
-        chains, hooks = self.listing(shown[0])
-        rows = [':%s - [0:0]' % name for name in sorted(chains)]
-        for hook, there in hooks.items():
-            rows += self.unhook(hook, there)
-        rows += ['-X %s' % name for name in sorted(chains)]
-        return (self.restore(rows) if rows else []) + destroy(self.sizes(shown))
-
-
-def port_matches(door, form=' -p {0} -m {0} --dport {1}'):
-    """What stands in front of a rule's target: a match per protocol and port, or [''] for all packets.
-    Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
-    if not door.ports:
-        return ['']
-    return [form.format(protocol, port) for protocol in door.protocols for port in door.ports.split(',')]
-
-
-def list_rules(tool, *more):
-    return Command([tool, '-w', '5', '-S'] + list(more))
-
-
-# How iptables and its kin are told to wait for each other, with whatever the installed ones know of that: the lock came
-# with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore; see iptables(8)
-WAITS = (['-w', '5'], ['-w'], [])
-NO_SUCH_WAIT = Regex(r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
-LOCKED = 4                                         # iptables' exit code if something else changes its rules just now
-
-
-def waits_for_others(command):
-    """True if a Command is one of iptables or its kin."""
-    return command.argv[1:3] == WAITS[0]
-
-
-def wait_form(command, n):
-    """Such a Command in the n-th of these forms."""
-    return command._replace(argv=command.argv[:1] + WAITS[n] + command.argv[3:])
-
-
-COUNTER = Regex(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
-
-
-def jails_behind(doors):
-    """Door -> names of its jails, as text."""
-    return {door: ', '.join(jail for jail, each in doors.items() if each == door) for door in doors.values() if door}
-
-
-def destroy(sets):
-    """The Commands that destroy ipsets."""
-    return [Command(['ipset', 'restore'], ''.join('destroy %s\n' % name for name in sorted(sets)))] if sets else []
-
-
-FOREIGN = -1                         # instead of a number of entries
-
-
-class IPSet(IPTables):
-    """Sets with timeouts, one for each Door, and one rule for each set and port in chain `banwatch`."""
-    LIST = '-t'                      # with their sizes
-    capacity = None
-    longest = 2147483                # ipset(8): the largest timeout it takes
-    SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings, or counters, comment ...
-
-    def __init__(self, family, hooks, doors, name=OURS):
-        IPTables.__init__(self, family, hooks, doors, name)
-        self.name = 'ipset' if family == 4 else 'ipset6'
-        for door in doors.values():
-            if door and door not in self.sets:
-                self.sets[door] = '%s-%d%s' % (name, family, '-%d' % len(self.sets) if self.sets else '')
-
-    def entries_by_chain(self, wanted):
-        """chain -> its sets, whatever is in them."""
-        chains = IPTables.entries_by_chain(self, ())
-        for door in self.sets:
-            chains[self.CHAIN if door.forward else self.INNER].add(door)
-        return chains
-
-    def endings(self, door):
-        return self.drops(door)
-
-    def drops(self, door):
-        return ['%s -m set --match-set %s src' % (match, self.sets[door]) for match in port_matches(door)]
-
-    def sizes(self, shown):
-        """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
-        found = {}
-        for part in (shown[1] or '').split('\n\n'):
-            of = dict(row.split(': ', 1) for row in part.split('\n') if ': ' in row)
-            if self.mine.match(of.get('Name', '')):
-                right = of.get('Type') == 'hash:net' and re.match(
-                    r'family %s hashsize \d+ %s(?! [cfs])' % (self.inet, self.SIZE), of.get('Header', ''))
-                found[of['Name']] = int(of.get('Number of entries', 0)) if right else FOREIGN
-        return found
-
-    @property
-    def inet(self):
-        return 'inet' if self.family == 4 else 'inet6'
-
-    def amiss(self, shown, wanted):
-        found = [IPTables.amiss(self, shown, wanted)]
-        sizes, counted = self.sizes(shown), collections.Counter(door for _, door in wanted)
-        for door, name in self.sets.items():
-            n = sizes.get(name)
-            if n != counted[door]:
-                found.append('set %s missing' % name if n is None else
-                             'set %s is of another kind' % name if n == FOREIGN else
-                             'set %s has %d entries instead of %d' % (name, n, counted[door]))
-        return ', '.join(filter(None, found))
-
-    def rebuild(self, shown, wanted, now):
-        """Fills new sets and swaps them with those in use, so that no packet slips through meanwhile."""
-        sizes, rows = self.sizes(shown), []
-        foreign = self.stop(shown) if FOREIGN in sizes.values() else []         # another kind cannot be swapped
-        for door, name in self.sets.items():
-            for each in (name, name + '-new'):
-                rows.append('create %s hash:net family %s %s -exist' % (each, self.inet, self.SIZE))
-            rows.append('flush %s-new' % name)
-            rows += ['add %s-new %s timeout %d' % (name, net, timeout(until, now, self.longest))
-                     for (net, at), until in wanted.items() if at == door]
-            rows += ['swap %s %s-new' % (name, name), 'destroy %s-new' % name]
-        fill = [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
-        if foreign:
-            shown = ['', '']
-        return foreign + fill + IPTables.rebuild(self, shown, wanted, now)
-
-    def change(self, changes, now):
-        rows = ['del %s %s -exist' % (self.sets[each.door], each.network) if each.gone else
-                'add %s %s timeout %d -exist' % (self.sets[each.door], each.network,
-                                                 timeout(each.until, now, self.longest))
-                for each in changes if each.there or not each.gone]
-        return [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
-
-
-def nft_tables(listed):
-    """'inet fw4' -> {'chain input': its rows, 'set x': ...} of what `nft list` printed."""
-    tables, parts, rows = {}, {}, []
-    for line in listed.split('\n'):
-        if line.startswith('\t\t'):
-            rows.append(line.strip())
-        elif line.startswith('\t') and line.endswith(' {'):
-            rows = parts.setdefault(line[1:-2], [])
-        elif line.startswith('table ') and ' {' in line:              # behind that may stand who owns it
-            parts = tables.setdefault(line[6:].partition(' {')[0], {})
-    return tables
-
-
-class NFTables:
-    """A table of our own with a set for each Door and prefix length in use, and chains in front of those of
-    others. A network is looked up by its leading bits in a plain hash: an interval set is slow to change."""
-    name = tool = 'nft'
-    family = capacity = None
-    longest = 90000000               # nft reads a time of up to eight digits
-
-    def __init__(self, hooks, doors, name=OURS):
-        self.TABLE = 'inet ' + name
-        self.hooks = hooks
-        self.doors = doors
-        self.numbers = {}            # Door -> its number
-        for door in doors.values():
-            if door:
-                self.numbers.setdefault(door, len(self.numbers))
-        self.sets = {}               # name of a set -> (Door, family, prefix length)
-
-    def settings(self):
-        return self.hooks, self.doors
-
-    def place(self, net, door):
-        """(name of a set, what it is for, the address that stands in it) for an entry."""
-        family, bits = (6, 128) if ':' in net else (4, 32)
-        ip, _, length = net.partition('/')
-        length = int(length or bits)
-        name = 'v%d%s%s' % (family, '_%d' % length if length != bits else '',
-                            '_door%d' % self.numbers[door] if self.numbers[door] else '')
-        return name, (door, family, length), ip
-
-    def entries_by_chain(self, wanted):
-        """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
-        self.sets, found = {}, {}
-        for door in self.numbers:
-            for usual in ('0.0.0.0', '::', '::/64'):
-                name, use, _ = self.place(usual, door)
-                self.sets[name], found[name] = use, {}
-        for (net, door), until in wanted.items():
-            name, use, ip = self.place(net, door)
-            self.sets[name] = use
-            found.setdefault(name, {})[ip] = until
-        return found
-
-    def rules(self, hook):
-        """The rules of a chain, in the order of their sets' names: (set, rule)."""
-        for name, (door, family, length) in sorted(self.sets.items()):
-            if hook == 'INPUT' or door.forward:
-                ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
-                net = ipaddress.ip_network('%s/%d' % (zero, length))
-                mask = '' if length == net.max_prefixlen else ' & %s' % net.netmask
-                for match in port_matches(door, '{0} dport {1} '):
-                    yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
-
-    def check(self, wanted):
-        """Lists all but the elements, and asks for one element of each set: the one that stays longest."""
-        last = {}
-        for (net, door), until in wanted.items():
-            name, _, ip = self.place(net, door)
-            if name not in last or last[name][0] is not None and (until is None or until > last[name][0]):
-                last[name] = until, ip
-        rows = ''.join('get element %s %s { %s }\n' % (self.TABLE, name, ip) for name, (_, ip) in last.items())
-        return [Command(['nft', '-t', 'list', 'ruleset', 'inet'])] + [
-            Command(['nft', '-t', '-f', '-'], rows)] * bool(rows)
-
-    def listing(self, shown):
-        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if there is none."""
-        parts = nft_tables(shown).get(self.TABLE)
-        if parts is None:
-            return None
-        named = {kind: {part[len(kind) + 1:]: rows for part, rows in parts.items() if part.startswith(kind + ' ')}
-                 for kind in ('set', 'chain')}
-        return set(named['set']), named['chain']
-
-    def amiss(self, shown, wanted):
-        there = self.listing(shown[0])
-        if there is None:
-            return 'table %s missing' % self.TABLE
-        sets, chains = there
-        found = ['set %s missing' % name for name in sorted(set(self.sets) - sets)]
-        if re.search(r'^table %s \{\n\tflags .*\bdormant\b' % self.TABLE, shown[0], re.M):
-            found.append('table %s is switched off' % self.TABLE)
-        for hook in self.hooks:
-            have, rules = chains.get(hook.lower()), [name for name, _ in self.rules(hook)]
-            if not have or not re.search(r'\bhook %s\b.*policy accept' % hook.lower(), have[0]):
-                found.append('chain %s missing' % hook.lower())
-            elif [self.looks_up(row) for row in have[1:]] != rules:
-                found.append('chain %s has other rules than ours' % hook.lower())
-        if set(chains) - {hook.lower() for hook in self.hooks} or sets - set(self.sets):
-            found.append('more than ours in table %s' % self.TABLE)
-        if not found and None in shown:
-            found.append('elements missing')
-        return ', '.join(found)
-
-    def counters(self, shown):
-        found, jails = {}, jails_behind(self.doors)
-        for chain, rows in (self.listing(shown[0] or '') or ((), {}))[1].items():
-            for row in rows:
-                m, name = COUNTER.search(row), self.looks_up(row)
-                if m and name in self.sets:
-                    found[jails[self.sets[name][0]], chain + row[:m.start()]] = int(m.group(2))
-        return found
-
-    @staticmethod
-    def looks_up(row):
-        """The set that a rule of ours looks into; what else stands in it, nft versions print differently."""
-        m = re.search(r' @(\w+) (?:counter packets \d+ bytes \d+ )?drop$', row)
-        return m and m.group(1)
-
-    def rebuild(self, shown, wanted, now):
-        """All of it anew, in one transaction."""
-        elements = self.entries_by_chain(wanted)
-        rows = ['add table ' + self.TABLE, 'delete table ' + self.TABLE, 'table %s {' % self.TABLE]
-        for name, (_, family, _) in sorted(self.sets.items()):
-            rows += ['set %s {' % name, 'type ipv%d_addr; flags timeout;' % family, '}']
-        for hook in self.hooks:
-            rows += ['chain %s {' % hook.lower(), 'type filter hook %s priority -10; policy accept;' % hook.lower()]
-            rows += [rule for _, rule in self.rules(hook)] + ['}']
-        rows += ['}'] + [self.elements('add', name, each, now) for name, each in elements.items() if each]
-        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))]
-
-    def elements(self, verb, name, each, now=None):
-        """A row that adds or deletes these addresses; with `now`, each until its time."""
-        def lasting(until):
-            seconds = timeout(until, now, self.longest) if now is not None else 0
-            return ' timeout %ds' % seconds if seconds else ''
-        return '%s element %s %s { %s }' % (verb, self.TABLE, name, ', '.join(
-            ip + lasting(until) for ip, until in each.items()))
-
-    def change(self, changes, now):
-        """None if a set is needed that is not there: then all has to be written anew. What may be there is
-        deleted first, since a kernel before 6.12 keeps the first timeout of an element; to delete what is
-        not there would fail, so before that it is added."""
-        old, new = {}, {}
-        for each in changes:
-            name, _, ip = self.place(each.network, each.door)
-            if name not in self.sets:
-                return None
-            if each.there:
-                old.setdefault(name, {})[ip] = None
-            if not each.gone:
-                new.setdefault(name, {})[ip] = each.until
-        rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name, each in old.items()]
-        rows += [self.elements('add', name, each, now) for name, each in new.items()]
-        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))] if rows else []
-
-    def stop(self, shown):
-        """A table that vanishes before we delete it is no failure."""
-        text = 'add table %s\ndelete table %s\n' % (self.TABLE, self.TABLE)
-        return [Command(['nft', '-f', '-'], text)] if self.listing(shown[0]) else []
-
-
-class Custom:
-    """The commands of an [action NAME] for one jail, each an argv with <tags> in it, one ticket at a time."""
-
-    def __init__(self, action, jail, options, tags):
-        self.name = '%s (%s)' % (action, jail)
-        self.jail = jail
-        self.options = options       # of the section, name -> value
-        self.tags = dict(tags, jail=jail, name=jail)           # that stand for the same in all commands
-
-    def settings(self):
-        return self.options, self.tags
-
-    def commands(self, verb, ticket=None, times=None):
-        """Those of the option action`verb`: start ban unban flush check stop."""
-        argvs = self.options['action' + verb]
-        if not argvs:
-            return []
-        tags = dict(self.tags, **ticket_tags(ticket, *times)) if ticket else self.tags
-        environment = {'BANWATCH_' + re.sub('[^A-Z0-9]', '_', tag.upper()): text for tag, text in tags.items()}
-        return [Command([filled(word, tags) for word in argv], '', environment) for argv in argvs]
-
-
-def ticket_tags(ticket, now, wall, restored):
-    """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is printable."""
-    family, first, _ = span(ticket.network)
-    lines, fields = ticket.matches or ((), {})
-    ip = ticket.network.partition('/')[0]
-    parts = ip.split('.') if family == 4 else '%032x' % first
-    tags = {'F-' + name.upper(): printable(str(value))[:256] for name, value in fields.items()}
-    tags.update({
-        'ip': ticket.network, 'family': 'inet4' if family == 4 else 'inet6', 'ip-rev': '.'.join(reversed(parts)) + '.',
-        'bantime': FOREVER if ticket.until is None else int(ticket.until - ticket.since + 0.5),
-        'bancount': ticket.count, 'failures': ticket.failures, 'time': int(wall - now + ticket.since),
-        'matches': '\n'.join(printable(line.decode('utf-8', 'backslashreplace'))[:WITNESS_BYTES] for line in lines),
-        'restored': int(restored)})
-    return {tag: str(value) for tag, value in tags.items()}
-
-
-def filled(word, tags):
-    """An argument with its <tags> replaced, in one go: what a tag puts in is not looked at again."""
-    return re.sub('<(%s)>' % TAG_WORD, lambda m: tags.get(m.group(1), ''), word)
-
-
-# Which firewall: what `firewall = auto` looks at.
-
-def nft_tables_with_rules(listed):
-    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop; None
-    stands for those that iptables-nft keeps, which are its business."""
-    found = set()
-    for name, parts in nft_tables(listed or '').items():
-        chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
-        if name not in ('inet ' + OURS, 'inet ' + TRIAL) and any(
-                not re.match(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$', row)
-                for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
-            kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
-            old = re.match(r'ip6? (filter|nat|mangle|raw|security)$', name) and kept & set(chains)
-            found.add(None if old else name)
-    return found
-
-
-def iptables_has_rules(listed):
-    """True if `iptables -S` shows rules or policies that are not ours."""
-    return any(re.match(r'-P \w+ DROP|-A (?!banwatch)', row) and not re.search(r' -j banwatch(-input)?$', row)
-               for row in (listed or '').split('\n'))
-
-
-PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset']),
-          'iptables': list_rules('iptables'), 'ip6tables': list_rules('ip6tables')}
-
-
-def choose_kinds(shown, failed=()):
-    """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this, None for a
-    program that is missing, or one of those that have `failed`."""
-    tables = nft_tables_with_rules(shown['nft'])
-    native = sorted(tables - {None})
-    if native:
-        return ['nft', 'ipset', 'iptables'], 'rules stand in the nft table %s' % printable(native[0])
-    if None in tables or iptables_has_rules(shown['iptables']) or iptables_has_rules(shown['ip6tables']):
-        return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
-    if shown['iptables'] is not None:
-        return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
-    return ['nft', 'iptables'], 'no rules here yet; iptables %s' % ('fails' if 'iptables' in failed else 'is not installed')
-
-
-def make_firewalls(kind, hooks, jails):
-    """The firewalls that `firewall =` names, one per family or one for both; `jails` is name -> Jail."""
-    doors = {name: scope_of(jail.options, hooks) for name, jail in jails.items()}
-    if kind in ('none', 'command'):
-        return [Null(kind)]
-    if kind == 'nft':
-        return [NFTables(hooks, doors)]
-    made = {'iptables': IPTables, 'ipset': IPSet}[kind]
-    return [made(4, hooks, doors), made(6, hooks, doors)]
-
-
-def make_actions(config, jails):
-    """The Customs that jails name."""
-    return [Custom(action, name, config.options('action ' + action), {
-        'port': jail.options['port'], 'protocol': ','.join(jail.options['protocol'])})
-        for name, jail in jails.items() for action in jail.options['action']]
-
-
-def cut_connections(networks):
-    """The Command that ends the connections of these networks, those too that bypass every rule because their
-    flow is offloaded; conntrack(8)."""
-    text = ''.join('-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d'))
-    return Command(['conntrack', '-R', '/proc/self/fd/0'], text)     # for `-`, it wants a /dev/stdin, which OpenWrt lacks
-
-
-def offloads(shown):
-    """True if flows may bypass the rules, by what a firewall's check has shown."""
-    return any(re.search(r'\bflowtable |\bFLOWOFFLOAD\b', text or '') for text in shown)
-
-
-# ---- Report --------------------------------------------------------------------------------
-# Owns: the counters since the last summary, what is known of other log lines, and how a summary
-# looks as text, as a page and as a mail. Always true: whatever a log holds, a Tally stays within the
-# limits of PARTS, and what it has let go of is counted; no text of the log comes out unescaped.
-
-# What is counted: how many of it at most, what its key and its cell are made of. In a key: t text, m a
-# moment. In a cell: n a number, to be added up; f, l the first and the last moment; e, t the first and the last
-# text; b true from then on; d some [moment, text]: the first and the latest
-Part = collections.namedtuple('Part', 'limit key cell')
-PARTS = {
-    'counts': Part(50, 't', 'n'),              # what has been let go of, and other sums
-    'lines': Part(50, 't', 'n'),               # source
-    'jails': Part(100, 't', 'nnnnnn'),         # jail: failures, ignored, bans, extended, ended, lifted by hand
-    'hours': Part(192, 'm', 'nn'),             # begin of an hour on the wall clock: failures, bans
-    'addresses': Part(300, 't', 'nlt'),        # network: failures, last, jail
-    'pairs': Part(600, 'tt', 'nl'),            # network, user: failures since the last login, last
-    'earlier': Part(600, 'tt', 'nl'),          # the same of the period before, as far as no login has followed
-    'users': Part(300, 't', 'nntb'),           # user: failures, networks, one of them; were there others?
-    'logins': Part(200, 'ttt', 'nfl'),         # user, address, jail: times, first, last
-    'guessed': Part(50, 'ttt', 'nl'),          # user, address, jail of a login after failures: how many, when
-    'ignored': Part(100, 'tt', 'nl'),          # network, why it is never banned: failures, last
-    'incidents': Part(50, 'tt', 'nfl'),        # where, what went wrong there: times, first, last
-    'steps': Part(20, 'm', 'n'),               # when the clock was set: by how many seconds
-    'drops': Part(50, 't', 'n'),               # jails: packets of banned addresses that were dropped
-    'ports': Part(200, 't', 'n'),              # port/protocol: packets that the firewall has logged
-    'rules': Part(200, 'ttt', 'nfld'),         # level, rule, text: times, first, last, lines
-    'other': Part(200, 'ttt', 'nfle')}         # program, template, one of LEVELS: lines, first, last, an example
-JAIL_COUNTS = 'failures', 'ignored', 'bans', 'extended', 'ended', 'lifted'
-OLDEST_GO = 'hours', 'steps'                   # of the others, the least frequent
-DETAILS, TEXT_LENGTH, NAME_LENGTH = 10, 200, 40
-KEPT_ROWS = 50                                 # of each part, in the copy on flash
-FOLDED = 1000                                  # failures by (jail, network, user), before they are put in their place
-
-
-class Tally:
-    """What has happened since `begun` (ticks)."""
-
-    def __init__(self, begun):
-        self.begun = begun
-        self.parts = {name: {} for name in PARTS}
-        self.evicted_count = {}              # part -> how often the last one that was let go of had been counted
-        self.below_cutoff = {'addresses': {}, 'users': {}}             # key -> failures of those that did not get in, lately
-        self.uncounted = {}              # (jail, network, user) -> [failures, last] that are in no part yet
-        self.news = False            # has anything but plain numbers been counted since somebody looked?
-        self.hour = [0, 0]           # the cell of this hour, from `hour_start` on
-        self.hour_start = self.hour_end = 0
-
-    def __getitem__(self, part):
-        return self.parts[part]
-
-    def note(self, part, key, *cell):
-        """Adds a cell to the one with this key (texts or one moment)."""
-        known = self.parts[part]
-        there = known.get(key)
-        self.news = self.news or part not in ('lines', 'counts', 'hours')
-        if there is None:
-            known[key] = list(cell)
-            if len(known) > 1.1 * PARTS[part].limit:
-                self.shorten(part)
-        else:
-            known[key] = [COMBINE[code](a, b) for code, a, b in zip(PARTS[part].cell, there, cell)]
-
-    def shorten(self, part):
-        """Lets go of what matters least, but for its number."""
-        known, order = self.parts[part], self.order(part)
-        for key in order[:len(known) - PARTS[part].limit]:
-            self.evicted_count[part] = known.pop(key)[0]
-        if part not in OLDEST_GO and part != 'counts':
-            self.note('counts', (part,), len(order) - PARTS[part].limit)
-
-    def order(self, part):
-        """Its keys, what matters least first."""
-        known = self.parts[part]
-        if part in OLDEST_GO:
-            return sorted(known)
-        if part == 'pairs':                        # which stand in the order of their last failure
-            return list(known)
-        return sorted(known, key=lambda key: (
-            LEVELS.get(key[-1], 0) if part == 'other' else key[0] == 'warning' if part == 'rules' else False, known[key][0]))
-
-    def count(self, what, n=1):
-        self.note('counts', (what,), n)
-
-    def count_jail(self, jail, what, n=1):
-        """Adds to one of the JAIL_COUNTS of a jail."""
-        self.note('jails', (jail,), *[n * (what == name) for name in JAIL_COUNTS])
-
-    def clock(self, now, wall):
-        """Tells which hour it is by the wall clock."""
-        if not self.hour_start <= now < self.hour_end:
-            self.hour_start = now - wall % 3600
-            self.hour_end = self.hour_start + 3600
-            self.hour = self.hour_of(self.hour_start)
-
-    def hour_of(self, start):
-        """The cell of the hour that began then, or a moment before or after."""
-        for (known,), cell in self.parts['hours'].items():
-            if abs(known - start) < 60:
-                return cell
-        self.note('hours', (start,), 0, 0)
-        return self.parts['hours'].get((start,), [0, 0])
-
-    def failure(self, jail, net, user, guesses, when):
-        self.news = True
-        key = jail, net, shortened(user or '', NAME_LENGTH)
-        cell = self.uncounted.get(key)
-        if cell is None:
-            if len(self.uncounted) >= FOLDED:
-                self.fold()
-            self.uncounted[key] = [guesses, when]
-        else:
-            cell[0] += guesses
-            cell[1] = when
-        if when >= self.hour_start:
-            self.hour[0] += guesses
-        else:                                      # of the time before a restart
-            self.hour_of(self.hour_start - 3600 * -(-(self.hour_start - when) // 3600))[0] += guesses
-
-    def fold(self):
-        """Puts fresh failures into their places. Where these are full, only who has failed more often than the last
-        that had to go gets in."""
-        fresh, self.uncounted, news = self.uncounted, {}, self.news
-        jails, nets, names = (collections.defaultdict(int) for _ in range(3))
-        for (jail, net, user), (n, _) in fresh.items():
-            jails[jail] += n
-            nets[net,] += n
-            names[user,] += n
-        addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
-        (early_nets, left_nets), (early_names, left_names) = self.sift('addresses', nets), self.sift('users', names)
-        for (jail, net, user), (n, when) in fresh.items():
-            cell = addresses.get((net,))
-            if cell:
-                cell[0] += n
-                cell[1] = max(cell[1], when)
-            elif (net,) not in left_nets:
-                addresses[net,] = [n + early_nets.get((net,), 0), when, jail]
-            if not user:
-                continue
-            cell = pairs.pop((net, user), None)    # to the end: the latest matter, for a login may follow
-            pairs[net, user] = [cell[0] + n, max(cell[1], when)] if cell else [n, when]
-            there = users.get((user,))
-            if there:
-                there[0] += n
-                there[1] += not cell
-                there[3] = there[3] or there[2] != net
-            elif (user,) not in left_names:
-                users[user,] = [n + early_names.get((user,), 0), 1, net, False]
-        for jail, n in jails.items():
-            self.count_jail(jail, 'failures', n)
-        for part in 'addresses', 'pairs', 'users':
-            if len(self.parts[part]) > PARTS[part].limit:
-                self.shorten(part)
-        self.news = news                           # all of this is known
-
-    def sift(self, part, new):
-        """Of fresh failures by key: (those of before that did not count then, and are added; who does not get in
-        this time either)."""
-        known, rare, floor = self.parts[part], self.below_cutoff[part], self.evicted_count.get(part, 0)
-        early = {key: rare.pop(key) for key in new if key in rare}
-        for key, n in early.items():
-            new[key] += n
-        left = {key: n for key, n in new.items() if n <= floor and key not in known and key != ('',)}
-        rare.update(left)
-        shorten(rare, FOLDED)
-        turned_away = len(left.keys() - early.keys())
-        if turned_away:
-            self.count(part, turned_away)
-        return early, left
-
-    def ignored(self, jail, net, user, guesses, when, why):
-        """Failures of an address that is never banned."""
-        self.count_jail(jail, 'ignored', guesses)
-        if why:
-            self.note('ignored', (net, why), guesses, when)
-
-    def login(self, jail, net, ip, user, when, why):
-        """A login; a few failures before it were the same person's."""
-        self.fold()
-        user = shortened(user, NAME_LENGTH)
-        self.note('logins', (user, ip, jail), 1, when, when)
-        failed = [cell for cell in (self.parts[part].get((net, user)) for part in ('pairs', 'earlier')) if cell and cell[0]]
-        if failed:
-            self.note('guessed', (user, ip, jail), sum(cell[0] for cell in failed), when)
-        for cell in failed:
-            cell[0] = 0
-        known = self.parts['ignored'].get((net, why), [0])
-        known[0] = 0 if known[0] < FEW else known[0]
-
-    def merge(self, later):
-        """Adds what has been counted after this one, up to a mail that did not go out."""
-        later.fold(), self.fold()
-        for key, (n, _) in later.parts['earlier'].items():     # these are our pairs, and a login may have followed
-            if not n and key in self.parts['pairs']:
-                self.parts['pairs'][key][0] = 0
-        both = collections.Counter(user for net, user in later.parts['pairs'] if (net, user) in self.parts['pairs'])
-        for part, known in later.parts.items():
-            for key, cell in known.items() if part != 'earlier' else ():
-                there = self.parts[part].get(key)
-                if part == 'users' and there:      # a network that both have met is one
-                    cell = [cell[0], max(0, cell[1] - both[key[0]]), cell[2], cell[3] or cell[2] != there[2]]
-                self.note(part, key, *cell)
-        self.hour_start = self.hour_end = 0
-        return self
-
-    def dump(self, now, kept=False, most=KEPT_ROWS):
-        """As JSON: moments are written as ages. In what is kept on flash, names that were tried from one
-        address only are left out (they may be passwords), and of all there is less."""
-        self.fold()
-        state, left = {'begun': round(now - self.begun, 1)}, {}
-        for part, known in self.parts.items():
-            rows = [key for key in (self.order(part) if kept else known) if not kept or part not in ('pairs', 'earlier') and (part != 'users' or known[key][3])]
-            if kept and part not in OLDEST_GO:
-                left[part] = len(rows) - most
-                rows = rows[-most:]
-            state[part] = [aged(PARTS[part].key, key, now) + aged(PARTS[part].cell, known[key], now, 2 if kept else DETAILS)
-                           for key in rows]
-        state['counts'] += [[part, n] for part, n in left.items() if n > 0 and part != 'counts']
-        return {part: rows for part, rows in state.items() if rows}
-
-
-LEVELS = {'err': 2, 'warn': 1, '': 0}          # how bad an other log line is, as far as its severity tells
-FEW = 3                              # failures before a login that may be mistyping
-
-
-def first_and_latest(lines, most=DETAILS):
-    """The first and the latest of some lines."""
-    return lines if len(lines) <= most else lines[:1] + lines[1 - most:]
-
-
-# what becomes of two fields of a cell, see PARTS
-COMBINE = {'n': lambda a, b: a + b, 'f': min, 'l': max, 't': lambda a, b: b or a, 'e': lambda a, b: a or b,
-           'b': lambda a, b: a or b, 'd': lambda a, b: first_and_latest(a + b)}
-
-
-def aged(codes, fields, now, details=DETAILS):
-    """The fields of a key or a cell, moments as ages."""
-    return [round(now - field, 1) if code in 'fml' else
-            [[round(now - t, 1), text] for t, text in first_and_latest(field, details)] if code == 'd' else field
-            for code, field in zip(codes, fields)]
-
-
-def load_tally(state, now, gone):
-    """(Tally, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
-    tally, lost = Tally(now), 0
-    try:
-        tally.begun = now - gone - age_of(state.get('begun', 0))
-    except ValueError:
-        lost += 1
-    for part, (_, keys, cell) in PARTS.items():
-        rows = state.get(part, [])
-        for row in rows if type(rows) is list else [None]:
-            try:
-                if len(row) != len(keys + cell):
-                    raise ValueError('too long or too short')
-                fields = [field_of(code, field, now - gone) for code, field in zip(keys + cell, row)]
-                if part == 'addresses':
-                    network_of(fields[0])
-                tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
-            except (ValueError, TypeError, LookupError):
-                lost += 1
-    return tally, lost
-
-
-def number_of(value, least=-1e10, most=1e15):
-    if type(value) not in (int, float) or not least <= value <= most:
-        raise ValueError('no number')
-    return value
-
-
-def age_of(value):
-    return number_of(value, -3e8, 1e9)             # a wall clock of 32 bits can show what was then
-
-
-def field_of(code, field, then):
-    """A field of a state file, checked; `then` is when the file was written, in our ticks."""
-    if code in 'fml':
-        return then - age_of(field)
-    if code == 'n':
-        return number_of(field)
-    if code == 'b':
-        return bool(field)
-    if code == 'd':
-        return [[then - age_of(t), str(text)[:TEXT_LENGTH]] for t, text in field[:DETAILS]]
-    if type(field) is not str:
-        raise ValueError('no text')
-    return field[:TEXT_LENGTH + NAME_LENGTH]
-
-
-class Report:
-    """The Tally of this period, that of a mail which is on its way, and what earlier summaries have told."""
-
-    def __init__(self, now):
-        self.tally = Tally(now)
-        self.sent = None             # what the mail tells that sendmail has in hand
-        self.known = {}              # (user, address) -> its last login, as far as summaries have told
-        self.mail_due = False            # has a mail been asked for that has not gone?
-        self.maybe_sent = False           # has one perhaps gone before we ended, unknown to us?
-        self.last = None             # when the last one went
-
-    def whole(self):
-        """A Tally of all that no mail has told for sure."""
-        if not self.sent:
-            return self.tally
-        return Tally(self.sent.begun).merge(self.sent).merge(self.tally)
-
-    def send(self, now):
-        """Begins a new period; what was counted so far is on its way."""
-        self.tally.fold()
-        self.sent, self.tally = self.tally, Tally(now)
-        for key, (n, last) in self.sent['pairs'].items():
-            if n and now - last < DAY:
-                self.tally.note('earlier', key, n, last)
-        self.tally.news = False
-
-    def gone(self, now):
-        """The mail has gone."""
-        for (user, ip, _), (_, _, last) in self.sent['logins'].items():
-            self.known.pop((user, ip), None)
-            self.known[user, ip] = last
-        shorten(self.known, 500)
-        self.sent, self.mail_due, self.maybe_sent, self.last = None, False, False, now
-
-    def came_back(self):
-        """The mail has not gone: its period goes on."""
-        self.tally, self.sent, self.mail_due = self.sent.merge(self.tally), None, True
-
-    def dump(self, now, kept=False, most=KEPT_ROWS):
-        return dict(self.whole().dump(now, kept, most), sending=bool(self.sent) or self.maybe_sent, owed=self.mail_due,
-                    last=None if self.last is None else round(now - self.last, 1),
-                    known=[[user, ip, round(now - last, 1)]
-                           for (user, ip), last in list(self.known.items())[-10 * most if kept else 0:]])
-
-
-def load_report(state, now, gone):
-    """(Report, number of rows that made no sense) of what `dump` wrote `gone` seconds ago."""
-    report = Report(now)
-    if type(state) is not dict:
-        return report, state is not None
-    report.tally, lost = load_tally(state, now, gone)
-    report.maybe_sent, report.mail_due = state.get('sending') is True, (state.get('owed') or state.get('sending')) is True
-    try:
-        report.last = None if state.get('last') is None else now - gone - age_of(state['last'])
-    except ValueError:
-        lost += 1
-    rows = state.get('known', [])
-    for row in rows if type(rows) is list else [None]:
-        try:
-            user, ip, age = row
-            report.known[str(user)[:NAME_LENGTH], str(ip)[:NAME_LENGTH]] = now - gone - age_of(age)
-        except (TypeError, ValueError):
-            lost += 1
-    shorten(report.known, 500)
-    return report, lost
-
-
-# rules, and the grouping of lines that nothing explains
-
-DIGITS = b'0123456789'
-VARIABLE = Regex(r"""
-    (?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:[:/]\d+)?(?![\w.])                       # an IPv4 address, with port or prefix
-  | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])                   # of a network card
-  | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])             # IPv6
-  | (?:\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ +\d+(?:[ ]+[\d:]+)*
-  | \b0x[0-9a-fA-F]+\b | \b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b
-  | \d+(?:[.,:]\d+)*
-  | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
-# who is named in a message may be a password that was typed as a name
-NAMED = Regex(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
-    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
-# ... all the more where somebody was refused
-REFUSED = Regex(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
-NAMED_THERE = Regex(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
-    |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login|unauthorized|\(to[ ]\S+\))[ ]+)(?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)(?!\*)[^\s,:)]+
-    |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
-SOFT = Regex(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
-SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
-PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
-PRIORITY = Regex(rb'\n<(\d{1,3})>')
-KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
-NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at: each costs as much as hundreds of known ones
-
-
-def masked(message):
-    """A message with all that differs from time to time written as *. Names go first: one that is half a number
-    would lose only that half."""
-    return VARIABLE.sub('*', unnamed(message, '*'))
-
-
-def unnamed(message, instead='…'):
-    """A message without the names in it."""
-    found = NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
-    return NAMED_THERE.sub(lambda m: m.group(1) + ' ' + instead if m.group(1) else instead, found) if REFUSED.search(found) else found
-
-
-class Rule:
-    """One [rule NAME]: which lines it means, and what is to become of them."""
-
-    def __init__(self, name, options, guard=None):
-        self.name, self.options, self.guard = name, options, guard or unguarded
-        self.program = compile_regex(options['program'] or '.*', 0, options['program'])
-        self.regexes = None          # made when its program has spoken; at once if `guard` tells that it is not built in
-        self.runaways = []           # when a regex was aborted, lately
-        self.rests = 0               # until when the rule is not asked
-        if guard:
-            self.check()
-
-    def check(self):
-        """Compiles it; ValueError if an option does not mean anything."""
-        options = self.options
-        self.regexes = [compile_line(text) for text in options['regex']]
-        fields = set().union(*(regex.groupindex for regex in self.regexes)) if self.regexes else set()
-        self.fields = {'ip', 'program'} | fields - {'ip4', 'ip6', 'dns'}
-        key = options['key']
-        self.key = tag_field(key)
-        if self.key and self.key not in self.fields:
-            raise ValueError('key: no regex has a %s' % quoted(key))
-        for tag in re.findall('<([A-Za-z][^<>]*)>', options['text']):
-            if tag not in ('HOST', 'ADDR') and tag_field(tag) not in self.fields:
-                raise ValueError('text: <%s> means nothing here (no regex has it)' % printable(tag))
-        # texts (bytes) of which one stands in every line that is meant; None: there is nothing to look for
-        sets = [best_literals(regex) for regex in self.regexes]
-        self.needed = most_telling([found for found in (best_literals(self.program), all(sets) and set().union(*sets)) if found])
-
-    def match(self, program, message):
-        """The fields that one of its regexes finds, None if none matches."""
-        if not self.guard(self.program.fullmatch, program):
-            return None
-        if self.regexes is None:
-            self.regexes = [compile_line(text) for text in self.options['regex']]
-        for regex in self.regexes:
-            m = self.guard(regex.search, message)
-            if m:
-                fields = groups(m)
-                fields['ip'] = fields.get('ip4') or fields.get('ip6') or fields.get('dns')
-                return dict(fields, program=program)
-        return None if self.regexes else {'program': program}
-
-    def ran_away(self, now):
-        """What is wrong, after a regex was aborted; a rule whose regexes do it again and again rests for a minute."""
-        self.runaways, rests = after_runaway(self.runaways, now)
-        self.rests = rests or self.rests
-        return 'its regex takes too long for some lines, which are skipped%s' % ('; it rests for a minute' if rests else '')
-
-    def text(self, fields, message):
-        """What the summary says of a line."""
-        tags = {tag: str(value or '?') for tag, value in fields.items()}
-        shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'), self.options['text'])
-        return clipped(shown or masked(message[:MESSAGE_LENGTH]))
-
-
-def clipped(text):
-    """A text of the log as the summary holds it."""
-    return shortened(printable(text), TEXT_LENGTH)
-
-
-def tag_field(tag):
-    """The name of the field that a <tag> stands for."""
-    return 'ip' if tag in ('HOST', 'ADDR') else TAG_NAMES.get(tag[2:], tag[2:].lower()) if tag.startswith('F-') else tag
-
-
-class Digest:
-    """Reads what no jail explains: the rules of the conf line by line, the built-in ones and the grouping of all
-    other lines by shape. Of lines that differ in digits alone only the first is looked at."""
-
-    def __init__(self, rules, built_in, other):
-        self.rules = rules           # name -> Rule, of the conf
-        self.built_in = built_in     # name -> Rule
-        self.other = other           # are lines grouped that no rule explains?
-        self.fails = Fails(1000)     # how often rules have been met that want more than one line
-        self.graces = {}             # (rule, key) -> until when it is not counted
-        self.shapes = {}             # a line without its digits -> (part, key, example), None if it does not matter
-        self.vocabulary = {}         # (program, number of words, the first) -> templates, as lists of words
-        self.trouble = {}            # rule -> what is wrong with it
-        self.speakers = {}           # program -> the built-in rules that mean it
-        self.room = [NEW_AT_ONCE] * 2              # for new shapes of programs, of the kernel
-        self.looked = float('-inf')  # when that was brought up to date
-
-    def adopt(self, old):
-        """Takes over what was known before a reload."""
-        self.fails, self.graces, self.vocabulary = old.fails, old.graces, old.vocabulary
-
-    def read(self, block, explained, tally, now):
-        """Counts the lines of a tidy block, but for those in which one of the positions `explained` lies. Yields
-        (Rule, text, line) for each that is to be mailed at once."""
-        # line by line, not rule by rule: what comes first may reset what comes later
-        for start, _, end, rule in sorted(
-                (start, n, end, rule) for n, rule in enumerate(self.rules.values())
-                if rule.needed is None or any(text in block for text in rule.needed) for start, end in with_lines(block, rule.needed)):
-            yield from self.apply(rule, block[start:end], start, explained, tally, now)
-        scans = self.other and self.group(without(block, explained), tally, now)
-        # a jail may have explained them, too
-        for protocol, port in PORTS_LOGGED.findall(block) if scans or self.other and explained and b' DPT=' in block else ():
-            tally.note('ports', ('%s/%s' % (port.decode(), protocol.decode().lower()),), 1)
-
-    def group(self, rest, tally, now):
-        """Counts lines by their shape; True if the firewall has logged packets in some of them."""
-        raw, examples, scans = rest.split(b'\n'), None, False
-        if b'\n<' in rest:                         # the severity is in a number there
-            rest = PRIORITY.sub(lambda m: b'\n<%s>' % b'!!!!-...'[int(m.group(1)) & 7:][:1], rest)
-        keys = rest.translate(None, DIGITS).split(b'\n')
-        for shape, n in collections.Counter(keys).items():
-            known = shape[:MESSAGE_LENGTH]
-            if known not in self.shapes:
-                if examples is None:               # shape -> the first line of it
-                    examples = dict(zip(reversed(keys), reversed(raw)))
-                if not self.may_analyse(b' kernel: ' in known, now):
-                    tally.note('other', ('', 'lines of ever new kinds, too many to be looked at', ''), n, now, now, '')
-                    continue
-                if len(self.shapes) >= KNOWN_SHAPES:
-                    self.shapes.clear()
-                learnt = self.classify(examples[shape], tally)                    # which may clear them, too
-                self.shapes[known] = learnt
-            found = self.shapes[known]
-            if found and b'message repeated ' in shape:
-                n = sum(read_line(line).times for line, key in zip(raw, keys) if key == shape)
-            if found and found[2] is None:         # a built-in rule that shows lines
-                shown = [as_message(read_line(line).message) for line, key in zip(raw, keys) if key == shape][-1]
-                tally.note(found[0], found[1], n, now, now, [[now, clipped(shown)]])
-            elif found:
-                tally.note(found[0], found[1], n, now, now, found[2])
-            else:
-                scans = scans or found is False
-        return scans
-
-    def may_analyse(self, whose, now):
-        """May one more new shape be looked at? Who makes a flood does not hide what the kernel says."""
-        self.room = [min(NEW_AT_ONCE, room + NEW_A_SECOND * (now - self.looked)) for room in self.room]
-        self.looked = now
-        there = self.room[whose] >= 1
-        self.room[whose] -= there
-        return there
-
-    def apply(self, rule, raw, start, explained, tally, now):
-        """One rule of the conf, and a line that begins at `start`."""
-        if rule.rests > now:
-            return
-        line = read_line(raw)
-        program, message = program_of(line), as_message(line.message, PLAIN_LINE)
-        try:
-            fields = rule.match(program, message)
-        except Runaway:
-            self.trouble[rule.name] = rule.ran_away(now)
-            return
-        if fields is None:
-            return
-        explained.append(start)
-        if self.counts(rule, fields, now, line.times):
-            n = line.times if rule.options['maxretry'] == 1 else 1
-            text = rule.text(fields, message)
-            shown = clipped('%s: %s' % (program, message[:TEXT_LENGTH]))
-            level = rule.options['report']
-            if level == 'other':
-                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now, clipped(unnamed(message)))
-            elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
-                tally.note('rules', (level, rule.name, text), n, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
-            if rule.options['mail']:
-                yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
-
-    def counts(self, rule, fields, now, times=1):
-        """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it does so here."""
-        options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
-        if options['resets']:
-            self.fails.forget((options['resets'], what))
-            if options['grace']:
-                self.graces[options['resets'], what] = now + options['grace']
-                shorten(self.graces, 1000)
-        if self.graces.get((rule.name, what), now) > now:
-            return False
-        if self.fails.add((rule.name, what), now, times, options['findtime'], options['maxretry']) < options['maxretry']:
-            return False
-        self.fails.forget((rule.name, what))
-        return True
-
-    def classify(self, raw, tally):
-        """(part, key, last field of its cell) of a line whose shape is new; None if it does not matter, False if it
-        is a packet that the firewall has logged."""
-        line = read_line(raw)
-        message = as_message(line.message)
-        if not message:
-            return None
-        program = printable(program_of(line))[:NAME_LENGTH]
-        if program not in self.speakers:
-            shorten(self.speakers, 200)
-            self.speakers[program] = [rule for rule in self.built_in.values() if rule.program.fullmatch(program)]
-        for rule in self.speakers[program]:
-            if rule.match(program, message):
-                if rule.options['report'] == 'ignore':
-                    return False if rule.name == 'dropped' else None
-                return 'rules', (rule.options['report'], rule.name, rule.text({}, message)), [] if rule.options['details'] == 'none' else None
-        severe = SEVERE.search(raw[:len(raw) - len(line.message)])
-        number = 7 if severe is None else int(severe.group(2)) & 7 if severe.group(2) else 3 if severe.group(1) else 4
-        level = 'err' if number < 4 else 'warn' if number == 4 else ''
-        words = printable(masked(message)).split()[:25]
-        template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
-        return 'other', (program, template, level), clipped(unnamed(message))
-
-    def template(self, program, words, tally):
-        """The template, a list of words, that a message belongs to. One that differs from a known one in a few words
-        that look like names widens it; so do two known ones that differ from it in the same few words."""
-        known = self.vocabulary.setdefault((program, len(words), words[0]), [])
-        shorten(self.vocabulary, 150)
-        alike = {}                   # where they differ -> indexes of templates
-        for n, template in enumerate(known):
-            where = tuple(i for i, (a, b) in enumerate(zip(template, words)) if a != b and a != '*')
-            if not where:
-                return template
-            if 5 * len(where) <= 2 * len(words):
-                alike.setdefault(where, []).append(n)
-        for where, found in alike.items():
-            if len(found) > 1 and len(words) > 3 or all(
-                    SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found for i in where):
-                wider = ['*' if i in where else word for i, word in enumerate(known[found[0]])]
-                for n in reversed(found):
-                    self.generalise(program, known.pop(n), wider, tally)
-                known.append(wider)
-                return wider
-        known.append(words)
-        del known[:-8]
-        return words
-
-    def generalise(self, program, template, wider, tally):
-        """What was counted under a template now counts under a wider one."""
-        self.shapes.clear()
-        for level in ('err', 'warn', ''):
-            cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level), None)
-            if cell:
-                tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level), *cell)
-
-    def purge(self, now):
-        self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
-
-
-def make_digest(config, guard=unguarded):
-    """(Digest, problems) of a configuration."""
-    made, problems = {}, []
-    names = [section for section in list(built_in_rules()) + list(config.settings) if kind_of(section) == 'rule']
-    for section in dict.fromkeys(names):
-        name, options = section[5:], config.options(section)
-        try:
-            made[name] = Rule(name, options, guard if section in config.settings else None)
-            if section not in built_in_rules() and not {'program', 'regex'} & set(config.settings[section]):
-                raise ValueError('has neither program nor regex, and no built-in rule is called so (%s)' % choose_from(
-                    name, [section[5:] for section in built_in_rules()]))
-            if options['grace'] and not options['resets']:
-                raise ValueError('grace: means nothing without `resets`')
-            if options['resets'] and 'rule ' + options['resets'] not in names:
-                raise ValueError('resets: there is no [rule %s]' % options['resets'])
-        except ValueError as e:
-            option = str(e).partition(':')[0]
-            problems.append('%s: [%s]: %s' % (config.where(section, option if option in options else 'regex'), section, e))
-    own = {name: rule for name, rule in made.items() if 'rule ' + name in config.settings}
-    return Digest(own, {name: rule for name, rule in made.items() if name not in own}, config.get('report', 'other')), problems
-
-
-def without(block, explained):
-    """The block without the lines in which these positions lie."""
-    if not explained:
-        return block
-    parts, at = [], 0
-    for position in sorted(explained):
-        if position >= at:
-            parts.append(block[at:block.rfind(b'\n', 0, position + 1)])
-            at = block.find(b'\n', position + 1)
-            if at < 0:
-                at = len(block)
-    return b''.join(parts) + block[at:]
-
-
-def program_of(line):
-    return (line.program or b'').decode('utf-8', 'replace')
-
-
-def as_message(raw, most=MESSAGE_LENGTH):
-    """A message as text, without the kernel's stamp."""
-    text = raw[:most].decode('utf-8', 'backslashreplace').rstrip()
-    return re.sub(r'^\[ *\d+\.\d+\] ', '', text)
-
-
-# what a summary says
-MANY_NETWORKS = 10                   # that failed for one account without being banned: guessing that hides
-SILENT = 12 * 3600                   # a source without a line for so long has lost its voice
-CHART_BARS = 36
-
-
-def summarise(report, facts):
-    """What is to be told, as a dict for JSON; moments by the wall clock. `facts` is what only the daemon, or who
-    stands in for it, knows: see Daemon.facts."""
-    tally, now = report.whole(), facts['now']
-    tally.fold()
-    accounts = set(facts['accounts']) | {user for user, _, _ in tally['logins']}
-    shown = {user for (user,), cell in tally['users'].items() if cell[3] or user in accounts}
-
-    def wall(ticks):
-        return round(facts['wall'] - now + ticks)
-    seconds = max(0, now - tally.begun)
-    counts = collections.Counter({what: n for (what,), (n,) in tally['counts'].items()})
-    noted = noted_lines(tally, facts, wall)
-    logins = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
-               'new': (user, ip) not in report.known}
-              for (user, ip, jail), (n, first, last) in tally['logins'].items()]
-    jails = [dict(zip(JAIL_COUNTS, cell), jail=jail, active=facts['active'].get(jail, 0))
-             for (jail,), cell in tally['jails'].items()]
-    jails += [dict(dict.fromkeys(JAIL_COUNTS, 0), jail=jail, active=n)
-              for jail, n in facts['active'].items() if (jail,) not in tally['jails']]
-    tried = {}                       # network -> names that were tried, most often first
-    for (net, user), (n, _) in sorted(tally['pairs'].items(), key=lambda row: -row[1][0]):
-        tried.setdefault(net, []).append(user)
-    addresses = [{'ip': net, 'jail': jail, 'failures': n, 'last': wall(last), 'bans': facts['bans'].get(net, 0),
-                  'until': None if net not in facts['until'] or facts['until'][net] is None else wall(facts['until'][net]),
-                  'active': net in facts['until'], 'users': [user for user in tried.get(net, ()) if user in shown][:8],
-                  'hidden': sum(user not in shown for user in tried.get(net, ()))}
-                 for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0])]
-    return {
-        'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now), 'seconds': round(seconds),
-        'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.maybe_sent,
-        'reboots': counts['reboots'], 'starts': counts['starts'],
-        'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
-        'warnings': report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall),
-        'logins': sorted(logins, key=lambda row: (not row['new'], -row['last'])),
-        'bans': dict({what: sum(row[what] for row in jails) for what in JAIL_COUNTS}, active=sum(facts['active'].values())),
-        'jails': sorted(jails, key=lambda row: (-row['bans'], -row['failures'], row['jail'])),
-        'addresses': addresses, 'users': sorted(
-            [{'user': user, 'failures': tally['users'][user,][0], 'addresses': tally['users'][user,][1]} for user in shown],
-            key=lambda row: -row['failures']),
-        'hours': hour_bars(tally, facts, wall), 'networks': neighbours(addresses),
-        'dropped': sorted([{'jails': jails, 'packets': n} for (jails,), (n,) in tally['drops'].items() if n],
-                          key=lambda row: -row['packets']),
-        'ports': sorted([{'port': port, 'packets': n} for (port,), (n,) in tally['ports'].items()],
-                        key=lambda row: -row['packets']),
-        'noted': [row for row in noted if row['level'] != 'warning'],
-        'other': other_lines(tally, wall),
-        'health': {'lines': sum(cell[0] for cell in tally['lines'].values()), 'memory': facts['memory'],
-                   'written': counts['written'], 'firewall': facts['firewall'], 'unmailed': counts['unmailed'],
-                   'sources': [{'source': source, 'lines': cell[0]} for (source,), cell in tally['lines'].items()],
-                   'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
-
-
-def report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall):
-    """What an owner must know: {'text', 'details': [moment, line] of the log}."""
-    rows = [] if facts['running'] else [('the daemon is not running: nobody is banned', [])]
-    rows += [(text, []) for text in itertools.chain(facts['wrong'], suspicions(report, tally, facts, accounts, seconds, wall))]
-    rows += [('%s (%s)' % (row['text'], often(row, seconds)), row['details']) for row in noted if row['level'] == 'warning']
-    rows += [(text, []) for text in mishaps(tally, counts, facts, seconds, wall)]
-    kinds, ranks = collections.Counter(), []       # how many of its kind stand before a row: no kind hides the others
-    for text, _ in rows:
-        kind = re.sub(r'\S*\d\S*', '', text)[-30:]
-        ranks.append(kinds[kind] // 4)
-        kinds[kind] += 1
-    return [{'text': text, 'details': details} for _, (text, details) in sorted(zip(ranks, rows), key=lambda row: row[0])]
-
-
-def suspicions(report, tally, facts, accounts, seconds, wall):
-    """Yields lines on accounts and addresses that should be looked at."""
-    banned = set(facts['bans']) | set(facts['until'])
-    for (user, ip, jail), (n, when) in tally['guessed'].items():
-        if n >= FEW or (user, ip) not in report.known:
-            yield '%s logged in from %s after %s (%s, %s)' % (
-                user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds))
-    for (user,), (n, networks, _, _) in tally['users'].items():
-        quiet = user in accounts and max(networks - len(banned), sum(
-            name == user and net not in banned for net, name in tally['pairs']))
-        if quiet >= MANY_NETWORKS:
-            yield ('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
-                   'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
-    for (net, why), (n, last) in tally['ignored'].items():
-        if n:
-            yield '%s failed %s, last %s; it is never banned: %s' % (
-                net, plural(n, 'time'), hour_text(wall(last), seconds), why)
-
-
-def mishaps(tally, counts, facts, seconds, wall):
-    """Yields lines on what banwatch itself could not do as it should."""
-    def happened(rows):
-        return often({'times': sum(n for n, _, _ in rows), 'first': wall(min(first for _, first, _ in rows)),
-                      'last': wall(max(last for _, _, last in rows))}, seconds)
-    mails = {what: cell for (where, what), cell in tally['incidents'].items() if where == 'mail'}
-    if mails:
-        latest = max(mails, key=lambda what: (mails[what][2], mails[what][1], mails[what][0], what))
-        yield 'mail: %s (%s)' % (latest, happened(mails.values()))
-    for (where, what), cell in tally['incidents'].items():
-        if where != 'mail':
-            yield '%s: %s (%s)' % (where, what, happened([cell]))
-    for source, open_for, trouble in facts['sources']:
-        if trouble:
-            yield '%s: %s' % (source, trouble)
-        elif min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]:
-            yield '%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds))
-    for part in 'guessed', 'logins', 'ignored', 'incidents':
-        if counts[part]:
-            yield '%s: %s more that are not told here; the log has them' % (part, format(counts[part], ','))
-    for what, why in ('unmailed', 'there were more than `mailmax` in an hour'), ('unsent', 'sendmail failed four times'):
-        if counts[what]:
-            yield '%s not sent at once, for %s' % (plural(counts[what], 'mail was', 'mails were'), why)
-
-
-def often(row, seconds):
-    """'14:02', '3 times, 14:02–15:10'."""
-    return ('' if row['times'] == 1 else plural(row['times'], 'time') + ', ') + span_text(row, seconds)
-
-
-def span_text(row, seconds):
-    """'14:02', '14:02–15:10'."""
-    first, last = hour_text(row['first'], seconds), hour_text(row['last'], seconds)
-    return last if first == last else '%s–%s' % (first, last)
-
-
-def noted_lines(tally, facts, wall):
-    """What rules have found."""
-    def chosen(name, lines):
-        which = facts['details'].get(name, 'none')             # of a rule that is there no more
-        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': first_and_latest(lines, 2)}[which]
-    return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
-                    'details': [[wall(when), line] for when, line in chosen(name, lines)]}
-                   for (level, name, text), (n, first, last, lines) in tally['rules'].items()],
-                  key=lambda row: -row['times'])
-
-
-def other_lines(tally, wall):
-    """Groups of other log lines, what is severe first. The many that a program says once are one."""
-    found, once = [], {}
-    for (program, template, level), (n, first, last, example) in tally['other'].items():
-        row = {'program': program, 'text': template, 'level': level, 'times': n, 'kinds': 1, 'first': wall(first),
-               'last': wall(last), 'example': example}
-        (once.setdefault(program, []) if n < FEW and not level else found).append(row)
-    for program, rows in once.items():
-        if len(rows) <= FEW:
-            found += rows
-        else:
-            found.append(dict(rows[0], kinds=len(rows), times=sum(row['times'] for row in rows), text='%d different lines' % len(rows),
-                              first=min(row['first'] for row in rows), last=max(row['last'] for row in rows)))
-    return sorted(found, key=lambda row: (-LEVELS.get(row['level'], 0), -row['times'], row['program']))
-
-
-def hour_bars(tally, facts, wall):
-    """Bars of a chart, without gaps, each of some full hours."""
-    known, last = {}, wall(facts['now']) // 3600
-    for (start,), (failures, bans) in tally['hours'].items():
-        hour = min(last, (wall(start) + 1800) // 3600)         # the clock may have been set since
-        cell = known.setdefault(hour, [0, 0])
-        cell[0], cell[1] = cell[0] + failures, cell[1] + bans
-    if not any(failures or bans for failures, bans in known.values()):
-        return []
-    first = max(min(wall(tally.begun) // 3600, min(known)), last - PARTS['hours'].limit)
-    width = -(-(last - first + 1) // CHART_BARS)
-    return [{'start': start * 3600, 'hours': width, 'failures': sum(known.get(start + n, (0, 0))[0] for n in range(width)),
-             'bans': sum(known.get(start + n, (0, 0))[1] for n in range(width))}
-            for start in range(first, last + 1, width)]
-
-
-def neighbours(addresses):
-    """Networks (/24, /48) from which more than one address has failed."""
-    found = {}
-    for row in addresses:
-        net = network_of(row['ip'].partition('/')[0], 24, 48)
-        cell = found.setdefault(net, {'network': net, 'addresses': 0, 'failures': 0, 'bans': 0})
-        cell['addresses'] += 1
-        cell['failures'] += row['failures']
-        cell['bans'] += row['bans']
-    return sorted([cell for cell in found.values() if cell['addresses'] > 1], key=lambda cell: -cell['failures'])
-
-
-def hour_text(when, seconds=0):
-    """'14:02', or 'Fri 14:02' if the period is longer than from one cron run to the next."""
-    return time.strftime('%H:%M' if seconds < DAY + HOUR else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', local_time(when))
-
-
-def verdict_text(summary):
-    """'2 warnings, 14 bans, 1 login'."""
-    said = [plural(n, word) for n, word in (
-        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['other'] if row['level'] == 'err'), 'log error'), (summary['bans']['bans'], 'ban'),
-        (sum(row['times'] for row in summary['logins']), 'login')) if n]
-    failures, bans = summary['bans']['failures'], summary['bans']['bans']
-    return ', '.join(said + [plural(failures, 'failure')] * bool(failures and not bans)) or 'all quiet'
-
-
-def subject_text(summary):
-    """The subject of its mail."""
-    days = round(summary['seconds'] / DAY)
-    return '[%s] %s — %s%s%s' % (
-        printable(summary['host']), verdict_text(summary), time.strftime('%a %d %b', local_time(summary['to'])),
-        ', covers %d days' % days if days > 1 else '', ' (may be a repeat)' if summary['repeat'] else '')
-
-
-def is_empty(summary):
-    """Is there nothing in it that anybody would want to read?"""
-    return not (any(summary[part] for part in ('warnings', 'logins', 'addresses', 'noted', 'other', 'ports'))
-                or any(summary['bans'][what] for what in JAIL_COUNTS) or summary['repeat'])
-
-
-# how a summary looks: (title, note, blocks); a block is (kind, what it shows): lines, quiet lines, warnings,
-# a table (head, rows, how many more there are) or a chart
-def report_sections(summary, most=1.0):
-    """Yields what there is to show; `most` is the part of the usual number of rows."""
-    seconds = summary['seconds']
-
-    def some(rows, usual):
-        room = max(3, int(usual * most))
-        return rows[:room], max(0, len(rows) - room)
-
-    def told(details):
-        return ['%s  %s' % (hour_text(when, seconds), line) for when, line in details]
-
-    def each(rows, usual, blocks):
-        shown, more = some(rows, usual)
-        return [block for row in shown for block in blocks(row)] + [('lines', ['+ %d more' % more] * bool(more))]
-
-    def grid(head, rows, usual, row):
-        shown, more = some(rows, usual)
-        return 'table', (head, [[printable(str(cell)) for cell in row(each)] for each in shown], more)
-    yield '%s: %s' % (summary['host'], verdict_text(summary)), '', [('lines', [about_text(summary)])] + [
-        ('lines', ['An earlier mail may have told this already: banwatch ended before it knew whether that had gone.'])] * summary['repeat']
-    if summary['warnings']:
-        yield 'WARNING', '', each(summary['warnings'], 16, lambda row: (
-            ('warnings', [row['text']]), ('quiet', told(row['details']))))
-    if summary['logins']:
-        yield 'LOGINS', '', [grid(('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
-            'NEW' if row['new'] else '', row['user'], row['ip'], row['by'], row['times'], hour_text(row['last'], seconds)))]
-    bans = summary['bans']
-    if any(bans.values()):
-        said = [plural(bans['failures'], 'failure')] * bool(bans['failures']) + [plural(bans['bans'], 'new ban')] * bool(bans['bans'])
-        said += ['%s %s' % (format(bans[key], ','), text) for key, text in (
-            ('extended', 'extended'), ('ended', 'ended'), ('lifted', 'lifted by hand'),
-            ('active', 'active now' if summary['running'] and summary['health']['firewall'] != ['none'] else 'on record, nobody is blocked'))
-                 if bans[key]]
-        jails = [row for row in summary['jails'] if any(row[what] for what in JAIL_COUNTS + ('active',))]
-        yield 'BANS', ', '.join(said), [
-            grid(('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
-                row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))] + [
-            grid(('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12, lambda row: (
-                row['ip'], row['jail'], row['failures'], row['bans'],
-                '' if not row['active'] else 'for ever' if row['until'] is None else until_text(row['until'], summary['to']),
-                names_text(row)))] * bool(summary['addresses'])
-    if summary['hours'] and seconds >= 3600:
-        yield 'HOURS', 'failures per %s, %s at most' % (
-            'hour' if summary['hours'][0]['hours'] == 1 else '%d hours' % summary['hours'][0]['hours'],
-            format(max(bar['failures'] for bar in summary['hours']), ',')), [('chart', summary['hours'])]
-    if summary['networks']:
-        yield 'NETWORKS', '', [grid(('NETWORK', 'ADDRESSES', 'FAILURES', 'BANS'), summary['networks'], 6, lambda row: (
-            row['network'], row['addresses'], row['failures'], row['bans']))]
-    if summary['dropped'] or summary['ports']:
-        ports, more = some(summary['ports'], 12)
-        yield 'FIREWALL', '', [grid(('BANNED BY', 'PACKETS DROPPED'), summary['dropped'], 6, lambda row: (
-            row['jails'], format(row['packets'], ',')))] * bool(summary['dropped']) + [
-            ('lines', ['packets that the firewall has logged, by port: ' + ', '.join(
-                '%s %s' % (row['port'], format(row['packets'], ',')) for row in ports) + ' + %d more' % more * bool(more)])] * bool(ports)
-    if summary['noted']:
-        yield 'NOTED', '', each(summary['noted'], 12, lambda row: (
-            ('lines', ['%s (%s)' % (row['text'], often(row, seconds))]), ('quiet', told(row['details']))))
-    if summary['other']:
-        lines, kinds = (sum(row[what] for row in summary['other']) for what in ('times', 'kinds'))
-        note = '%s of %s that no jail and no rule explains' % (plural(lines, 'line'), plural(kinds, 'kind'))
-        yield 'OTHER LOG LINES', note, each(summary['other'], 14, lambda row: other_blocks(row, seconds))
-    yield 'HEALTH', '', [('lines', [health_text(summary['health'], seconds)])]
-
-
-def other_blocks(row, seconds):
-    """A group of other log lines: what they have in common, and one of them, if that says more."""
-    alone = row['times'] == 1 or row['text'] == row['example']
-    kind = {'err': 'warnings', 'warn': 'warnings'}.get(row['level'], 'lines')
-    text = '%s × %s%s: %s%s' % (format(row['times'], ','), row['program'] or '(no program)', ' ' + row['level'] if row['level'] else '',
-                                row['example'] if alone else row['text'], ' (%s)' % span_text(row, seconds) if alone else '')
-    return (kind, [text]), ('quiet', [] if alone else ['%s  %s' % (span_text(row, seconds), row['example'])])
-
-
-def about_text(summary):
-    """'Thu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d · 1 reboot'."""
-    seconds = summary['seconds']
-    said = ['%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds)),
-            'up ' + duration_text(summary['uptime'])]
-    said += [plural(summary['reboots'], 'reboot')] * bool(summary['reboots'])
-    said += [plural(summary['starts'], 'restart')] * bool(summary['starts'])
-    return ' · '.join(said + ['the clock was put %s by %s at %s' % (
-        'forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])), hour_text(step['when'], seconds))
-        for step in summary['steps'][:3]])
-
-
-def health_text(health, seconds):
-    """'1,234 lines read, 0.01 a second · 24,680 kB of memory · firewall nft'."""
-    rate, let_go = health['lines'] / max(1, seconds), sum(health['let_go'].values())
-    said = ['%s read, %s a second' % (plural(health['lines'], 'line'), format(rate, ',.2f' if rate < 10 else ',.0f'))]
-    said += ['%s kB of memory' % format(health['memory'], ',')] * bool(health['memory'])
-    said += ['%s kB of state written' % format(-(-health['written'] // 1000), ',')] * bool(health['written'])
-    said += ['firewall ' + ' and '.join(health['firewall'])] * bool(health['firewall'])
-    return ' · '.join(said + ['%s too many to be told one by one' % format(let_go, ',')] * bool(let_go))
-
-
-def moment_text(when):
-    return time.strftime('%a %d %b %H:%M', local_time(when))
-
-
-def until_text(until, now):
-    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', local_time(until))
-
-
-def names_text(row):
-    """Names that were tried by an address; those that may be passwords are a number."""
-    hidden = plural(row['hidden'], 'possible password') if row['hidden'] else ''
-    return ', '.join(row['users'][:5] + [hidden] * bool(hidden))
-
-
-# as text
-EIGHTHS = ' ▁▂▃▄▅▆▇█'
-PLAIN = {ord(a): b for a, b in zip('▁▂▃▄▅▆▇█·–—…×', '...::###---.x')}
-TEXT_WIDTH, TEXT_LINES, MAIL_BYTES = 80, 120, 32 * 1024
-
-
-def text_lines(summary, most=1.0):
-    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is TEXT_WIDTH columns at most."""
-    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
-        if n:
-            yield '', ''
-        yield 'title', shortened(printable(title + ('  ' + note if note else '')), TEXT_WIDTH)
-        for kind, shown in blocks:
-            if kind == 'table':
-                yield from table_lines(*shown)
-            elif kind == 'chart':
-                yield from chart_lines(shown)
-            else:
-                for text in shown:
-                    for line in wrapped(text) if kind != 'quiet' else [shortened(' ' * 8 + printable(text), TEXT_WIDTH)]:
-                        yield {'warnings': 'warning', 'quiet': 'quiet'}.get(kind, ''), line
-
-
-def wrapped(text):
-    """Lines of a paragraph, three at most."""
-    found = textwrap.wrap(printable(text), TEXT_WIDTH, initial_indent='  ', subsequent_indent='    ')
-    return found if len(found) < 4 else found[:2] + [shortened('    ' + ' '.join(line.strip() for line in found[2:]), TEXT_WIDTH)]
-
-
-def table_lines(head, rows, more):
-    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]             # 39: an IPv6 address
-    for n, line in enumerate(table(head, rows)):
-        yield 'head' if n == 0 else '', shortened('  ' + line, TEXT_WIDTH)
-    if more:
-        yield '', '  + %d more' % more
-
-
-def chart_lines(bars, height=4):
-    highest = max(1, max(bar['failures'] for bar in bars))
-    wide = 2 if len(bars) > 25 else 3              # columns a bar: a day of hours, and the begun one, in TEXT_WIDTH
-    for level in reversed(range(height)):
-        eighths = [max(0, min(8, round(bar['failures'] * 8 * height / highest) - 8 * level)) for bar in bars]
-        yield 'bar', ('  ' + ''.join(EIGHTHS[max(n, level == 0 and bar['failures'] > 0)] * (wide - 1) + ' '
-                                     for n, bar in zip(eighths, bars))).rstrip()
-    every = 1 if wide > 2 and bars[0]['hours'] == 1 else 3
-    labels = [bar_label(bar) if n % every == 0 else '' for n, bar in enumerate(bars)]
-    yield 'head', ('  ' + ''.join(label.ljust(wide) for label in labels)).rstrip()
-
-
-def bar_label(bar):
-    return time.strftime('%H', local_time(bar['start']))
-
-
-def report_text(summary, most=1.0):
-    """The summary as plain text, TEXT_LINES lines at most."""
-    if is_empty(summary):
-        about = list(itertools.takewhile(bool, (line.strip() for _, line in text_lines(summary))))[1:]
-        return '\n'.join([shortened('%s: all quiet, nothing to report.' % printable(summary['host']), TEXT_WIDTH)] + about + [''])
-    found = [line for _, line in text_lines(summary, most)]
-    if len(found) > TEXT_LINES:
-        found = found[:TEXT_LINES - 1] + ['+ %d more lines' % (len(found) - TEXT_LINES + 1)]
-    return '\n'.join(found) + '\n'
-
-
-# as a page
-ESCAPES = {ord(c): '&#%d;' % ord(c) for c in '&<>"\''}
-STYLE = (
-    ':root{color-scheme:light dark}body{margin:0;background:#eef1f5;color:#1b2430;font:15px/1.5 system-ui,-apple-system,'
-    'Segoe UI,Roboto,sans-serif}main{max-width:760px;margin:0 auto;padding:16px 12px 40px}h1{font-size:21px;margin:8px 0 2px}'
-    'h2{font-size:12px;letter-spacing:.08em;margin:0 0 6px;color:#5b6b80}h2 i{font-style:normal;letter-spacing:0;font-weight:400}'
-    'section{background:#fff;border:1px solid #dde3ea;border-radius:10px;padding:12px 14px;margin:12px 0}.w{border-left:5px solid #d9480f}'
-    'p{margin:3px 0;overflow-wrap:anywhere}.q{color:#66758a;font:12px/1.45 ui-monospace,Menlo,Consolas,monospace;margin-left:14px}'
-    '.x{color:#c2410c}.t{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}th{font-size:11px;text-align:left;'
-    'color:#66758a;font-weight:600;padding:2px 10px 2px 0}td{padding:3px 10px 3px 0;border-top:1px solid #edf0f4;white-space:nowrap}'
-    'td:last-child{white-space:normal;min-width:3em}td.l{min-width:13em}.t+.t{margin-top:12px}.n{text-align:right;font-variant-numeric:tabular-nums}.c{table-layout:fixed}.c td{border:0;padding:0 1px;height:90px;'
-    'vertical-align:bottom}.c b{display:block;background:#3b7dd8;border-radius:3px 3px 0 0}.c th{font-weight:400;text-align:center;'
-    'padding:2px 0;overflow:visible}.k{display:flex;flex-wrap:wrap;gap:8px;margin:10px 0}.k p{background:#fff;border:1px solid #dde3ea;border-radius:10px;'
-    'padding:6px 14px;margin:0;flex:1 0 auto;min-width:74px;overflow-wrap:normal}.k b{display:block;font-size:22px}.n+:not(.n){padding-left:8px}@media(prefers-color-scheme:dark){body{background:#12171e;'
-    'color:#dbe3ec}section,.k p{background:#1a212b;border-color:#2b3542}td{border-color:#28313d}h2,th,.q{color:#93a1b3}.x{color:#ff9d66}}'
-    '@media(max-width:480px){table{font-size:13px}th,td{padding-right:7px}td.l{min-width:22em}.n+:not(.n){padding-left:2px}}')
-
-
-def report_page(summary, most=1.0):
-    """The summary as one HTML page that needs nothing else."""
-    out = ['<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-           '<title>%s</title><style>%s</style></head>\n<body><main>' % (escaped(subject_text(summary)), STYLE)]
-    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
-        if n == 0:
-            out.append('<h1>%s</h1>' % escaped(title))
-        else:
-            out.append('<section%s><h2>%s%s</h2>' % (' class="w"' if title == 'WARNING' else '', escaped(title), (
-                ' <i>%s</i>' % escaped(note)) if note else ''))
-        for kind, shown in blocks:
-            out += [table_html(*shown)] if kind == 'table' else [chart_html(shown)] if kind == 'chart' else [
-                '<p%s>%s</p>' % ({'warnings': ' class="x"', 'quiet': ' class="q"'}.get(kind, ''), escaped(text)) for text in shown]
-        out.append(tiles(summary) if n == 0 else '</section>')
-    return '\n'.join(out + ['</main></body></html>', ''])
-
-
-def escaped(text):
-    return printable(text).translate(ESCAPES)
-
-
-def tiles(summary):
-    """The numbers that are looked at first."""
-    bans = summary['bans']
-    return '<div class="k">%s</div>' % ''.join('<p><b>%s</b>%s</p>' % (format(n, ','), word + 's' * (n != 1 and word != 'active')) for n, word in (
-        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['logins']), 'login'), (bans['failures'], 'failure'),
-        (bans['bans'], 'ban'), (bans['active'], 'active')))
-
-
-def table_html(head, rows, more):
-    right = [all(row[i].replace(',', '').isdigit() for row in rows) for i in range(len(head))]
-
-    def row(tag, cells):
-        return '<tr>%s</tr>' % ''.join('<%s%s>%s</%s>' % (
-            tag, ' class="n"' if r else ' class="x"' if cell == 'NEW' else ' class="l"' if len(cell) > 24 else '', escaped(cell), tag)
-            for r, cell in zip(right, cells))
-    return '<div class="t"><table>%s</table></div>%s' % (
-        row('th', head) + ''.join(row('td', cells) for cells in rows), '<p>+ %d more</p>' % more if more else '')
-
-
-def chart_html(bars):
-    highest = max(1, max(bar['failures'] for bar in bars))
-    every = 1 if len(bars) < 13 else 3
-    return '<table class="c"><tr>%s</tr><tr>%s</tr></table>' % (
-        ''.join('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
-            moment_text(bar['start']), bar['failures'], bar['bans'], -(-88 * bar['failures'] // highest)) for bar in bars),
-        ''.join('<th>%s</th>' % (bar_label(bar) if n % every == 0 else '') for n, bar in enumerate(bars)))
-
-
-# as a mail (RFC 5322, 2045 to 2047)
-def mime_message(headers, plain, html=''):
-    """The text of a mail; the headers are (name, text) pairs. All of it is ASCII."""
-    parts = [('plain', plain)] + [('html', html)] * bool(html)
-    boundary = '=_banwatch'                        # no quoted-printable text has =_ in it
-    out = [mail_header(name, value) for name, value in headers] + ['MIME-Version: 1.0', 'Auto-Submitted: auto-generated']
-    if html:
-        out += ['Content-Type: multipart/alternative; boundary="%s"' % boundary, '']
-    for kind, body in parts:
-        out += ['--' + boundary] * bool(html) + [
-            'Content-Type: text/%s; charset=utf-8' % kind, 'Content-Transfer-Encoding: quoted-printable', '',
-            binascii.b2a_qp(body.encode('utf-8', 'backslashreplace')).decode()]
-    return '\n'.join(out + ['--%s--' % boundary, ''] * bool(html))
-
-
-UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
-
-
-def mail_header(name, value):
-    """One line of a header, folded; whatever is not ASCII stands in encoded words (RFC 2047)."""
-    found, line = [], name + ':'
-    for n, piece in enumerate(UNPLAIN.split(' '.join(printable(value).split()))):
-        for word in encoded_words(piece) if n % 2 else piece.split():
-            if len(line) + 1 + len(word) > 76 and line != name + ':':
-                found.append(line)
-                line = ''
-            line += ' ' + word
-    return '\n'.join(found + [line])
-
-
-def encoded_words(text):
-    """Yields encoded words, none of which ends within a letter."""
-    raw, start = [c.encode() for c in text], 0
-    for end in range(1, len(raw) + 1):
-        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:         # 39 become 64; a line is 76 at most
-            yield '=?utf-8?b?%s?=' % binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
-            start = end
-
-
-def report_mail(summary, settings, now, chance):
-    """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of [report]."""
-    headers = headers_of(settings, summary['host'], subject_text(summary), now, chance)
-    for most in (1.0, 0.5, 0.25, 0):
-        made = mime_message(headers, report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
-        if len(made) <= MAIL_BYTES:
-            return made
-    lines = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
-    for kept in range(len(lines), 0, -5):
-        made = mime_message(headers, '\n'.join(lines[:kept] + ['+ more, see: banwatch.py report', ''] * (kept < len(lines))))
-        if len(made) <= MAIL_BYTES:
-            break
-    return made
-
-
-def headers_of(settings, host, title, now, chance):
-    """The headers of a mail about `title`, sent `now` (by the wall clock)."""
-    name = re.sub('[^A-Za-z0-9.-]', '-', host).strip('.-') or 'localhost'
-    return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']), ('Subject', title),
-            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
-            ('Message-ID', '<%d.%d.banwatch@%s>' % (now, chance * 1e9, name))]
-
-
-# ---- State ---------------------------------------------------------------------------------
-# Owns: the format. Two files hold it, the live one in `runtime` and the kept one on flash:
-#     {"banwatch": 1,                     format
-#      "boot": "…", "ticks": s, "wall": s   boot id, boot clock and wall clock when it was written
-#      "bans":    [[jail, network, seconds left (-1: for ever), seconds since its start, count, failures]]
-#      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
-#      "report":  {...}}                    what the next summary tells; see Tally.dump, Report.dump
-#   and in the live one
-#     "unkept":  s                         seconds for which the kept one has lacked something of this (null: it does not)
-#      "running": true                      false once it has been told to stop
-#      "fails":   [[jail, network, [seconds since each failure]]]
-#      "logins":  [[jail, ip, user, seconds left]]
-#      "sources": {source: position}}
-# Always true: moments are written as lengths, so that a file outlives its clocks. In the same boot
-# the boot clock says how much time has passed since; in another one the wall clock, if both of its
-# readings can be true; else none has. A file may be torn or hostile: each row is checked by itself.
-
-FORMAT = 1
-SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has not been set yet
-TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock is wrong
-KEPT_BYTES = 256 * 1024
-
-Restored = collections.namedtuple('Restored', 'tickets history fails logins sources report lost age booted offset differs killed')
-
-
-def dump(bans, fails, logins, sources, report, clocks, differs=None, running=True):
-    """The live state as text. `clocks` is (boot id, ticks, wall); `differs` is since when the kept one lacks something;
-    `running` whether the daemon goes on."""
-    now = clocks[1]
-    state, rows = dump_bans(bans, clocks)
-    state['report'] = report.dump(now)
-    state['sources'] = sources
-    state['running'] = running
-    state['unkept'] = None if differs is None else round(now - differs, 2)
-    rows['fails'] = ([jail, net, [round(now - t, 2) for t in seen]] for (jail, net), seen in fails.recent.items())
-    rows['logins'] = ([jail, ip, user, round(until - now, 2)] for (jail, ip, user), until in logins.items() if until > now)
-    # row by row: as a whole, json would hold thousands of little texts at a time
-    return packed(state)[:-1] + ''.join(',"%s":[%s]' % (part, ','.join(map(packed, rows[part]))) for part in rows) + '}'
-
-
-def packed(value):
-    return json.dumps(value, separators=(',', ':'))
-
-
-def dump_bans(bans, clocks):
-    """(head of a state, part -> its rows, one by one)."""
-    boot, now, wall = clocks
-    by_left = sorted(bans.tickets.values(), key=lambda t: (t.until is not None, -(t.until or 0)))
-    return {'banwatch': FORMAT, 'boot': boot, 'ticks': round(now, 2), 'wall': round(wall, 2)}, {
-        'bans': ([t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2), t.count, t.failures] for t in by_left),
-        'history': ([jail, net, n, round(now - last, 2)] for (jail, net), (n, last) in reversed(list(bans.history.items())))}
-
-
-def dump_kept(bans, report, clocks):
-    """The kept state as text, at most KEPT_BYTES: the report, the longest bans and the latest history first."""
-    state, rows = dump_bans(bans, clocks)
-    for most in KEPT_ROWS, KEPT_ROWS // 4, 1:      # what an attacker has filled leaves room for the bans
-        state['report'] = report.dump(clocks[1], True, most)
-        room = KEPT_BYTES - 200 - len(packed(state['report']))
-        if room > KEPT_BYTES / 2:
-            break
-    for part in rows:
-        state[part] = []
-        for row in rows[part]:
-            room -= len(packed(row)) + 2
-            if room < 0:
-                break
-            state[part].append(row)
-    return packed(state).replace('],[', '],\n[')
-
-
-def elapsed(state, clocks):
-    """Seconds since a state was written."""
-    boot, now, wall = clocks
-    try:
-        if state.get('boot') == boot and checked_seconds(state.get('ticks')) <= now + 1:       # it was rounded
-            return max(0, now - state['ticks'])
-        then = checked_seconds(state.get('wall'))
-        return wall - then if SANE <= then <= wall < then + TOO_LONG else 0
-    except ValueError:
-        return 0
-
-
-def checked_seconds(value, least=-1e10):
-    """A number of seconds as it stands in a state file; ValueError for anything else."""
-    return number_of(value, least, 1e10)
-
-
-def load(text, clocks):
-    """The Restored state in `text`, in this machine's ticks; ValueError if it is not a state at all."""
-    state = json.loads(text)
-    if type(state) is not dict or state.get('banwatch') != FORMAT:
-        raise ValueError('not a state file of this version')
-    now, gone = clocks[1], elapsed(state, clocks)
-    restored, lost = {}, 0
-    for part, take_row in LOADERS.items():
-        restored[part] = []
-        rows = state.get(part, [])
-        for row in rows if type(rows) is list else [None]:
-            try:
-                restored[part].append(take_row(row, now, gone))
-            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-                lost += 1
-    sources, (report, more) = state.get('sources'), load_report(state.get('report'), now, gone)
-    return Restored(restored['bans'], dict(restored['history']), dict(restored['fails']),
-                    dict(restored['logins']), sources if type(sources) is dict else {}, report, lost + more, gone,
-                    state.get('boot') != clocks[0], offset_in(state, clocks), differs_in(state, now - gone),
-                    state.get('running') is True and state.get('boot') == clocks[0])
-
-
-def offset_in(state, clocks):
-    """How the clocks stood to each other when a state was written; None in another boot."""
-    try:
-        return checked_seconds(state.get('wall')) - checked_seconds(state.get('ticks')) if state.get('boot') == clocks[0] else None
-    except ValueError:
-        return None
-
-
-def differs_in(state, then):
-    """Since when the kept state lacks something of this one, which was written `then`; None if it does not."""
-    try:
-        return None if state.get('unkept') is None else then - checked_seconds(state['unkept'], 0)
-    except ValueError:
-        return None
-
-
-def name_and_network(jail, net):
-    if type(jail) is not str or type(net) is not str or len(jail) > 64:
-        raise ValueError('no ticket')
-    return jail, network_of(net)
-
-
-def load_ban(row, now, gone):
-    jail, net, left, age, n, failures = row
-    until = None if left == FOREVER else now + checked_seconds(left, 0) - gone
-    jail, net = name_and_network(jail, net)
-    return Ticket(jail, net, now - checked_seconds(age) - gone, until, whole_number(n), whole_number(failures))
-
-
-def whole_number(n):
-    return int(checked_seconds(n, 0))
-
-
-def load_history(row, now, gone):
-    jail, net, n, age = row
-    return name_and_network(jail, net), (whole_number(n), now - checked_seconds(age) - gone)
-
-
-def load_fails(row, now, gone):
-    jail, net, ages = row
-    return name_and_network(jail, net), sorted(now - checked_seconds(age, 0) - gone for age in ages[:1000])
-
-
-def load_login(row, now, gone):
-    jail, ip, user, left = row
-    if type(user) is not str:
-        raise ValueError('no user')
-    return name_and_network(jail, ip) + (user,), now + checked_seconds(left) - gone
-
-
-LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logins': load_login}
-
-
-# ==== the water line: everything above decides, everything below acts ========================
-
-# ---- Machine -------------------------------------------------------------------------------
-# Owns: the outside world. Always true: here is the only exec, the only clock, the only file that
-# is written. A program gets an argv list, its own process group, a deadline and LC_ALL=C; what it
-# prints is bounded; it is never waited for, its pipes and its end are events of the loop.
-
-LOCK_TRIES, LOCK_SECONDS = 20, 0.25    # for an iptables that does not wait for others
-OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them in this
-SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
-RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
-             '/run/systemd/resolve/resolv.conf')
-PACKET_SECONDS = 0.3                 # for a packet from here to here
-READ, WRITE = 1, 2                   # what `selectors` calls EVENT_READ and EVENT_WRITE
-
-
-class Loop:
-    """One selector, one scheduler: each fd carries its handler, each timer its function."""
-
-    def __init__(self, ticks, log):
-        self.selector = selectors.DefaultSelector()
-        self.timers = sched.scheduler(ticks, lambda seconds: None)
-        self.made = 0                # timers so far
-        self.ticks = ticks
-        self.log = log
-        self.bugs = set()            # tracebacks already told
-
-    def watch(self, fd, handler, events=READ):
-        self.selector.register(fd, events, handler)
-
-    def unwatch(self, fd):
-        """Forgets an fd, also one that is not watched (any more)."""
-        try:
-            self.selector.unregister(fd)
-        except (KeyError, ValueError):
-            pass
-
-    def at(self, when, function):
-        """A timer that calls `function` once, for `cancel`."""
-        self.made += 1               # before Python 3.10, timers of equal time and priority are equal
-        return self.timers.enterabs(when, self.made, self.call, (function,))
-
-    def after(self, seconds, function):
-        return self.at(self.ticks() + seconds, function)
-
-    def cancel(self, timer):
-        if timer is not None and timer in self.timers.queue:
-            self.timers.cancel(timer)
-
-    def call(self, function):
-        """Calls a handler; a bug in it is told once and does not stop the others."""
-        try:
-            return function()
-        except Exception as e:
-            text = traced(e)
-            if text not in self.bugs:
-                self.bugs.add(text)
-                self.log('bug, please report it:\n' + text)
-
-    def due(self):
-        """Runs the timers that are due; seconds until the next one, None if there is none."""
-        return self.timers.run(blocking=False)
-
-    def wait(self, seconds):
-        for key, _ in self.selector.select(None if seconds is None else max(0, seconds)):
-            if self.selector.get_map().get(key.fd) is key:         # not closed by a handler before it
-                self.call(key.data)
-
-
-def traced(e):
-    """The traceback of an exception."""
-    try:
-        # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
-        frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
-        return ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
-    except ImportError:                            # an upgrade of Python has taken it away
-        return repr(e)
-
-
-class Program:
-    """A Command that runs to its end: `done(problem, output, exit code)`, problem '' if that is 0."""
-
-    def __init__(self, machine, command, done, seconds):
-        self.machine, self.done, self.name = machine, done, os.path.basename(command.argv[0])
-        self.late = False
-        # of what the commands of an action print, only the first line matters
-        self.most = 4096 if command.environment else OUTPUT_BYTES
-        self.read = {}               # fd -> what came from it, up to `most`
-        self.left = command.stdin.encode()
-        self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
-        for stream in (self.process.stdout, self.process.stderr, self.process.stdin):
-            os.set_blocking(stream.fileno(), False)
-        for stream in (self.process.stdout, self.process.stderr):
-            self.read[stream.fileno()] = b''
-            machine.loop.watch(stream.fileno(), functools.partial(self.readable, stream.fileno()))
-        self.open = set(self.read)
-        self.timer = machine.loop.after(seconds, self.expired)
-        machine.programs.add(self)
-        self.writing = False
-        self.write()
-
-    def write(self):
-        fd = self.process.stdin.fileno()
-        try:
-            while self.left:
-                self.left = self.left[os.write(fd, self.left):]
-        except BlockingIOError:
-            if not self.writing:
-                self.writing = True
-                self.machine.loop.watch(fd, self.write, WRITE)
-            return
-        except OSError:
-            self.left = b''                        # it has closed its end; its exit code tells why
-        self.end_of_input()
-
-    def end_of_input(self):
-        if self.process.stdin.closed:
-            return
-        if self.writing:
-            self.writing = False
-            self.machine.loop.unwatch(self.process.stdin.fileno())
-        try:
-            self.process.stdin.close()
-        except OSError:
-            pass
-
-    def readable(self, fd):
-        """Takes what there is; True if there was something, and room for it."""
-        room = len(self.read[fd]) < self.most
-        try:
-            chunk = os.read(fd, 65536)
-        except BlockingIOError:
-            return False
-        except OSError:
-            chunk = b''
-        if not chunk:
-            self.open.discard(fd)
-            self.machine.loop.unwatch(fd)
-        elif room:
-            self.read[fd] += chunk
-            if len(self.read[fd]) >= OUTPUT_BYTES:
-                self.machine.kill(self.process)
-        return bool(chunk) and room
-
-    def expired(self):
-        self.late = True
-        self.machine.kill(self.process)
-
-    def ended(self):
-        """Looks whether the process has ended; if so, hands over what it said."""
-        if self.process.poll() is None:
-            return
-        out, err = self.read
-        for fd in (out, err):                      # the rest; a grandchild may hold the pipes open
-            while fd in self.open and self.readable(fd):
-                pass
-            self.machine.loop.unwatch(fd)
-        self.end_of_input()
-        self.process.stdout.close()
-        self.process.stderr.close()
-        self.machine.loop.cancel(self.timer)
-        self.machine.programs.discard(self)
-        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'), self.process.returncode)
-
-    def problem(self, err):
-        said = [line for line in err.decode('utf-8', 'replace').split('\n')
-                if line.strip() and line[:1] != '#']
-        if max(map(len, self.read.values())) >= OUTPUT_BYTES:
-            return '%s says more than can be read' % self.name
-        if self.late:
-            return '%s did not answer in time' % self.name
-        if self.process.returncode:
-            said = said or ['exit code %d' % self.process.returncode]
-            return '%s: %s' % (self.name, printable(said[0])[:200])
-        return ''
-
-
-SLOW_SECONDS, GUARD_TOTAL = 0.02, 1                # what is slow; how much of that there may be in a minute
-GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
-
-
-class Machine:
-    """What the program may do to the machine it runs on; tests have one of their own."""
-
-    def __init__(self):
-        self.loop = Loop(self.ticks, self.log)
-        self.programs = set()
-        self.waits = {}              # iptables or another of its kin -> which of WAITS it takes
-        self.alone, self.turns = False, collections.deque()    # does one run that waits for nobody? what is next
-        self.lock_fd = None
-        self.outward = set()         # interfaces that a default route goes through, or did
-        self.written = 0             # bytes of state files, for `status`
-        self.guards = self.guarding = False
-        self.slow_since, self.slow = 0, 0          # since when so many seconds went into slow searches
-
-    # clocks and chance
-    def ticks(self):
-        """Seconds since the boot, sleep included."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def wall(self):
-        return time.time()
-
-    def clocks(self):
-        """(boot id, ticks, wall), as the state files want them."""
-        return self.boot_id(), self.ticks(), self.wall()
-
-    def boot_id(self):
-        return self.read('/proc/sys/kernel/random/boot_id').strip()
-
-    def chance(self):
-        return random.random()
-
-    # what there is
-    def which(self, name):
-        """Absolute path of a program, None if it is not installed."""
-        for folder in os.environ.get('PATH', '').split(':') + SBIN.split(':'):
-            found = os.path.join(folder, name)
-            if folder.startswith('/') and os.path.isfile(found) and os.access(found, os.X_OK):
-                return found
-        return None
-
-    def exists(self, path):
-        return os.path.exists(path)
-
-    def host(self):
-        return self.read('/proc/sys/kernel/hostname').strip() or 'localhost'
-
-    def accounts(self):
-        """Names of the accounts of this machine."""
-        return [line.partition(':')[0] for line in self.read('/etc/passwd').split('\n') if ':' in line]
-
-    def age(self, path):
-        """Seconds since a file was changed, None if it is not there."""
-        try:
-            return self.wall() - os.stat(path).st_mtime
-        except OSError:
-            return None
-
-    def root(self):
-        return os.geteuid() == 0
-
-    def free_bytes(self, folder):
-        try:
-            there = os.statvfs(folder)
-        except OSError:
-            return None
-        return there.f_bavail * there.f_frsize
-
-    def processes(self):
-        """Names of those that run."""
-        return {self.read(path).strip() for path in glob.glob('/proc/[0-9]*/comm')}
-
-    def end_of(self, path, size):
-        """The last bytes of a file, as text; '' if it cannot be read."""
-        try:
-            with open(path, 'rb', opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:     # a FIFO has no end
-                f.seek(max(0, os.fstat(f.fileno()).st_size - size))
-                return f.read(size).decode('utf-8', 'replace')
-        except OSError:
-            return ''
-
-    def read(self, path, limit=1 << 20):
-        """Text of a file of the system, '' if it cannot be read."""
-        try:
-            with open(path, 'rb') as f:
-                return f.read(limit).decode('utf-8', 'replace')
-        except OSError:
-            return ''
-
-    def filter_text(self, path):
-        """Text of a filter's file, None if there is none."""
-        try:
-            with open(path, 'rb') as f:
-                return f.read(1 << 20).decode('utf-8', 'replace')
-        except OSError:
-            return None
-
-    def guard(self, search, *arguments):
-        """What `search` returns; Runaway if that takes longer than GUARD_SECONDS of processor time."""
-        if not self.guards:
-            signal.signal(signal.SIGVTALRM, self.abort)
-            self.guards = True
-        self.guarding = True
-        signal.setitimer(signal.ITIMER_VIRTUAL, GUARD_SECONDS)
-        try:
-            found = search(*arguments)
-        finally:
-            self.guarding = False
-            left = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
-        if GUARD_SECONDS - left > SLOW_SECONDS:
-            self.charge(GUARD_SECONDS - left)
-        return found
-
-    def charge(self, seconds):
-        """Adds up slow searches; Runaway if there is more of it than GUARD_TOTAL within a minute."""
-        now = self.ticks()
-        if now - self.slow_since > 60:
-            self.slow_since, self.slow = now, 0
-        self.slow += seconds
-        if self.slow > GUARD_TOTAL:
-            raise Runaway
-
-    def abort(self, number, frame):
-        if self.guarding:
-            raise Runaway
-
-    def memory(self):
-        """(resident kB of this process, kB of RAM in the machine)."""
-        own = re.search(r'VmRSS:\s+(\d+)', self.read('/proc/self/status'))
-        ram = re.search(r'MemTotal:\s+(\d+)', self.read('/proc/meminfo'))
-        return int(own.group(1)) if own else 0, int(ram.group(1)) if ram else 1 << 20
-
-    # programs
-    def spawn(self, argv, stdin, more={}, tether=None):
-        """A process in a session of its own. Whoever has `tether`, a terminal of ours, hears when we are gone."""
-        path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
-        if path is None:
-            raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
-        environment = dict(more, PATH=os.environ.get('PATH', SBIN) + ':' + SBIN, LC_ALL='C')
-        # in UTF-8, whatever our own locale is: it may have no way to write a name of the log
-        argv = [word.encode('utf-8', 'surrogateescape') for word in [path] + list(argv[1:])]
-        environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key, value in environment.items()}
-        return subprocess.Popen(
-            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            bufsize=0, cwd='/', start_new_session=True, env=environment,
-            preexec_fn=None if tether is None else functools.partial(fcntl.ioctl, tether, termios.TIOCSCTTY, 0))
-
-    def spawn_tethered(self, argv):
-        """(process, the end of a terminal that is to stay open): when we die, however that happens, the kernel
-        hangs it up, and the process gets SIGHUP. (-, None) where there are no such terminals."""
-        try:
-            ours, theirs = os.openpty()
-        except OSError:
-            return self.spawn(argv, subprocess.DEVNULL), None
-        try:
-            return self.spawn(argv, subprocess.DEVNULL, tether=theirs), ours
-        except subprocess.SubprocessError:         # it cannot be had
-            os.close(ours)
-            return self.spawn(argv, subprocess.DEVNULL), None
-        except OSError:
-            os.close(ours)
-            raise
-        finally:
-            os.close(theirs)
-
-    def run(self, command, done, seconds=10):
-        """Starts a Command; `done(problem, output)` is called when it has ended."""
-        if waits_for_others(command):
-            self.run_in_turn(command, done, seconds)
-        else:
-            self.start(command, lambda problem, output, code: done(problem, output), seconds)
-
-    def start(self, command, done, seconds):
-        try:
-            Program(self, command, done, seconds)
-        except (OSError, ValueError) as e:         # ValueError: a NUL in the conf
-            why = getattr(e, 'strerror', None) or str(e)
-            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '', None)
-
-    def run_in_turn(self, command, done, seconds, tries=0):
-        """Runs iptables or its kin. What of WAITS a tool takes is found out once; those that wait for nobody run one at
-        a time, and again where somebody else was at it."""
-        tool = command.argv[0]
-        form = self.waits.setdefault(tool, 0)
-        alone = not WAITS[form]
-        if alone and self.alone:
-            self.turns.append((command, done, seconds, tries))
-            return
-        self.alone = self.alone or alone
-
-        def ended(problem, output, code):
-            if alone:
-                self.alone = False
-            if problem and not alone and NO_SUCH_WAIT.search(problem):
-                # -restore learned both at once, and takes the first alone for nothing
-                self.waits[tool] = 2 if tool.endswith('-restore') else max(self.waits[tool], form + 1)
-                self.run_in_turn(command, done, seconds)
-            elif form and code == LOCKED and tries < LOCK_TRIES:
-                self.loop.after(LOCK_SECONDS, functools.partial(self.run_in_turn, command, done, seconds, tries + 1))
-            else:
-                done(problem, output)
-            if self.turns and not self.alone:
-                self.run_in_turn(*self.turns.popleft())
-        self.start(wait_form(command, form), ended, seconds)
-
-    def run_all(self, commands, done, seconds=10, lenient=False, shown=()):
-        """Runs Commands one after the other until one fails; `done(problem, what they printed)`. If it is
-        `lenient`, only the first must not fail; another one that does has printed None."""
-        if not commands:
-            return done('', list(shown))
-
-        def ended(problem, output):
-            if problem and not (lenient and shown):
-                done(problem, list(shown))
-            else:
-                self.run_all(commands[1:], done, seconds, lenient, list(shown) + [None if problem else output])
-        self.run(commands[0], ended, seconds)
-
-    def reap(self):
-        for program in list(self.programs):
-            self.loop.call(program.ended)
-
-    def kill_all(self):
-        """What comes through only after our end would bring back what we have taken out."""
-        for program in self.programs:
-            self.kill(program.process)
-
-    def kill(self, process, number=None):
-        try:
-            os.killpg(process.pid, number or signal.SIGKILL)
-        except OSError:
-            pass
-
-    # files
-    def folder(self, path):
-        """Makes sure of a folder that is ours alone."""
-        try:
-            os.makedirs(path, 0o700, exist_ok=True)
-            there = os.lstat(path)
-        except OSError as e:
-            code = os.EX_NOPERM if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
-            raise Problem('%s: %s (see `runtime` in the conf)' % (path, e.strerror), code) from None
-        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
-            raise Problem('%s: not a folder of our own; remove it or set `runtime`' % path)
-        if there.st_mode & 0o077:
-            os.chmod(path, 0o700)
-
-    def lock(self, path):
-        """True if no other process holds this lock; it is held until we end."""
-        if self.lock_fd is not None:
-            os.close(self.lock_fd)
-        self.lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        os.ftruncate(self.lock_fd, 0)
-        os.write(self.lock_fd, b'%d\n' % os.getpid())
-        return True
-
-    def replace(self, path, text, mode=0o600):
-        """Writes a file of ours as a whole: after a crash there is the old one or the new one."""
-        new = path + '.new'
-        self.remove(new)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, 'wb') as f:
-                os.fchmod(fd, mode)
-                f.write(text if isinstance(text, bytes) else text.encode('utf-8', 'backslashreplace'))
-                f.flush()
-                os.fsync(f.fileno())
-            os.rename(new, path)
-        except OSError:
-            self.remove(new)
-            raise
-        self.written += len(text)
-
-    def remove(self, path):
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-
-    # what `install` needs
-    def whole_text(self, path):
-        """Text of a file, None if there is none; bytes that are no UTF-8 are written back by `surrogateescape`."""
-        try:
-            with open(path, 'rb') as f:
-                return f.read().decode('utf-8', 'surrogateescape')
-        except OSError:
-            return None
-
-    def make_folder(self, path):
-        os.makedirs(path, 0o755, exist_ok=True)
-
-    def remove_folder(self, path):
-        shutil.rmtree(path)
-
-    def mode(self, path, otherwise):
-        """The permissions of a file, if it is there."""
-        try:
-            return stat.S_IMODE(os.stat(path).st_mode)
-        except FileNotFoundError:
-            return otherwise
-
-    def link(self, target, path):
-        self.make_folder(os.path.dirname(path))
-        os.symlink(target, path)
-
-    def compile(self, path, hashed=False):
-        """Puts the byte code of a program beside it, where Python looks for it; with a hash of its source instead of
-        its time, where others may change that."""
-        import importlib.util
-        with open(path, 'rb') as f:
-            source = f.read()
-        loader = importlib.util.spec_from_file_location('banwatch', path).loader
-        head = struct.pack('<I', 3) + importlib.util.source_hash(source) if hashed else struct.pack(
-            '<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
-        self.make_folder(os.path.dirname(self.byte_code(path)))
-        self.replace(self.byte_code(path), importlib.util.MAGIC_NUMBER + head + marshal.dumps(
-            loader.source_to_code(source, os.path.basename(path))), 0o644)
-
-    def compiled(self, path, whole=True):
-        """Is the byte code there, made by this Python of what the program is now, and, if that matters, whole?"""
-        import importlib.util
-        try:
-            there = os.stat(path)
-            with open(self.byte_code(path), 'rb') as f:
-                head = f.read(16)
-                if head[:4] != importlib.util.MAGIC_NUMBER:
-                    return False
-                if whole:
-                    marshal.loads(f.read())
-            if head[4]:
-                with open(path, 'rb') as f:
-                    return head[8:] == importlib.util.source_hash(f.read())
-            return struct.unpack('<II', head[8:]) == (int(there.st_mtime) & 0xffffffff, there.st_size & 0xffffffff)
-        except (OSError, EOFError, ValueError, TypeError, struct.error):
-            return False
-
-    @staticmethod
-    def byte_code(path):
-        folder, name = os.path.split(path)
-        return '%s/__pycache__/%s.%s.pyc' % (folder, name[:-3], sys.implementation.cache_tag)
-
-    def make_fifo(self, path):
-        os.mkfifo(path, 0o600)
-
-    def writable(self, path):
-        """False if a file cannot be made here."""
-        return os.access(os.path.dirname(path), os.W_OK)
-
-    def recall(self, path):
-        """Text of a state file; None if there is none; ValueError if it is not ours to trust."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as e:
-            raise ValueError(e.strerror) from None
-        with open(fd, 'rb') as f:
-            there = os.fstat(fd)
-            if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or there.st_mode & 0o022:
-                raise ValueError('not a file of our own')
-            if there.st_size > 64 << 20:
-                raise ValueError('too large')
-            return f.read().decode()
-
-    def put_aside(self, path):
-        """Renames a file that cannot be used; what it is called now."""
-        try:
-            os.rename(path, path + '.bad')
-            return path + '.bad'
-        except OSError as e:
-            return 'not movable: %s' % e.strerror
-
-    # network
-    def networks(self):
-        """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are unknown."""
-        found = [(text, 'a resolver') for text in self.resolvers()]
-        addresses, gateways, outward = read_netlink()
-        self.outward = outward or self.outward     # while the line is down, its network is no LAN
-        found += [(text, 'a gateway') for text in gateways]
-        for ip, peer, bits, index in addresses:
-            name = interface(index)
-            found += [(ip, 'this machine, %s' % name)]
-            found += [(peer, 'the other end of %s' % name)] * (peer != ip)
-            if index not in self.outward:
-                what = 'this machine' if name == 'lo' else 'the LAN, %s' % name
-                found += [('%s/%d' % (peer, bits), what)]
-        rows = {}
-        for text, why in found:
-            try:
-                rows.setdefault(network_of(text), exempt(text, why))
-            except ValueError:
-                pass
-        return list(rows.values())
-
-    def resolvers(self):
-        for path in RESOLVERS:
-            try:
-                there = os.stat(path)
-            except OSError:
-                continue
-            if there.st_uid == 0 and not there.st_mode & 0o022:      # /tmp is everybody's
-                yield from re.findall(r'^nameserver\s+(\S+)', self.read(path), re.M)
-
-    def passes(self, ip):
-        """Does a packet from an address of the loopback get through to us?"""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
-            here.settimeout(PACKET_SECONDS)
-            try:
-                here.bind(('127.0.0.1', 0))
-                there.bind((ip, 0))
-                word = os.urandom(16)
-                here.connect(there.getsockname())          # from now on it hears nobody else
-                there.sendto(word, here.getsockname())
-                while here.recv(16) != word:
-                    pass
-                return True
-            except OSError:
-                return False
-
-    def be_called(self, name):
-        """What `ps` and `pidof` call us, however we were started."""
-        try:
-            with open('/proc/self/comm', 'w') as f:
-                f.write(name)
-        except OSError:
-            pass
-
-    def become_byte_code(self):
-        """Starts this process anew from byte code if it had to compile its source: what that leaves behind is 20 MB.
-        Comes back if it had not, or if that cannot be."""
-        top = self.top()
-        if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
-            os.close(int(os.path.basename(sys.argv[0])))           # it has been read
-        elif top.f_globals is globals():
-            self.become(top.f_code)
-        elif self.launched() and not self.compiled(os.path.realpath(__file__), whole=False):
-            self.become(__spec__.loader.get_code(__name__))       # as after an upgrade of Python
-
-    @staticmethod
-    def top():
-        """The frame of the program that runs: our own source, or whoever has imported us."""
-        frame = sys._getframe()
-        while frame.f_back:
-            frame = frame.f_back
-        return frame
-
-    def launched(self):
-        """Is that the launcher that `install` writes?"""
-        return self.top().f_globals.get('LIBRARY') == os.path.dirname(os.path.realpath(__file__))
-
-    def become(self, code):
-        """Starts this process anew from the code of the whole program; comes back if that cannot be."""
-        import importlib.util
-        try:
-            with tempfile.TemporaryFile() as f:
-                f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
-                f.flush()
-                os.set_inheritable(f.fileno(), True)
-                path = '/proc/self/fd/%d' % f.fileno()
-                if not os.path.samefile(sys.executable, '/proc/self/exe'):
-                    return                         # a wrapper's word for another Python, or one that is being upgraded
-                open(path, 'rb').close()
-                # -I: or modules would be looked for beside that file, in /tmp
-                os.execv(sys.executable, [sys.executable, '-IS', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
-        except (OSError, ValueError, TypeError):
-            pass                                   # then as it is
-
-    def log_to_syslog(self):
-        syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
-        self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line) for line in text.split('\n')]
-        self.loop.log = self.log
-
-    def log(self, text):
-        """One line to standard error, where init scripts and procd pick it up."""
-        stamp = time.strftime('%H:%M:%S ') if sys.stderr.isatty() else ''
-        try:
-            sys.stderr.write(stamp + text + '\n')
-            sys.stderr.flush()
-        except OSError:
-            pass
-
-
-def interface(index):
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return 'interface %d' % index
-
-
-def read_netlink():
-    """(addresses as (ip, peer, prefix length, interface), default gateways, their interfaces): rtnetlink(7)."""
-    addresses, gateways, outward = [], [], set()
-    for body in netlink_dump(22, 20):              # RTM_GETADDR, RTM_NEWADDR
-        family, bits, _, _, index = struct.unpack_from('=BBBBI', body)
-        attributes = dict(netlink_attributes(body, 8))
-        raw = attributes.get(2, attributes.get(1))                   # IFA_LOCAL, IFA_ADDRESS
-        if raw and family in (socket.AF_INET, socket.AF_INET6):
-            addresses.append((socket.inet_ntop(family, raw),
-                              socket.inet_ntop(family, attributes.get(1, raw)), bits, index))
-    for body in netlink_dump(26, 24):              # RTM_GETROUTE, RTM_NEWROUTE
-        family, bits, _, _, _, _, _, kind, _ = struct.unpack_from('=BBBBBBBBI', body)
-        if bits or kind != 1 or family not in (socket.AF_INET, socket.AF_INET6):
-            continue                               # only unicast default routes
-        hops = [dict(netlink_attributes(body, 12))]
-        paths, at = hops[0].get(9, b''), 0         # RTA_MULTIPATH: struct rtnexthop, attributes
-        while at + 8 <= len(paths):
-            size, _, _, index = struct.unpack_from('=HBBi', paths, at)
-            hops.append(dict(netlink_attributes(paths[at:at + size], 8)))
-            hops[-1][4] = struct.pack('=i', index)
-            at += max(8, size + 3 & ~3)
-        for hop in hops:
-            if 5 in hop:                           # RTA_GATEWAY
-                gateways.append(socket.inet_ntop(family, hop[5]))
-            if 4 in hop:                           # RTA_OIF
-                outward.add(struct.unpack('=i', hop[4])[0])
-    return addresses, gateways, outward
-
-
-def netlink_dump(ask, answer):
-    """Yields the bodies of the `answer` messages that a dump request is answered with."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
-        link.settimeout(2)
-        link.bind((0, 0))
-        link.send(struct.pack('=IHHIIB3x', 20, ask, 0x301, 1, 0, 0))  # NLM_F_REQUEST | NLM_F_DUMP
-        while True:
-            answers, at = link.recv(1 << 18), 0
-            while at + 16 <= len(answers):
-                size, kind = struct.unpack_from('=IH', answers, at)
-                if kind == 2:                      # NLMSG_ERROR
-                    raise OSError(-struct.unpack_from('=i', answers, at + 16)[0], 'netlink')
-                if kind == 3 or size < 16:         # NLMSG_DONE
-                    return
-                if kind == answer:
-                    yield answers[at + 16:at + size]
-                at += size + 3 & ~3
-
-
-def netlink_attributes(body, at):
-    while at + 4 <= len(body):
-        size, kind = struct.unpack_from('=HH', body, at)
-        if size < 4:
-            return
-        yield kind & 0x3fff, body[at + 4:at + size]
-        at += size + 3 & ~3
-
-
-# ---- Sources -------------------------------------------------------------------------------
-# Owns: where the log comes from, offsets, partial lines. Always true: a source hands over whole
-# lines, each once; one that ends or fails is opened again, later and later, and neither spins nor
-# disturbs the others.
-
-LIVE, RECENT, OLD = range(3)         # lines count: as of now; at their own time, else now; ... else not
-CHUNK = 1 << 17
-SOON = 0.001                         # seconds to the next chunk: signals and clients come in between
-BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
-MARK = 64                            # bytes before an offset that tell whether it is still the same file
-RETIRE = 600                         # a renamed file that has been quiet for so long is let go
-SEEN = 100                           # lines of a program by which it is known what it tells again
-SILENCE = 300                        # seconds after which the ring is asked whether there is nothing to hear
-RING_SECONDS = 10                    # to read it
-SETTLE = 1                           # seconds in which a program that was started tells old lines
-PATIENCE = 60                        # seconds between attempts, at most
-
-
-class LineSplitter:
-    """Makes whole lines of what comes in pieces. A line over PLAIN_LINE keeps its beginning only."""
-
-    def __init__(self):
-        self.partial, self.held = b'', 0           # held: bytes read since the last newline
-
-    def feed(self, chunk):
-        """The whole lines there are by now, as one block."""
-        end = chunk.rfind(b'\n') + 1
-        if end:
-            block, self.partial = self.partial + chunk[:end], chunk[end:]
-            self.held = len(self.partial)
-            return block
-        if len(self.partial) <= PLAIN_LINE:
-            self.partial += chunk
-        self.held += len(chunk)
-        return b''
-
-    def rest(self):
-        """The last line, if its newline never came."""
-        block, self.partial, self.held = self.partial, b'', 0
-        return block + b'\n' if block else b''
-
-
-class Source:
-    """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or OLD."""
-    fills = False                    # does it get hold of what was written while it did not listen?
-
-    def __init__(self, spec, argument, machine, deliver, poll=1, complain=lambda source, reason: None):
-        self.spec = spec             # as the conf names it
-        self.argument = argument     # what to open: a path, an address, a command
-        self.machine, self.loop, self.deliver, self.poll = machine, machine.loop, deliver, poll
-        self.complain = complain     # told each time that it fails
-        self.meant = self.what = spec              # what `auto` has found; the same for people
-        self.trouble = ''            # why nothing comes, for `status`
-        self.reason = ''             # why it was closed last
-        self.lines = 0
-        self.last = None             # ticks of the last line
-        self.tries = 0
-        self.timer = None
-
-    def start(self, position=None):
-        self.since = self.machine.ticks()
-        try:
-            self.trouble = ''
-            self.open(position)
-        except (OSError, Problem) as e:
-            self.fail(getattr(e, 'strerror', None) or str(e))
-
-    def fail(self, reason):
-        """Closes the source, and opens it again after a while."""
-        self.close()
-        if reason != self.reason:
-            self.machine.log('%s: %s; trying again' % (self.what, reason))
-        self.complain(self, reason)
-        self.trouble = self.reason = reason
-        self.timer = self.loop.after(min(PATIENCE, 2 ** min(self.tries, 9)), self.start)
-        self.tries += 1
-
-    def close(self):
-        self.loop.cancel(self.timer)
-        self.shut()
-
-    def hand_over(self, block, age=LIVE):
-        if not block:
-            return
-        self.lines += block.count(b'\n')
-        self.last = self.machine.ticks()
-        if self.last - self.since > PATIENCE:
-            self.tries = 0
-        self.deliver(self, block, age)
-
-    def position(self):
-        """What `start` needs to go on from here after a restart; None if there is no such thing."""
-        return None
-
-    def check(self):
-        """Once a minute: is this still what the conf means?"""
-
-
-class Pipe(Source):
-    """A FIFO, or standard input. We hold the FIFO's other end too, so it never reaches its end."""
-    fd = None
-
-    def open(self, position):
-        if self.argument == '-':
-            self.fd = os.dup(0)
-        else:
-            if not os.path.lexists(self.argument):
-                self.machine.make_fifo(self.argument)
-            self.fd = os.open(self.argument, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            if not stat.S_ISFIFO(os.fstat(self.fd).st_mode):
-                raise OSError(0, 'is not a FIFO')
-        self.cutter = LineSplitter()
-        try:
-            self.loop.watch(self.fd, self.readable)
-        except PermissionError:                    # epoll takes no regular file
-            self.timer = self.loop.after(SOON, self.whole_file)
-
-    def readable(self):
-        try:
-            chunk = os.read(self.fd, 1 << 16)
-        except BlockingIOError:
-            return True
-        if chunk:
-            self.hand_over(self.cutter.feed(chunk))
-        else:
-            self.hand_over(self.cutter.rest())
-            self.shut()
-            self.trouble = 'ended'
-        return bool(chunk)
-
-    def whole_file(self):
-        if self.readable():
-            self.timer = self.loop.after(SOON, self.whole_file)
-
-    def check(self):
-        if self.argument != '-' and self.fd is not None:
-            try:
-                same = os.path.samestat(os.stat(self.argument), os.fstat(self.fd))
-            except OSError:
-                same = False
-            if not same:
-                self.fail('was replaced')
-
-    def shut(self):
-        if self.fd is not None:
-            self.loop.unwatch(self.fd)
-            os.close(self.fd)
-            self.fd = None
-
-
-class Child(Source):
-    """A program that prints log lines, such as `logread -f`. It is killed with its whole group. What it
-    prints at first may be what it has printed before, if its log daemon tells its memory again: so
-    the first second is compared with what was seen last, and not counted twice."""
-    process = settling = tether = None
-
-    def open(self, position):
-        self.seen = getattr(self, 'seen', None) or collections.deque(
-            position if is_checksums(position) else (), maxlen=SEEN)
-        self.process, self.tether = self.machine.spawn_tethered(self.argument)
-        self.cutter, self.said, self.first = LineSplitter(), '', b''
-        self.settling = self.loop.after(SETTLE, self.settled)
-        for stream, handler in ((self.process.stdout, self.readable),
-                                (self.process.stderr, self.complaint)):
-            os.set_blocking(stream.fileno(), False)
-            self.loop.watch(stream.fileno(), handler)
-
-    def readable(self):
-        try:
-            chunk = os.read(self.process.stdout.fileno(), 1 << 16)
-        except BlockingIOError:
-            return
-        if chunk:
-            self.take(self.cutter.feed(chunk))
-            return
-        self.take(self.cutter.rest())
-        self.settled()
-        self.complaint()
-        self.fail('ended' + (': ' + self.said if self.said else ''))
-
-    def take(self, block):
-        """Hands a block over, or keeps it until it is clear what of it is new."""
-        if not self.settling:
-            self.pass_on(block, LIVE)
-        elif self.seen:
-            self.first += block
-            if len(self.first) > BACKLOG:
-                self.settled()
-        else:
-            self.pass_on(block, RECENT)
-
-    def settled(self):
-        """The first second is over."""
-        self.loop.cancel(self.settling)
-        self.settling, block, self.first = None, self.first, b''
-        self.pass_on(self.new_lines(block), RECENT)
-
-    def new_lines(self, block):
-        told = count_replayed(list(self.seen), checksums(block))
-        return b''.join(line + b'\n' for line in block.split(b'\n')[told:-1])
-
-    def pass_on(self, block, age):
-        self.seen.extend(checksums(block, SEEN))
-        self.hand_over(block, age)
-
-    def position(self):
-        return list(self.seen)
-
-    def complaint(self):
-        """Keeps the last line of what the program says on standard error."""
-        stream = self.process.stderr
-        try:
-            said = os.read(stream.fileno(), 4096)
-        except (OSError, ValueError):
-            return
-        if said:
-            self.said = printable(said.decode('utf-8', 'replace').strip().split('\n')[-1])[:200]
-        else:
-            self.loop.unwatch(stream.fileno())
-            stream.close()
-
-    def shut(self):
-        self.loop.cancel(self.settling)
-        process, self.process, self.settling = self.process, None, None
-        if process is None:
-            return
-        if self.tether is not None:
-            os.close(self.tether)
-            self.tether = None
-        for stream in (process.stdout, process.stderr):
-            if not stream.closed:
-                self.loop.unwatch(stream.fileno())
-                stream.close()
-        self.machine.kill(process)
-        process.wait()                             # it has been killed: this does not take long
-
-
-class Logread(Child):
-    """OpenWrt's `logread -f`. When its log daemon is replaced it loses lines, or goes deaf without a word; but the
-    daemon's ring still has them. So the ring is read at each start, as soon as the follower is sure to listen, and
-    what of it is new comes first; and after a silence its last line is asked for. A line tells its second, so it is
-    known again as often as it was told, in whatever order."""
-    fills = True
-    SOCKET = '/dev/log'              # each log daemon makes it anew
-    asked = 0                        # when
-    ring, ring_until = None, 0       # what the follower may tell although the ring has told it, and how long
-
-    def open(self, position):
-        self.socket = inode(self.SOCKET)
-        Child.open(self, position)
-        self.ring = None
-        self.loop.cancel(self.settling)
-        self.settling = self.loop.after(SETTLE, self.ask_ring)
-
-    def ask_ring(self):
-        self.asked = self.machine.ticks()
-        self.machine.run(Command(['logread']), functools.partial(self.read_ring, self.process), RING_SECONDS)
-
-    def take(self, block):
-        if self.settling:
-            self.first += block
-            if len(self.first) >= BACKLOG:
-                self.complain(self, 'lines may be lost: too many came at once')
-                self.settled()
-            return
-        if self.ring:
-            if self.machine.ticks() > self.ring_until:
-                self.ring = None
-            else:
-                block = lines_not_in(block, self.ring)
-        self.pass_on(block, LIVE)
-
-    def read_ring(self, process, problem, output):
-        """Hands over what the ring has and was not seen yet, then what the follower has told meanwhile."""
-        if process is not self.process or not self.settling:
-            return
-        if problem:
-            self.complain(self, 'lines may be lost: %s' % problem)
-            return self.settled()
-        ring = output.encode('utf-8', 'surrogateescape')
-        ring = ring[:ring.rfind(b'\n') + 1]
-        new, age = self.new_lines(ring), RECENT if self.seen else OLD
-        if self.seen and new == ring:
-            self.complain(self, 'lines are lost: more were written than the ring holds, or it was emptied')
-        self.ring, self.ring_until = collections.Counter(checksums(ring)), self.machine.ticks() + RING_SECONDS
-        self.loop.cancel(self.settling)
-        self.settling, block, self.first = None, self.first, b''
-        self.pass_on(new, age)
-        self.take(block)
-
-    def new_lines(self, block):
-        """What of a block was not seen yet. What stands before the oldest line that is remembered was."""
-        numbers = checksums(block)
-        at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(self.seen) == SEEN and self.seen[0] in numbers else 0
-        return lines_not_in(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
-
-    def complaint(self):
-        """It has lost its log daemon, and will go on with what a new one is told after it has found it."""
-        Child.complaint(self)
-        if self.said:
-            self.loop.after(0, functools.partial(self.is_lost, self.process))
-
-    def is_lost(self, process):
-        if process is self.process:
-            self.settled()                         # what it has told so far: the ring may have it no more
-            self.fail(self.said)
-
-    def check(self):
-        """A new log daemon is known by its socket: the follower may go on waiting for the old one. And the ring's last
-        line is asked for after a silence."""
-        now = self.machine.ticks()
-        if self.process and inode(self.SOCKET) not in (None, self.socket):
-            self.settled()                         # what has been told so far
-            self.fail('its log daemon was replaced')
-        elif self.process and not self.settling and now - max(self.asked, self.last or 0) >= SILENCE:
-            self.asked = now
-            self.machine.run(Command(['logread', '-l', '1']), functools.partial(self.heard, self.process), RING_SECONDS)
-
-    def heard(self, process, problem, output):
-        """The ring's last line is known: the follower should have told it by now, or very soon."""
-        last = checksums(output.encode('utf-8', 'surrogateescape'))[-1:]
-        if last and last[0] not in self.seen and not problem:
-            self.loop.after(SETTLE, functools.partial(self.is_deaf, process, last[0]))
-
-    def is_deaf(self, process, last):
-        if process is self.process and last not in self.seen:
-            self.fail('has gone deaf')
-
-
-def inode(path):
-    """(device, inode) of a file, None if there is none."""
-    try:
-        return file_identity(os.stat(path))
-    except OSError:
-        return None
-
-
-def checksums(block, most=None):
-    """One number for each of the last lines of a block; without the day and hour of logd's and ISO's dates, or a ring
-    that is told in another time zone would be another ring."""
-    return [binascii.crc32(line[13:] if line[13:14] == b':' else line) for line in block.split(b'\n')[:-1][-most if most else 0:]]
-
-
-def lines_not_in(block, told):
-    """The lines of a block that are not among the `told`, a Counter of checksums; those that are count down there."""
-    new = []
-    for line, number in zip(block.split(b'\n'), checksums(block)):
-        if told[number] > 0:
-            told[number] -= 1
-        else:
-            new.append(line + b'\n')
-    return b''.join(new)
-
-
-def is_checksums(position):
-    return type(position) is list and all(type(n) is int for n in position)
-
-
-def count_replayed(seen, lines):
-    """How many of the first `lines` were seen before: as many as end like what was seen last. Lines are
-    compared as a sequence: two equal ones in one second are two guesses."""
-    for n in range(len(lines) if seen else 0, 0, -1):
-        some = min(n, len(seen))
-        if lines[n - 1] == seen[-1] and lines[n - some:n] == seen[-some:]:
-            return n
-    return 0
-
-
-class Datagrams(Source):
-    """syslog over UDP. A datagram is one line, whatever it holds; its sender is not to be trusted."""
-    sock = None
-
-    def open(self, position):
-        host, port = self.argument
-        self.sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET,
-                                  socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self.sock.setblocking(False)
-        self.sock.bind((host, port))
-        self.loop.watch(self.sock.fileno(), self.readable)
-
-    def readable(self):
-        block = []
-        try:
-            while len(block) < 256:
-                line = self.sock.recv(PLAIN_LINE + 2)
-                if len(line) < PLAIN_LINE + 2:     # else it may have been cut: that must be seen
-                    line = line.rstrip(b'\0\r\n ')
-                block.append(line.replace(b'\n', b' ') + b'\n')
-        except BlockingIOError:
-            pass
-        except OSError as e:
-            self.hand_over(b''.join(block))
-            return self.fail(e.strerror)
-        self.hand_over(b''.join(block))
-
-    def shut(self):
-        if self.sock is not None:
-            self.loop.unwatch(self.sock)
-            self.sock.close()
-            self.sock = None
-
-
-class OpenFile:
-    """One log file that a Tail has open."""
-    __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen', 'age')
-
-    def __init__(self, fd, path, offset, now, age):
-        self.fd, self.path, self.offset = fd, path, offset
-        self.identity = file_identity(os.fstat(fd))
-        self.cutter = LineSplitter()
-        self.changed = None          # its mtime when we last read to its end
-        self.seen = now              # when it last had something for us, or was at its path
-        self.age = age               # of what it holds; LIVE once its end was reached
-        self.remember()
-
-    def remember(self):
-        """Notes what stands before the offset, and at the file's beginning, to know it again."""
-        at = self.offset - self.cutter.held
-        self.mark = fingerprint(self.fd, max(0, at - MARK), min(MARK, at))
-        self.head = fingerprint(self.fd, 0, min(2 * MARK, at))
-
-    def position(self):
-        return [self.path, list(self.identity), self.offset - self.cutter.held, self.mark, self.head]
-
-
-def file_identity(info):
-    return info.st_dev, info.st_ino
-
-
-def fingerprint(fd, at, size):
-    """[size, checksum] of some bytes of a file."""
-    return [size, binascii.crc32(os.pread(fd, size, at)) if size else 0]
-
-
-class Tail(Source):
-    """Log files that match a pattern, read as they grow. A file is known by its inode, so a renamed
-    one is read to its end and watched until its writer has moved on; one that was truncated, even
-    if it has grown past the old offset since, by the bytes before the offset."""
-
-    def open(self, position):
-        self.files = {}              # (device, inode) -> Followed
-        self.told = ''               # the trouble that the log knows of
-        known = position if type(position) is list else []
-        for row in known:
-            try:
-                self.resume(*row)
-            except (OSError, TypeError, ValueError, LookupError, OverflowError):
-                pass                               # a position that makes no sense is as good as none
-        self.discover(RECENT if known else OLD, near_end=not known)
-        self.look()
-
-    def look(self):
-        """Reads what is new, then looks for new files; soon again if there is more."""
-        more = False
-        try:
-            for file in list(self.files.values()):
-                more |= self.read(file)
-            more |= self.discover()
-        finally:
-            self.timer = self.loop.after(SOON if more else self.poll, self.look)
-
-    def read(self, file):
-        """Hands over what a file has that is new; True if there is more."""
-        try:
-            there = os.fstat(file.fd)
-            if there.st_size == file.offset and there.st_mtime_ns == file.changed:
-                return False
-            self.rewound(file, there.st_size)
-            chunk = os.pread(file.fd, CHUNK, file.offset)
-        except OSError as e:
-            self.machine.log('%s: %s' % (file.path, e.strerror))
-            self.let_go(file)
-            return False
-        file.changed = there.st_mtime_ns
-        age = file.age
-        if chunk:
-            file.seen = self.machine.ticks()
-            file.offset += len(chunk)
-        more = file.offset < there.st_size
-        file.age = age if more else LIVE
-        if chunk:
-            block = file.cutter.feed(chunk)
-            file.remember()
-            self.hand_over(block, age)
-        return more
-
-    def rewound(self, file, size):
-        """If a file is not the one it was, starts it anew, after what is left of the old one in a copy."""
-        at = file.offset - file.cutter.held
-        if size >= file.offset and fingerprint(file.fd, at - file.mark[0], file.mark[0]) == file.mark:
-            return
-        copy = self.find(file.path, at, file.mark, file.head)
-        while copy and self.read(copy):
-            pass
-        file.offset, file.cutter, file.age = 0, LineSplitter(), RECENT
-        file.remember()
-
-    def find(self, path, offset, mark, head, known=None):
-        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset. A
-        file that nothing was read of is known by its inode alone."""
-        beside = set(glob.glob(glob.escape(path) + '*') + glob.glob(self.argument)
-                     + glob.glob(glob.escape(os.path.realpath(path)) + '*'))
-        beside = [p for p in beside if os.path.isfile(p)]
-        for other in sorted(beside, key=os.path.getmtime, reverse=True)[:20]:      # the newest are enough
-            fd = open_log(other)
-            this = file_identity(os.fstat(fd))
-            if this not in self.files and (
-                    same_file(fd, offset, mark, head) if mark[0] else list(this) == known):
-                self.files[this] = OpenFile(fd, path, offset, self.machine.ticks(), RECENT)
-                return self.files[this]
-            os.close(fd)
-        return None
-
-    def resume(self, path, known, offset, mark, head):
-        """Goes on where an earlier run left off, also if the file has been renamed or copied since."""
-        for size, _ in (mark, head):
-            if not 0 <= size <= min(2 * MARK, offset) or offset > 1 << 50:
-                raise ValueError('no position')
-        self.find(path, offset, mark, head, known)
-
-    def discover(self, age=None, near_end=False):
-        """Opens files that have come; lets go of those that have gone. True if there are new ones."""
-        now, paths = self.machine.ticks(), sorted(glob.glob(self.argument))
-        there, new, trouble = set(), False, '' if paths else 'waiting for it to appear'
-        for path in paths:
-            try:
-                info = os.stat(path)
-                there.add(file_identity(info))
-                known = self.files.get(file_identity(info))
-                if known:
-                    known.path, known.seen = path, now
-                elif not stat.S_ISREG(info.st_mode):
-                    raise OSError(0, 'is not a file')
-                elif not path.endswith(('.gz', '.bz2', '.xz', '.zst')):
-                    start = max(0, info.st_size - BACKLOG) if near_end else 0
-                    new |= self.follow(path, start, self.age_of_new(path) if age is None else age)
-            except OSError as e:
-                trouble = '%s: %s' % (path, e.strerror)
-        for file in list(self.files.values()):
-            if file.identity not in there and now - file.seen > RETIRE:
-                self.let_go(file)
-        if trouble and trouble != self.told:
-            self.machine.log('%s: %s' % (self.argument, trouble))
-        self.trouble = self.told = trouble
-        return new
-
-    def age_of_new(self, path):
-        """LIVE for the next file of one that is followed (rotation), RECENT for one that just came."""
-        return LIVE if any(file.path == path for file in self.files.values()) else RECENT
-
-    def follow(self, path, start, age):
-        """Opens a file at the first whole line from `start`; a copy of what we know, at its end."""
-        fd = open_log(path)
-        for other in self.files.values():
-            if other.head[0] > MARK and fingerprint(fd, 0, other.head[0]) == other.head:
-                start = os.fstat(fd).st_size       # log rotation with a wide glob
-                break
-        else:
-            if start:
-                start += os.pread(fd, PLAIN_LINE, start).find(b'\n') + 1
-        file = OpenFile(fd, path, start, self.machine.ticks(), age)
-        self.files[file.identity] = file
-        return True
-
-    def let_go(self, file):
-        os.close(file.fd)
-        del self.files[file.identity]
-        self.hand_over(file.cutter.rest(), file.age)
-
-    def position(self):
-        return [file.position() for file in self.files.values()]
-
-    def shut(self):
-        for file in self.files.values():
-            os.close(file.fd)
-        self.files = {}
-
-
-def open_log(path):
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-
-
-def same_file(fd, offset, mark, head):
-    """True if a file is still the one whose fingerprints these are."""
-    return (os.fstat(fd).st_size >= offset >= mark[0] and fingerprint(fd, offset - mark[0], mark[0]) == mark
-            and fingerprint(fd, 0, head[0]) == head)
-
-
-LOGS = ('/var/log/auth.log', '/var/log/secure', '/var/log/messages', '/opt/var/log/messages')
-STALE = 7 * 86400                    # a log that nothing was written to for so long is a left-over
-
-
-def find_source(machine):
-    """What `source = auto` means on this machine."""
-    if machine.exists('/etc/openwrt_release') and machine.which('logread'):
-        return 'logread'
-    logs = [path for path in LOGS if machine.age(path) is not None]
-    fresh = [path for path in logs if machine.age(path) < STALE]
-    if fresh:
-        return fresh[0]
-    if machine.which('journalctl') and machine.exists('/run/systemd/journal'):
-        return 'exec:%s -f -q -n 0 -o short-iso' % machine.which('journalctl')
-    return logs[0] if logs else '/var/log/messages'
-
-
-def make_source(spec, machine, *more):
-    """The Source that a line of `source =` names; see Source for the rest."""
-    meant = find_source(machine) if spec == 'auto' else spec
-    word, _, rest = meant.partition(':')
-    kind, argument = Tail, meant
-    if meant == 'logread':
-        kind, argument = Logread, ['logread', '-f']
-    elif word == 'exec':
-        kind, argument = Child, shlex.split(rest)
-    elif word == 'fifo' or meant == '-':
-        kind, argument = Pipe, rest or '-'
-    elif word == 'udp':
-        host, _, port = rest.rpartition(':')
-        kind, argument = Datagrams, (host.strip('[]') or '127.0.0.1', int(port))
-    made = kind(spec, argument, machine, *more)
-    made.meant, made.what = meant, meant if meant == spec else '%s: %s' % (spec, meant)
-    return made
-
-
-# ---- Control -------------------------------------------------------------------------------
-# Owns: the Unix socket in `runtime`. A client sends one line of JSON and gets one line back.
-# Always true: only our own user can reach it; a client that is slow or talks too much is dropped.
-
-REQUEST_BYTES = 1 << 16
-CLIENTS = 16
-CLIENT_SECONDS = 15
-MAIL_SECONDS = 60                    # for sendmail
-
-
-class Control:
-    """The listening end; `answer(request, reply)` is called for each request."""
-
-    def __init__(self, path, loop, answer):
-        self.path, self.loop, self.answer = path, loop, answer
-        self.clients = set()
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.sock.bind(path)
-        os.chmod(path, 0o600)
-        self.inode = os.stat(path).st_ino
-        self.sock.listen(CLIENTS)
-        self.sock.setblocking(False)
-        self.listen()
-
-    def listen(self):
-        if self.sock.fileno() >= 0:
-            self.loop.watch(self.sock, self.accept)
-
-    def accept(self):
-        try:
-            sock, _ = self.sock.accept()
-        except BlockingIOError:
-            return
-        except OSError:                            # no descriptor is free: it would be ready for ever
-            self.loop.unwatch(self.sock)
-            self.loop.after(1, self.listen)
-            return
-        if len(self.clients) >= CLIENTS:
-            sock.close()
-        else:
-            self.clients.add(Client(sock, self))
-
-    def close(self):
-        for client in list(self.clients):
-            client.close()
-        self.loop.unwatch(self.sock)
-        self.sock.close()
-        if self.stands():
-            os.unlink(self.path)
-
-    def stands(self):
-        """False if the socket's file has been removed, or is another daemon's."""
-        try:
-            return os.stat(self.path).st_ino == self.inode
-        except OSError:
-            return False
-
-
-class Client:
-    """One connection to the socket, from its request to the end of its answer."""
-
-    def __init__(self, sock, control):
-        self.sock, self.control, self.loop = sock, control, control.loop
-        self.request, self.reply = b'', None
-        sock.setblocking(False)
-        self.loop.watch(sock, self.readable)
-        self.timer = self.loop.after(CLIENT_SECONDS, self.close)
-
-    def readable(self):
-        try:
-            chunk = self.sock.recv(REQUEST_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b''
-        self.request += chunk
-        if not chunk or len(self.request) > REQUEST_BYTES or self.reply is not None:
-            self.close()
-        elif b'\n' in self.request:
-            self.reply = b''
-            try:
-                request = json.loads(self.request.decode())
-                request = request if type(request) is dict else {}
-                if request.get('patience') == MAIL_SECONDS:            # sendmail may take its time
-                    self.loop.cancel(self.timer)
-                    self.timer = self.loop.after(MAIL_SECONDS + 5, self.close)
-                self.control.answer(request, self.send)
-            except (ValueError, RecursionError):
-                self.send({'error': 'this was no request', 'code': 64})
-
-    def send(self, answer):
-        if self not in self.control.clients:
-            return
-        self.reply = json.dumps(answer).encode() + b'\n'
-        self.loop.unwatch(self.sock)
-        self.loop.watch(self.sock, self.writable, WRITE)
-        self.writable()
-
-    def writable(self):
-        try:
-            self.reply = self.reply[self.sock.send(self.reply):]
-        except BlockingIOError:
-            return
-        except OSError:
-            self.reply = b''
-        if not self.reply:
-            self.close()
-
-    def close(self):
-        if self in self.control.clients:
-            self.control.clients.discard(self)
-            self.loop.cancel(self.timer)
-            self.loop.unwatch(self.sock)
-            self.sock.close()
-
-
-def ask_daemon(config, request):
-    """The running daemon's answer; Problem if there is no daemon, or its answer is an error."""
-    path = os.path.join(config['runtime'], 'control')
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)         # `socket` around it would cost as much as all the rest
-    sock.settimeout(5 + request.get('patience', CLIENT_SECONDS))
-    try:
-        sock.connect(path)
-        sock.sendall(json.dumps(request).encode() + b'\n')
-        answer = json.loads(b''.join(iter(functools.partial(sock.recv, REQUEST_BYTES), b'')).decode())
-    except PermissionError:
-        raise Problem('%s: only root may talk to the daemon (try sudo)' % path, os.EX_NOPERM) from None
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise Problem('no daemon is running (%s); start one with: banwatch.py run' % path,
-                      os.EX_UNAVAILABLE) from None
-    except (OSError, ValueError):
-        raise Problem('the daemon does not answer on %s' % path, os.EX_UNAVAILABLE) from None
-    if 'error' in answer:
-        raise Problem(answer['error'], answer.get('code', 1))
-    return answer
-
-
-# ---- Daemon --------------------------------------------------------------------------------
-# Owns: the loop and what hangs on it. Wires sources to jails, jails to tickets, tickets to the
-# kernel and to the state files; decides nothing itself. Always true: `ban` and `unban` are the
-# only two ways in and out of the tickets; one batch per firewall is under way at a time.
-
-STOP_SECONDS = 4                     # procd kills after 5
-BY_HAND = 'by hand'
-STEP = 2                             # seconds by which the wall clock may have been set without a word
-MOST_CUT = 256                       # networks at a time: for each, conntrack goes through all connections
-RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
-
-
-def patience(attempts):
-    """Seconds until the next try after so many that have failed: few at first, then a minute."""
-    return min(MINUTE, 2 ** min(attempts, 9) / 2)
-
-
-def with_name(name, problem):
-    """A problem with its firewall's name, which may be the program's that told it."""
-    return problem if problem.startswith(name + ':') else '%s: %s' % (name, problem)
-
-
-class FirewallSync:
-    """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
-
-    def __init__(self, firewall, machine, bans, refused, before=None):
-        self.before = before         # the Kernel that was in this place; what it has under way ends first
-        self.firewall, self.machine, self.bans, self.log = firewall, machine, bans, machine.log
-        self.refused = refused       # Ticket -> why it must not be in the kernel, or ''
-        self.changed = {}            # (network, Door) -> is it in the kernel, as far as it has been told?
-        self.anew = True             # write everything anew, whatever is there
-        self.unsure = True           # compare with what is there, and mend that
-        self.busy = self.closing = False
-        self.removed = False         # was there something of ours to take out at the end?
-        self.trouble = ''            # why the kernel is not as it should be
-        self.attempts = 0
-        self.retry = None            # timer
-        self.amiss = ''              # what was mended last
-        self.worked = self.built = False           # has a Command ever succeeded? has all been written once?
-        self.quiet = False           # it is only tried out: somebody else tells of its trouble
-        self.written = 0             # when everything was written anew
-        self.offload = False         # may connections bypass the rules?
-        self.new = []                # networks whose connections have to be ended once their ban is in the kernel
-        self.uncut = ''              # why such ones could not be ended
-        self.waiting, self.served = [], []         # to be called with `trouble` when all is done
-        self.tell = self.tell_drops = None         # of what went wrong here; of (jails, packets that were dropped)
-        self.counted = None          # (jails, rule) -> packets, when the kernel was looked at last
-        self.parties = {}            # Door -> the jails that shut it
-        for jail, door in firewall.doors.items():
-            self.parties.setdefault(door, []).append(jail)
-        if before:                                 # who waits for that one waits for us now
-            self.waiting, before.served, before.waiting = before.served + before.waiting, [], []
-            before.take_changes()
-            self.new, self.worked, self.counted = before.new, before.worked, before.counted
-
-    def engaged(self):
-        """Is something under way in this place?"""
-        return self.busy or bool(self.before) and self.before.engaged()
-
-    def handles(self, network):
-        return self.firewall.family in (None, 6 if ':' in network else 4)
-
-    def tickets(self):
-        """The tickets that belong into this kernel; what must never be banned is not among them."""
-        return [t for t in self.bans.tickets.values() if self.handles(t.network) and not self.refused(t)]
-
-    def wanted(self):
-        return entries_of(self.tickets(), self.firewall.doors)
-
-    def tickets_behind(self, network, door):
-        """The tickets that an entry stands for."""
-        found = [self.bans.tickets.get((jail, network)) for jail in self.parties.get(door, ())]
-        return [ticket for ticket in found if ticket and not self.refused(ticket)]
-
-    def ban(self, ticket, known):
-        """Takes note of a new ticket, or of a known one with another end."""
-        door = self.firewall.doors.get(ticket.jail)
-        if door and not self.closing:
-            net, tickets = ticket.network, self.bans.tickets
-            there = known or any(jail != ticket.jail and (jail, net) in tickets for jail in self.parties[door])
-            self.changed.setdefault((net, door), there)
-
-    def unban(self, ticket):
-        """Takes note of a ticket that is no more."""
-        door = self.firewall.doors.get(ticket.jail)
-        if door and not self.closing:
-            self.changed.setdefault((ticket.network, door), True)
-
-    def idle(self):
-        return not (self.busy or self.changed or self.unsure or self.anew)
-
-    def settle(self):
-        """Starts what there is to do, unless something is under way."""
-        if self.engaged():
-            return
-        if self.before:                            # what that one has left is ours to take out
-            self.worked, self.before = self.worked or self.before.worked, None
-        if self.retry or self.idle():
-            self.served, self.waiting = self.served + self.waiting, []
-            return self.answer()
-        self.busy, self.served, self.waiting = True, self.served + self.waiting, []
-        self.run([], self.begin)
-
-    def begin(self, shown):
-        commands = [] if self.closing or self.anew else self.changes()
-        if commands is None:
-            self.anew, commands = True, []
-        if self.unsure or self.anew:
-            self.unsure, wanted = False, {} if self.closing or self.anew else self.wanted()
-            self.run(commands, lambda _: self.run(
-                self.firewall.check(wanted), lambda shown: self.compare(shown, wanted), lenient=True))
-        else:
-            self.run(commands, self.done)
-
-    def changes(self):
-        """The Commands for what has changed."""
-        made = self.take_changes()
-        return self.firewall.change(made, self.machine.ticks()) if made else []
-
-    def take_changes(self):
-        """What has changed, as Changes, and no more from now on. Remembers the networks whose open connections
-        must end: new ones, banned from all ports."""
-        made = []
-        for (net, door), there in self.changed.items():
-            wanted = entries_of(self.tickets_behind(net, door), self.firewall.doors)
-            made.append(Change(net, door, there, not wanted, wanted.get((net, door))))
-        self.changed = {}
-        self.new = (self.new + [each.network for each in made
-                                if not (each.there or each.gone or each.door.ports)])[-MOST_CUT:]
-        return made
-
-    def compare(self, shown, wanted):
-        """Mends what a check has shown to be amiss."""
-        self.offload = offloads(shown)
-        self.count(self.firewall.counters(shown))
-        if self.closing:
-            commands = self.firewall.stop(shown)
-            self.removed = bool(commands)
-            return self.run(commands, self.done)
-        amiss = '' if self.anew else self.firewall.amiss(shown, wanted)
-        if not amiss and not self.anew:
-            self.amiss = ''
-            return self.done()
-        if amiss and amiss != self.amiss:
-            self.complain('repaired (%s)' % amiss)
-        self.take_changes()
-        self.amiss = amiss
-        self.run(self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()), self.rebuilt)
-
-    def count(self, counters):
-        """Tells how many packets rules have dropped since they were looked at last. What is changed in between
-        may begin to count anew, and what it had counted since then is lost. What was there before the first look
-        has been told by a daemon that was killed."""
-        before, self.counted = self.counted, counters
-        for (jails, rule), packets in counters.items() if self.tell_drops and before is not None else ():
-            known = before.get((jails, rule), 0)
-            if packets != known:
-                self.tell_drops(jails, packets - known if packets > known else packets)
-
-    def complain(self, problem, what_now=''):
-        self.log('%s%s' % (with_name(self.firewall.name, problem), what_now))
-        if self.tell:
-            self.tell(self.firewall.name, problem)
-
-    def rebuilt(self, shown):
-        self.counted = {}
-        self.anew, self.built = False, True
-        self.written = self.machine.ticks()
-        self.done()
-
-    def run(self, commands, then, lenient=False):
-        """Runs one Command after the other, then calls `then` with what they printed."""
-        def ended(problem, shown):
-            self.worked = self.worked or bool(shown)
-            if problem:
-                return self.fail(problem)
-            try:
-                then(shown)
-            except Exception:                      # or it would be busy for ever
-                self.fail('a bug; the log has its traceback')
-                raise
-        self.machine.run_all(commands, ended, lenient=lenient)
-
-    def done(self, shown=()):
-        self.busy = False
-        if self.trouble and not self.quiet:
-            self.log('%s: works again' % self.firewall.name)
-        self.trouble, self.attempts = '', 0
-        new, self.new = self.new, []
-        if self.offload and new:
-            self.cut(new)
-        self.answer()
-
-    def fail(self, problem):
-        """Nothing is lost: the tickets stay, and all of them are written anew. At once if it was a change
-        that failed, for something of ours may just have gone; with patience if it was that."""
-        self.busy, first = False, not self.anew and not self.attempts and not self.closing
-        self.anew, self.unsure, self.attempts = not self.closing, True, self.attempts + 1
-        news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)              # nft counts lines
-        if news and (self.worked or not self.closing) and not self.quiet:
-            self.complain(problem, '; writing all anew' if first else '; trying again')
-        self.trouble = problem
-        self.take_changes()
-        if first:                                  # and here, since the end of nothing wakes nobody up
-            self.settle()
-        else:
-            self.retry = self.machine.loop.after(patience(self.attempts), self.again)
-            self.answer()
-
-    def again(self):
-        self.retry = None
-
-    def answer(self):
-        if self.quiet and self.trouble:            # another firewall may take it
-            return
-        served, self.served = self.served, []
-        for reply in served:
-            reply(self.trouble)
-
-    def speak(self):
-        """Ends the time of being tried out."""
-        self.quiet = False
-        self.answer()
-
-    def cut(self, networks):
-        """Ends connections that bypass the rules, once those are in place."""
-        if self.machine.which('conntrack'):
-            self.machine.run(cut_connections(networks), self.was_cut)
-
-    def was_cut(self, problem, output):
-        if problem != self.uncut and problem:
-            self.log('offloaded connections of banned addresses go on: ' + problem)
-        self.uncut = problem
-
-    def look_again(self, now):
-        """Looks what the kernel has; if it is in trouble, at the next try, or `now`."""
-        self.unsure = True
-        if now:
-            self.machine.loop.cancel(self.retry)
-            self.retry, self.attempts, self.trouble = None, 0, ''
-
-    def minute(self):
-        """Looks what the kernel has; once a day all is written anew, since a kernel's timeouts have a limit."""
-        self.unsure = True
-        if self.firewall.longest and self.machine.ticks() - self.written > DAY:
-            self.anew = True
-
-    def close(self):
-        """Leaves nothing of ours in the kernel."""
-        self.look_again(True)
-        self.closing, self.anew, self.changed = True, False, {}
-
-    def closed(self, tries=1):
-        """True when nothing of ours is left, or never was: what has never worked may fail so often until then."""
-        return self.closing and not self.busy and (
-            not self.unsure or bool(self.trouble) and not self.worked and self.attempts >= tries)
-
-
-class ActionRunner:
-    """Runs one jail's commands of an [action NAME]: one at a time, ban by ban, in their order. Whatever they
-    do, they delay nobody else; one that fails three times is given up."""
-    TRIES = 3
-
-    def __init__(self, custom, machine, bans, before=()):
-        self.firewall, self.machine, self.bans = custom, machine, bans         # called so as a Kernel's
-        self.before = before         # Couriers of an earlier conf in the same place, which have to end first
-        self.seconds = custom.options['timeout']
-        self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
-        self.told = {}               # key -> Ticket of a ban that the other side has, or may have
-        self.lost = {}               # the same, of those that could not be lifted; the latest of them
-        self.starting, self.unsure = True, False
-        self.busy = self.closing = self.over = False
-        self.deadline = float('inf')               # of lifting bans one by one
-        self.lasting = None          # what is left of the Commands that end it; None: it is not about to end
-        self.began = machine.ticks()
-        self.trouble, self.attempts, self.retry = '', 0, None
-
-    def ban(self, ticket, known):
-        if ticket.jail == self.firewall.jail and not (known or self.closing or self.starting):
-            self.queue['ban', ticket.key] = ticket, 0
-
-    def unban(self, ticket):
-        """A ban that has not been told is never told; one that failed may have done its work, if it was killed."""
-        if ticket.jail == self.firewall.jail and not self.closing:
-            self.queue.pop(('ban', ticket.key), None)
-            if ticket.key in self.told:
-                self.queue['unban', ticket.key] = ticket, 0
-
-    def idle(self):
-        return not (self.busy or self.starting or self.unsure or self.queue or self.lasting)
-
-    def times(self, ticket):
-        """(now, wall, was it restored?) as ticket_tags wants them."""
-        return self.machine.ticks(), self.machine.wall(), ticket.since < self.began
-
-    def settle(self):
-        """Starts what there is to do until something is under way: no event tells of the end of nothing."""
-        self.before = [courier for courier in self.before if not courier.over]
-        while not (self.busy or self.retry or self.over) and self.step():
-            pass
-
-    def step(self):
-        """Starts the next command; False if there is nothing to do."""
-        if self.lasting is None and self.closing:
-            self.lasting = iter(()) if self.starting else self.lifting()
-        if self.lasting is not None:
-            self.end()
-        elif self.before:
-            return False
-        elif self.starting:
-            self.run(self.firewall.commands('start'), self.started)
-        elif self.unsure:
-            self.unsure = False
-            self.run(self.firewall.commands('check'), self.checked)
-        elif self.queue:
-            self.next()
-        else:
-            return False
-        return True
-
-    def run(self, commands, then):
-        """Runs Commands one after the other until one fails; `then` gets the problem, or ''."""
-        def ended(problem, shown):
-            self.busy = False
-            if problem and problem != self.trouble:
-                self.machine.log('%s: %s' % (self.firewall.name, problem))
-            self.trouble = problem
-            self.attempts = self.attempts + 1 if problem else 0
-            then(problem)
-        self.busy = True
-        self.machine.run_all(commands, ended, self.seconds)
-
-    def pause(self):
-        """Tries again later. Who has to end does not wait."""
-        if not self.closing:
-            self.retry = self.machine.loop.after(patience(self.attempts), self.again)
-
-    def again(self):
-        self.retry = None
-
-    def started(self, problem):
-        if problem:
-            return self.pause()
-        self.starting = False
-        self.queue = {('ban', t.key): (t, 0) for t in self.bans.tickets.values() if t.jail == self.firewall.jail}
-
-    def checked(self, problem):
-        if problem and not self.closing:           # as fail2ban does: all of it anew
-            self.lasting, self.starting = iter(self.firewall.commands('stop')), True
-            self.told, self.queue = {}, {}
-
-    def next(self):
-        (verb, key), (ticket, tries) = next(iter(self.queue.items()))
-        del self.queue[verb, key]
-        self.lost.pop(key, None)                   # it is in hand again
-
-        def ended(problem):
-            if problem:
-                self.told[key] = ticket
-            if problem and tries + 1 < self.TRIES:
-                if ('unban', key) not in self.queue:                   # it stays the first, or a later one overtakes it
-                    self.queue = dict([((verb, key), (ticket, tries + 1))] + list(self.queue.items()))
-                self.pause()
-            elif problem:
-                self.machine.log('%s: %s of %s is given up' % (self.firewall.name, verb, ticket.network))
-                if verb == 'unban':
-                    self.lost[key] = self.told.pop(key)
-                    shorten(self.lost, WITNESSES)
-        if verb == 'ban':
-            self.told[key] = ticket
-        else:
-            self.told.pop(key, None)
-        self.run(self.firewall.commands(verb, ticket, self.times(ticket)), ended)
-
-    def minute(self):
-        self.unsure = True
-
-    def close(self):
-        self.machine.loop.cancel(self.retry)
-        self.closing, self.queue, self.attempts, self.retry = True, {}, 0, None
-
-    def lifting(self):
-        """Yields the Commands that lift what has been told, and those after them. Who fails again and again, or
-        takes too long, is not asked for each ban."""
-        flush, left = self.firewall.commands('flush'), 0       # all at once; else one by one
-        yield from flush
-        for ticket in () if flush else list({**self.lost, **self.told}.values()):
-            if self.attempts < self.TRIES and self.machine.ticks() < self.deadline:
-                yield from self.firewall.commands('unban', ticket, self.times(ticket))
-            else:
-                left += 1
-        if left:
-            self.machine.log('%s: %s could not be lifted' % (self.firewall.name, plural(left, 'ban')))
-        yield from self.firewall.commands('stop')
-
-    def end(self):
-        """Runs what is left of the last Commands, each for itself, whether they succeed or not."""
-        command = next(self.lasting, None)
-        if command:
-            self.run([command], lambda problem: None)
-        else:
-            self.lasting, self.over = None, self.closing
-
-    def closed(self):
-        return self.over
-
-
-MOST_ALERTS = 500                    # that wait for a mail at once
-
-
-def sendmail_command(machine, settings, text):
-    """The Command that mails a message; `settings` are those of [report]."""
-    argv = list(settings['sendmail'])
-    if '/' not in argv[0] and not machine.which(argv[0]) and machine.exists('/usr/lib/' + argv[0]):
-        argv[0] = '/usr/lib/' + argv[0]
-    return Command(argv, text)
-
-
-class Reporter:
-    """Sends what there is to report: the summary when it is asked for, and mails of rules at once. What did not go
-    is tried again."""
-
-    def __init__(self, machine, facts, keep):
-        self.machine, self.loop = machine, machine.loop
-        self.facts, self.keep = facts, keep        # () -> facts for `summarise`; () -> writes the state
-        self.report = Report(machine.ticks())
-        self.settings = {}           # of [report]
-        self.busy = False            # is a summary on its way?
-        self.waiting = []            # to be called with what has become of it
-        self.attempts, self.retry, self.trouble = 0, None, ''
-        self.alerts = []             # (wall, text, line) for the next mail at once
-        self.alerted = []            # when such mails went, in the last hour
-        self.posting = False
-
-    @property
-    def tally(self):
-        return self.report.tally
-
-    def incident(self, where, what):
-        self.tally.note('incidents', (clipped(where), clipped(what)), 1,
-                        *[self.machine.ticks()] * 2)
-
-    def summary(self):
-        return summarise(self.report, self.facts())
-
-    def command(self, text):
-        return sendmail_command(self.machine, self.settings, text)
-
-    def send(self, reply=lambda answer: None):
-        """Mails the summary and begins a new period; `reply` is called when that is done, or has failed."""
-        self.waiting.append(reply)
-        if self.busy:
-            return
-        self.loop.cancel(self.retry)
-        now, report = self.machine.ticks(), self.report
-        summary = self.summary()
-        if self.machine.wall() < SANE:
-            return self.ended('the clock is not set yet', summary)
-        if is_empty(summary) and (not self.settings['empty'] or report.last is not None and now - report.last < DAY / 2):
-            return self.skip(summary)
-        text = report_mail(summary, self.settings, self.machine.wall(), self.machine.chance())
-        self.busy = True
-        report.send(now)
-        self.keep()                                # says that it is on its way
-        self.machine.run(self.command(text), lambda problem, output: self.ended(problem, summary), MAIL_SECONDS)
-
-    def skip(self, summary):
-        """There is nothing to tell: with `empty = no` a period ends without a mail; else it has hardly begun, and goes on."""
-        self.attempts, self.trouble, self.report.mail_due = 0, '', False
-        if not self.settings['empty']:
-            self.report.send(self.machine.ticks())
-            self.report.gone(self.machine.ticks())
-            self.keep()
-        self.answer({'sent': '', 'why': 'nothing to report since %s' % moment_text(summary['from']), 'summary': summary})
-
-    def ended(self, problem, summary):
-        """The mail has gone, or not."""
-        self.busy = False
-        if not problem:
-            self.report.gone(self.machine.ticks())
-            self.attempts, self.trouble = 0, ''
-            self.keep()
-            self.machine.log('report: sent to %s: %s' % (self.settings['to'], subject_text(summary)))
-            return self.answer({'sent': subject_text(summary), 'to': self.settings['to'], 'summary': summary})
-        if self.report.sent:
-            self.report.came_back()
-            self.incident('mail', problem)
-            self.keep()
-        if problem != self.trouble:
-            self.machine.log('report: not sent: %s; it is kept, and tried again' % problem)
-        self.trouble, self.report.mail_due = problem, True
-        self.try_later(min(HOUR, MINUTE * 2 ** min(self.attempts, 9)))
-        self.attempts += 1
-        self.answer({'sent': '', 'problem': problem, 'summary': summary})
-
-    def try_later(self, seconds):
-        self.retry = self.loop.after(seconds, self.send)
-
-    def answer(self, answer):
-        waiting, self.waiting = self.waiting, []
-        for reply in waiting:
-            reply(answer)
-
-    def alert(self, text, line):
-        """Mails what a rule has found, together with what comes while the last such mail is on its way."""
-        if len(self.alerts) >= MOST_ALERTS:
-            return self.tally.count('unmailed')
-        self.alerts.append((self.machine.wall(), text, line))
-        if not self.posting:
-            self.post()
-
-    def post(self, tries=0):
-        now = self.machine.ticks()
-        self.alerted = [when for when in self.alerted if when > now - HOUR]
-        if not self.alerts or not tries and len(self.alerted) >= self.settings['mailmax']:
-            self.tally.count('unmailed', len(self.alerts))
-            self.alerts, self.posting = [], False
-            return
-        self.posting, alerts = True, self.alerts[:50]
-        if not tries:
-            self.alerted.append(now)
-
-        def ended(problem, output):
-            if problem:
-                self.incident('mail', problem)
-                if not tries:
-                    self.machine.log('report: a mail at once was not sent: %s; it is tried again' % problem)
-                if tries < 3:
-                    return self.loop.after(MINUTE, lambda: self.post(tries + 1))
-                self.tally.count('unsent', len(alerts))
-            self.alerts = self.alerts[len(alerts):]
-            self.posting = False
-            self.post()
-        host = self.machine.host()
-        title = '[%s] %s' % (host, alerts[0][1] + (' + %d more' % (len(alerts) - 1) if alerts[1:] else ''))
-        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line) for wall, text, line in alerts)
-        headers = headers_of(self.settings, host, shortened(title, 120), self.machine.wall(), self.machine.chance())
-        self.machine.run(self.command(mime_message(headers, text)), ended, MAIL_SECONDS)
-
-
-def facts_of(machine, bans, **more):
-    """What only the machine and the tickets know, for `summarise`."""
-    now, until = machine.ticks(), {}
-    for ticket in bans.tickets.values():
-        until[ticket.network] = later_end(until.get(ticket.network, ticket.until), ticket.until)
-    times = collections.Counter()
-    for (_, net), (n, _) in bans.history.items():
-        times[net] += n
-    return dict({
-        'host': machine.host(), 'now': now, 'wall': machine.wall(), 'uptime': now, 'accounts': machine.accounts(),
-        'active': dict(collections.Counter(ticket.jail for ticket in bans.tickets.values())), 'until': until, 'bans': times,
-        'running': False, 'wrong': [], 'sources': [], 'firewall': [], 'memory': 0, 'details': {}}, **more)
-
-
-class Daemon:
-    """The wiring: `start`, then `run` until something calls `stop`."""
-
-    def __init__(self, machine, config, reread=None, dry_run=False):
-        self.machine, self.loop, self.config = machine, machine.loop, config
-        self.reread = reread or (lambda: config)   # reads the conf anew, or raises Problem
-        self.dry_run = dry_run
-        self.ending = self.stopping = False
-        self.left_behind = []        # firewalls that still had rules of ours at the end
-        self.jails, self.digest = self.made_of(config)
-        self.fails = Fails(config['maxtracked'])
-        self.ram = machine.memory()[1]
-        self.kernels, self.parting = [], []        # Kernels in use, and those that still have to tidy up
-        self.couriers, self.leaving = [], []       # Couriers in use, and those that still have to end
-        self.kinds, self.why = [], ''              # firewalls that may be tried, the first in use; and why
-        self.best = None                           # the kind that `auto` would like most
-        self.probing = False                       # is it being found out which?
-        self.trying = False                        # is `auto` still looking for one that works?
-        self.tried = []                            # what `auto` has tried, and why that does not work
-        self.farewells = []                        # to be called at the very end
-        self.held = []                             # to be asked again when there is a firewall
-        self.look_soon = self.look_late = None     # timers, after the machine's firewall has reloaded
-        self.bans = Bans(self.room())
-        self.with_matches = collections.deque()         # the latest tickets that have evidence
-        self.exempt = []              # what of this machine must never be banned
-        self.sources = {}            # spec -> Source
-        self.positions = {}          # of sources, from the state file
-        self.came_from = ''          # what the summary counts this start as, if there was one before
-        self.control = None
-        self.began = machine.ticks()
-        self.saved, self.kept = float('-inf'), None            # ticks of the last save of either file
-        self.cost = 0                # seconds that the last save of the live file took
-        self.changed = self.unkept = False    # since the last save
-        self.differs = None          # since when the kept file lacks something: a restart does not make it wait anew
-        self.troubles = {}           # what is wrong, by where
-        self.next_timer = self.save_timer = self.keep_timer = None
-        self.reporter = Reporter(machine, self.facts, self.save_all)
-        self.reporter.settings = config.options('report')
-        self.offset = machine.wall() - machine.ticks()         # how the clocks stood to each other when we looked last
-
-    def made_of(self, config):
-        """(Jails, Digest) of a configuration; Problem if it is invalid."""
-        jails = Jails(config, self.machine.filter_text, self.machine.guard)
-        digest, problems = make_digest(config, self.machine.guard)
-        if jails.problems + problems:
-            raise Problem('\n'.join(in_order(jails.problems + problems)), os.EX_CONFIG)
-        return jails, digest
-
-    # the start
-    def start(self):
-        """Takes up what was left off: state, firewall, sources; Problem if that cannot be."""
-        names = ', '.join(jail.name for jail in self.jails.watching())
-        self.machine.log('banwatch %s: %s' % (VERSION, names or 'no jail'))
-        if not self.dry_run:
-            self.open_runtime()
-            self.restore()
-            if self.came_from:
-                self.reporter.tally.count(self.came_from)
-            if not self.machine.writable(self.config['state']):
-                self.note(self.config['state'], 'cannot be written')
-        self.protect()
-        self.set_firewall()
-        self.set_sources()
-        if self.reporter.report.mail_due:
-            self.reporter.try_later(MINUTE)
-        self.loop.after(MINUTE, self.minute)
-
-    def open_runtime(self):
-        """Makes the folder, the lock and the socket; anew if somebody has removed them."""
-        if self.control:
-            self.machine.log('%s: has gone; making it anew' % self.config['runtime'])
-            self.control.close()
-            self.control = None
-        self.machine.folder(self.config['runtime'])
-        if not self.machine.lock(self.runtime('lock')):
-            raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
-        self.control = Control(self.runtime('control'), self.loop, self.answer)
-        self.changed = True
-
-    def note(self, where, trouble):
-        """Says once that something is wrong; `status` goes on saying so."""
-        if self.troubles.get(where) != trouble:
-            self.machine.log('%s: %s' % (where, trouble))
-            self.reporter.incident(where, trouble)
-        self.troubles[where] = trouble
-
-    def runtime(self, name):
-        return os.path.join(self.config['runtime'], name)
-
-    def room(self):
-        """How many bans there may be: maxbans, and what the firewall can hold."""
-        room = self.config['maxbans'] or min(20000, self.ram // 10)
-        return min([room] + [k.firewall.capacity for k in self.kernels
-                             if k.firewall.capacity and (k.built or not k.quiet)])
-
-    def full(self):
-        """Why there may be no more bans."""
-        narrow = [k.firewall.name for k in self.kernels if k.firewall.capacity == self.bans.limit != self.config['maxbans']]
-        return 'plain %s holds %d' % (narrow[0], self.bans.limit) if narrow else 'maxbans is reached'
-
-    # which firewall
-    def kind(self):
-        """What the configuration says; a dry run touches none."""
-        return 'none' if self.dry_run else self.config['firewall']
-
-    def set_firewall(self):
-        """Wires the firewall of the configuration; for `auto` looks first which that is."""
-        self.set_couriers()
-        if self.kind() != 'auto':
-            self.kinds, self.why, self.trying = [self.kind()], '', False
-            self.troubles.pop('firewall', None)
-            self.wire()
-        else:
-            self.probe()
-
-    def probe(self):
-        """Finds out what the machine's own firewall is, and follows it."""
-        shown = {}
-
-        def ended(name, problem, output):
-            shown[name] = None if problem else output
-            if len(shown) == len(PROBES):
-                self.probing = False
-                if self.kind() == 'auto' and not self.ending:
-                    self.choose(*choose_kinds(shown, [name for name in shown if shown[name] is None and self.machine.which(name)]))
-                held, self.held = self.held, []
-                for ask_again in held:
-                    ask_again()
-        if not self.probing:
-            self.probing = True
-            for name, command in PROBES.items():
-                self.machine.run(command, functools.partial(ended, name))
-
-    def choose(self, kinds, why):
-        """Takes the first of these kinds that works; the one in use stays unless another is to be the first."""
-        if not (self.why and self.built() and kinds[0] == self.best):
-            self.kinds, self.why, self.trying, self.tried = kinds, why, True, []
-        self.best = kinds[0]
-        self.wire()
-
-    def wire(self):
-        """Puts the first of `kinds` to work; what is there already takes the configuration over, what is
-        there from another kind goes when it has tidied up."""
-        there = {kernel.firewall.tool: kernel for kernel in self.parting + self.kernels}
-        kind = self.kinds[0]
-        self.kernels, self.parting = [], []
-        for firewall in make_firewalls(kind, self.config['chain'], self.jails.by_name):
-            kernel = there.pop(firewall.tool, None)
-            if kernel and not kernel.closing and kernel.firewall.settings() == firewall.settings():
-                kernel.look_again(not kernel.built)
-            else:
-                kernel = self.kernel(firewall, kernel)
-            kernel.quiet = self.trying and not kernel.built
-            self.kernels.append(kernel)
-        others = {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft']}.get(kind, ['ipset', 'nft'])
-        for other in others if not self.dry_run else ():       # a daemon that was killed may have left them
-            for firewall in make_firewalls(other, self.config['chain'], {}):
-                there.setdefault(firewall.tool, self.kernel(firewall))
-        for kernel in there.values():
-            self.kernels[0].waiting += kernel.served + kernel.waiting
-            kernel.served, kernel.waiting = [], []
-            self.parting.append(kernel)
-            if not kernel.built:                   # one that works goes when the other one does
-                kernel.close()
-
-    def kernel(self, firewall, before=None):
-        made = FirewallSync(firewall, self.machine, self.bans, self.refused, before)
-        made.tell, made.tell_drops = self.reporter.incident, lambda jails, n: self.reporter.tally.note('drops', (jails,), n)
-        return made
-
-    def refused(self, ticket):
-        """Why a ticket must be neither on record nor in the kernel, or ''."""
-        jail = self.jails.by_name.get(ticket.jail)
-        if jail is None:
-            return 'this jail is off'
-        refusal = jail.refusal(ticket.network)
-        return refusal and 'overlaps ' + refusal
-
-    def built(self):
-        """Does the firewall work, for IPv4 at least?"""
-        return all(k.built for k in self.kernels if k.firewall.family in (4, None))
-
-    def try_on(self):
-        """While `auto` tries: goes on to the next kind where one does not work."""
-        first = [k for k in self.kernels if k.firewall.family in (4, None)][0]
-        if self.built():
-            self.trying = False
-            self.why = '; '.join([self.why] + [text for text in self.tried if not text.startswith(self.kinds[0] + ':')])
-            self.machine.log('firewall: %s (%s)' % (first.firewall.name, self.why))
-            self.troubles.pop('firewall', None)
-            for kernel in self.kernels:
-                if kernel.trouble:                 # that of the other family
-                    self.machine.log('%s: %s; trying again' % (kernel.firewall.name, kernel.trouble))
-        elif first.trouble and first.quiet:
-            self.tried.append(with_name(self.kinds[0], first.trouble))
-            if len(self.kinds) > 1:
-                self.kinds = self.kinds[1:]
-                return self.wire()
-            self.note('firewall', 'none works (%s); trying again each minute' % '; '.join(self.tried))
-        else:
-            return
-        for kernel in self.kernels:
-            kernel.speak()
-
-    def set_couriers(self):
-        """Puts those to work who run the commands of `action`; those whose commands are the same go on."""
-        there = {courier.firewall.name: courier for courier in self.couriers}
-        self.couriers = []
-        for custom in make_actions(self.config, self.jails.by_name) if self.kind() != 'none' else ():
-            courier = there.get(custom.name)
-            if courier and courier.firewall.settings() == custom.settings() and not courier.closing:
-                self.couriers.append(there.pop(custom.name))
-            else:
-                before = [each for each in self.leaving + list(there.values()) if each.firewall.name == custom.name]
-                self.couriers.append(ActionRunner(custom, self.machine, self.bans, before))
-        for courier in there.values():
-            courier.close()
-            self.leaving.append(courier)
-
-    def firewall_reloads(self):
-        """The machine's firewall has said that it reloads: looks after our rules soon, and when it must be done."""
-        self.look_soon = self.look_soon or self.loop.after(2, self.look_after)
-        self.loop.cancel(self.look_late)
-        self.look_late = self.loop.after(10, self.choose_again)
-
-    def choose_again(self):
-        self.look_after()
-        if self.kind() == 'auto' and not self.ending:
-            self.probe()
-
-    def look_after(self):
-        self.look_soon = None
-        for kernel in self.kernels:
-            kernel.unsure = True
-
-    def part(self, source):
-        """Closes a source, and remembers how far it was read."""
-        self.positions[source.meant] = source.position()
-        source.close()
-
-    def set_sources(self):
-        """Opens the sources that the conf names, closes the others; `auto` may mean another one now."""
-        wanted = self.jails.sources
-        auto = self.sources.get('auto')
-        if auto and auto.trouble and find_source(self.machine) != auto.meant:
-            self.part(self.sources.pop('auto'))
-        for spec in [spec for spec in self.sources if spec not in wanted]:
-            self.part(self.sources.pop(spec))
-        for spec in wanted:
-            if spec not in self.sources:
-                source = make_source(spec, self.machine, self.consume, self.config['poll'], self.source_failed)
-                self.sources[spec] = source
-                self.machine.log('source: %s' % source.what)
-                source.start(self.positions.get(source.meant))
-            self.sources[spec].poll = self.config['poll']
-
-    def source_failed(self, source, reason):
-        self.reporter.incident(source.what, ('was started again (%s)' if source.fills else 'failed, lines may be missing (%s)') % reason)
-
-    # from a line to a ban
-    def consume(self, source, block, age):
-        """Takes whole lines from a source; `age` says whether they count as of now or at their own time."""
-        now, wall = self.machine.ticks(), self.machine.wall()
-        if not age and RELOADS in block:
-            self.firewall_reloads()
-
-        def own_time(date):
-            when = date_time(date, int(wall) // 86400) if type(date) is bytes else date
-            if when is None or when > wall + STEP:             # one of the two clocks is wrong: it is not known when
-                return now if age == RECENT else None
-            return min(now, now - wall + when)
-
-        self.look_at_clock(now, wall)
-        tally = self.reporter.tally
-        if age != OLD:
-            tally.note('lines', (source.what,), block.count(b'\n'))
-        block, explained = self.jails.tidied(source.spec, block), [] if self.digest.other and age != OLD else None
-        for jail, seen in self.jails.scan_tidy(source.spec, block, own_time if age else lambda date: now, wall, explained):
-            if seen.when > now - jail.options['findtime']:
-                self.weigh(jail, seen, tally)
-        if age != OLD and (self.digest.other or self.digest.rules):
-            for rule, text, line in self.digest.read(block, explained or [], tally, now):
-                if not self.dry_run:
-                    self.reporter.alert(text, line)
-        self.tell_troubles()
-
-    def look_at_clock(self, now, wall):
-        """Notes that the wall clock has been set."""
-        step = wall - now - self.offset
-        if abs(step) > STEP:
-            self.offset += step
-            self.reporter.tally.hour_end = 0       # the hours of the wall clock begin at other moments now
-            self.reporter.tally.note('steps', (now,), round(step))
-            self.machine.log('the clock was put %s by %s' % ('forward' if step > 0 else 'back', duration_text(abs(step))))
-        self.reporter.tally.clock(now, wall)
-
-    def weigh(self, jail, seen, tally=None):
-        """Bans if a Sighting completes an Offence."""
-        self.changed = True
-        offence = jail.weigh(seen, self.fails, self.bans, self.jails.by_name, self.machine.chance, tally)
-        if offence:
-            self.ban(jail, offence.network, offence.seconds, offence.failures, offence.matches)
-
-    def tell_troubles(self):
-        """Names a filter or a rule that a regex has run away in, once."""
-        for jail in self.jails.watching():
-            if jail.filter.trouble:
-                self.note(jail.name, jail.filter.trouble)
-        for name, trouble in self.digest.trouble.items():
-            self.note('rule ' + name, trouble)
-
-    def ban(self, jail, network, seconds, failures=0, matches=None):
-        """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
-        refusal = jail.refusal(network)
-        if refusal:
-            return 'overlaps ' + refusal
-        now, before = self.machine.ticks(), self.bans.tickets.get((jail.name, network))
-        known, end = before is not None, before and before.until
-        self.fails.forget((jail.name, network))
-        ticket = self.bans.add(jail.name, network, now, seconds, failures)
-        ticket.failures = max(ticket.failures, failures)
-        if not known:
-            jail.banned += 1
-            ticket.matches = matches
-        if matches:
-            self.with_matches.append(ticket)
-            if len(self.with_matches) > WITNESSES:
-                self.with_matches.popleft().matches = None
-        self.changed = self.unkept = True
-        for each in self.tellable(network):
-            each.ban(ticket, known)
-        verb = ('would ban' if self.dry_run else 'ban') if not known else (
-            'extend' if later_end(end, ticket.until) == ticket.until else 'shorten')
-        if verb != 'shorten':
-            self.count_ban(jail.name, 'extended' if known else 'bans', now)
-        why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count) if failures else BY_HAND
-        self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
-        if not known and failures:
-            for other, seen in self.jails.after_ban(jail, network, now):
-                self.weigh(other, seen)
-        return ''
-
-    def count_ban(self, jail, what, now):
-        """Counts what has become of a ban (one of JAIL_COUNTS), and new ones by the hour, too."""
-        tally = self.reporter.tally
-        tally.count_jail(jail, what)
-        tally.clock(now, self.machine.wall())
-        tally.hour[1] += what == 'bans'
-
-    def unban(self, ticket, why):
-        """The door out."""
-        if self.bans.remove(ticket.key):
-            self.count_ban(ticket.jail, 'lifted' if why == BY_HAND else 'ended', self.machine.ticks())
-            self.changed = self.unkept = True
-            for each in self.tellable(ticket.network):
-                each.unban(ticket)
-            self.machine.log('[%s] unban %s (%s)' % (ticket.jail, ticket.network, why))
-
-    def tellable(self, network):
-        """Who has to know of a ban, besides the files."""
-        return [kernel for kernel in self.kernels + self.parting if kernel.handles(network)] + self.couriers
-
-    def protect(self):
-        """Learns anew what must never be banned; releases tickets that overlap it, or whose jail is off."""
-        try:
-            self.exempt = self.machine.networks()
-            self.troubles.pop('netlink', None)
-        except OSError as e:
-            self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
-        changed = self.jails.protect(self.exempt)
-        for ticket in list(self.bans.tickets.values()) if changed else ():
-            why = self.refused(ticket)
-            if why:
-                self.unban(ticket, why)
-
-    # the loop
-    def run(self):
-        while not self.stopping:
-            self.loop.due()
-            self.loop.call(self.settle)
-            wait = self.loop.due()
-            self.loop.wait(0 if self.stopping else wait)
-        self.machine.kill_all()
-
-    def settle(self):
-        """After each turn: what has ended goes, the firewalls and then the files are brought up to date."""
-        now = self.machine.ticks()
-        self.bans.limit = self.room()
-        for ticket in self.bans.ended(now):
-            self.unban(ticket, 'its time is over')
-        for ticket in self.bans.surplus():
-            self.unban(ticket, 'maxbans')
-        for each in self.all_hands():
-            each.settle()
-        for kernel in self.parting if self.built() else ():
-            if not kernel.closing:
-                kernel.close()
-                kernel.settle()
-        if self.trying and not self.ending:
-            self.try_on()
-        for kernel in [kernel for kernel in self.parting if kernel.closed(3)]:
-            self.parting.remove(kernel)
-        self.leaving = [courier for courier in self.leaving if not courier.closed()]
-        if self.ending and not self.reporter.busy and all(each.closed() for each in self.all_hands()):
-            self.finish()
-        self.set_timers(now)
-
-    def all_hands(self):
-        return self.kernels + self.parting + self.leaving + self.couriers       # a successor comes after its predecessor
-
-    def set_timers(self, now):
-        """Wakes us up for the next end of a ban, and for the files if they are behind."""
-        if self.reporter.tally.news:
-            self.changed = self.unkept = True
-            self.reporter.tally.news = False
-        ticket = self.bans.next_end()
-        if ticket and (not self.next_timer or self.next_timer.time != ticket.until):
-            self.loop.cancel(self.next_timer)
-            self.next_timer = self.loop.at(ticket.until, lambda: None)
-        if self.changed and not self.save_timer and not self.dry_run:
-            self.save_timer = self.loop.at(max(now, self.saved + max(1, 20 * self.cost)), self.save)
-        if self.unkept and not self.keep_timer and not self.dry_run:
-            self.differs = now if self.differs is None else self.differs
-            self.keep_timer = self.loop.at(max(now, self.differs + self.config['save']), self.save_all)
-
-    def minute(self):
-        """Once a minute: what must never be banned, what is forgotten, what the kernel still has."""
-        now = self.machine.ticks()
-        self.loop.after(MINUTE, self.minute)
-        self.protect()
-        self.fails.purge(now, {j.name: j.options['findtime'] for j in self.jails.watching()})
-        self.bans.purge(now, self.config['dbpurgeage'])
-        self.digest.purge(now)
-        self.look_at_clock(now, self.machine.wall())
-        if self.ending:
-            return
-        if self.kind() == 'auto' and not self.built():
-            self.probe()
-        for each in self.kernels + self.couriers:
-            each.minute()
-        for source in self.sources.values():
-            source.check()
-        self.set_sources()
-        if self.control and not self.control.stands():
-            try:
-                self.open_runtime()
-            except Problem as e:                   # another one runs meanwhile, or there is no place
-                self.machine.log('giving way: %s' % e)
-                self.stop()
-
-    # signals
-    def signalled(self, number):
-        if number in (signal.SIGTERM, signal.SIGINT):
-            self.stop()
-        elif number == signal.SIGHUP:
-            try:
-                self.reload()
-            except Problem as e:
-                self.machine.log('reload refused, nothing has changed: %s' % e)
-        elif number == signal.SIGCHLD:
-            self.machine.reap()
-
-    def reload(self):
-        """Takes over a changed conf, keeps bans and counts; Problem, and no change, if it is invalid."""
-        if self.ending:
-            return
-        config = self.reread()
-        jails, digest = self.made_of(config)
-        for name in ('runtime', 'state'):
-            if config[name] != self.config[name]:
-                where = config.where('banwatch', name)
-                raise Problem('%s: a new `%s` needs a restart' % (where, name), os.EX_CONFIG)
-        jails.adopt(self.jails)
-        for name in list(self.jails.by_name) + ['rule ' + name for name in self.digest.rules]:
-            self.troubles.pop(name, None)
-        digest.adopt(self.digest)
-        self.jails, self.config, self.digest = jails, config, digest
-        self.reporter.settings = config.options('report')
-        self.fails.limit = config['maxtracked']
-        self.protect()
-        self.set_firewall()
-        self.set_sources()
-        self.machine.log('reloaded %s' % config.name)
-
-    def stop(self):
-        """Takes our rules out of the kernel, saves, and ends the loop when the rules have gone."""
-        if self.ending:
-            return
-        self.ending = True
-        for each in self.all_hands():
-            each.close()
-        for courier in self.couriers + self.leaving:
-            courier.deadline = self.machine.ticks() + STOP_SECONDS / 2
-        self.loop.after(STOP_SECONDS, self.give_up)
-        for source in self.sources.values():
-            self.part(source)
-        self.sources = {}
-        if not self.dry_run:
-            self.differs = None
-            self.keep(self.save())
-
-    def give_up(self):
-        self.left_behind = [each.firewall.name for each in self.all_hands() if not each.closed()]
-        for each in self.kernels + self.parting:
-            if not each.closed():
-                self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again' % each.firewall.name)
-        for each in self.couriers + self.leaving:
-            if not each.closed():
-                self.machine.log('%s: not all bans could be lifted' % each.firewall.name)
-        self.finish()
-
-    def finish(self):
-        """Ends the loop; whoever has asked for that is told."""
-        self.stopping = True
-        if self.reporter.tally.news and not self.dry_run:      # the last packets that were dropped
-            self.save_all()
-        for reply in self.farewells:
-            reply({'left': self.left_behind})
-        if self.control:
-            self.control.close()
-            self.control = None
-
-    # the files
-    def save(self):
-        """Writes the live state; the clocks that it was written at, None if it could not be written."""
-        self.loop.cancel(self.save_timer)
-        self.save_timer = None
-        self.positions.update((source.meant, source.position()) for source in self.sources.values())
-        logins = {(jail.name, ip, user): until for jail in self.jails.by_name.values()
-                  for (ip, user), until in jail.logins.items()}
-        before = self.machine.ticks()
-        self.look_at_clock(before, self.machine.wall())        # what is written tells how the clocks stand
-        known = {source: position for source, position in self.positions.items() if position}
-        clocks = self.machine.clocks()
-        text = dump(self.bans, self.fails, logins, known, self.reporter.report, clocks, self.differs, not self.ending)
-        self.changed = not self.write(self.runtime('state.json'), text)
-        self.saved = self.machine.ticks()
-        self.cost = self.saved - before
-        return None if self.changed else clocks
-
-    def keep(self, clocks=None):
-        """Writes the state that outlives a reboot, if it differs. Written together with the live one, at the
-        same `clocks`, it is not the newer one, for it holds less."""
-        self.loop.cancel(self.keep_timer)
-        self.keep_timer = None
-        if self.unkept:
-            text = dump_kept(self.bans, self.reporter.report, clocks or self.machine.clocks())
-            self.unkept = not self.write(self.config['state'], text)
-            self.kept = self.kept if self.unkept else self.machine.ticks()
-
-    def write(self, path, text):
-        """True if the file could be written; if not, that is said once, and in `status`."""
-        try:
-            self.machine.replace(path, text)
-            self.troubles.pop(path, None)
-            self.reporter.tally.count('written', len(text))
-            return True
-        except OSError as e:
-            self.note(path, 'not saved: %s' % e.strerror)
-            return False
-
-    def save_all(self):
-        """Writes both files at once."""
-        self.unkept, self.differs = True, None     # a kill between the two costs no more writes to the flash
-        self.keep(self.save())
-
-    def restore(self):
-        """Takes in the live state, or the kept one if there is none. Where the live one could not be written
-        any more, since /tmp was full, the kept one is newer and knows more of bans and of the report."""
-        live, kept = self.recall(self.runtime('state.json')), self.recall(self.config['state'])
-        state = live or kept
-        if state is None:
-            return
-        if live and kept and kept.age < live.age and not (kept.booted or live.booted):         # by the boot clock
-            state = kept._replace(fails=live.fails, logins=live.logins, sources=live.sources)
-        self.unkept = state is live           # the kept one may lag behind it
-        now = self.machine.ticks()
-        self.saved, self.kept = now, now - state.age           # what has just been read is on file: no haste
-        self.differs = state.differs
-        for key, (n, last) in reversed(list(state.history.items())):
-            self.bans.remember(key, n, last)
-        for ticket in sorted(state.tickets, key=lambda ticket: ticket.since):
-            if ticket.until is None or ticket.until > now:
-                self.bans.put(ticket, now)
-            else:                                  # nobody else has told of its end
-                state.report.tally.count_jail(ticket.jail, 'ended')
-        for key, seen in state.fails.items():
-            self.fails.put(key, seen)
-        for (jail, ip, user), until in state.logins.items():
-            if jail in self.jails.by_name:
-                self.jails.by_name[jail].logins[ip, user] = until
-        self.positions = state.sources
-        self.reporter.report = state.report
-        self.came_from = 'reboots' if state.booted else 'starts'
-        self.offset = self.offset if state.offset is None else state.offset
-        if state.killed:
-            self.reporter.incident('banwatch', 'ended without having been stopped: was it killed, or the memory full?')
-        if self.bans.tickets:
-            self.machine.log('restored %s' % plural(len(self.bans.tickets), 'ban'))
-
-    def recall(self, path):
-        try:
-            text = self.machine.recall(path)
-            state = None if text is None else load(text, self.machine.clocks())
-        except (ValueError, RecursionError, OSError) as e:
-            self.machine.log('%s: cannot be used (%s); kept as %s' % (
-                path, printable(str(e))[:100], self.machine.put_aside(path)))
-            return None
-        if state and state.lost:
-            lost = plural(state.lost, 'entry', 'entries')
-            self.machine.log('%s: %s could not be read; the rest is used' % (path, lost))
-        return state
-
-    # requests
-    def answer(self, request, reply):
-        """Answers a client; `reply` is called with a dict, now or when the kernel has said yes."""
-        verbs = {'status': self.status, 'banned': self.banned, 'ban': self.ban_by_hand,
-                 'unban': self.unban_by_hand, 'reload': self.reload_by_hand, 'stop': self.stop_by_hand,
-                 'report': self.report_by_hand}
-        try:
-            if self.ending and request['do'] != 'stop':
-                raise Problem('it is stopping', os.EX_UNAVAILABLE)
-            verbs[request['do']](request, reply)
-        except Problem as e:
-            reply({'error': str(e), 'code': e.code})
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            reply({'error': 'not a request that makes sense: %r' % e, 'code': os.EX_USAGE})
-
-    def shown(self, reply, answer):
-        """What a client is told is on file before it is told."""
-        if self.changed:
-            self.save()
-        reply(answer)
-
-    def report_by_hand(self, request, reply):
-        """Answers with the summary, once the kernel's counters have been looked at; mails it if that is asked for."""
-        def counted(trouble):
-            if request.get('send'):
-                self.reporter.send(lambda answer: self.shown(reply, answer))
-            else:
-                self.shown(reply, {'summary': self.reporter.summary()})
-        for kernel in self.kernels:
-            kernel.unsure = True
-        self.when_settled(None, counted)
-
-    def facts(self):
-        self.look_at_clock(self.machine.ticks(), self.machine.wall())
-        return facts_of(
-            self.machine, self.bans, wrong=self.nameless(), running=self.control is not None or self.dry_run, memory=self.machine.memory()[0],
-            sources=[(s.what, self.machine.ticks() - s.since, s.trouble) for s in self.sources.values()], firewall=[k.firewall.name for k in self.kernels],
-            details={name: rule.options['details'] for name, rule in list(self.digest.rules.items()) + list(self.digest.built_in.items())})
-
-    def when_settled(self, tickets, reply):
-        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets; None: of all."""
-        if self.probing or not self.kernels:       # it is being found out which firewall this machine has
-            return self.held.append(functools.partial(self.when_settled, tickets, reply))
-        kernels = [k for k in self.kernels if tickets is None or any(k.handles(t.network) for t in tickets)]
-        troubles, left = [], list(kernels)
-
-        def one(kernel, trouble):
-            if kernel in left:
-                left.remove(kernel)
-                troubles.extend([trouble] * bool(trouble))
-                if not left:
-                    self.loop.cancel(timer)
-                    reply('; '.join(troubles))
-
-        def late():                                # the client does not wait much longer
-            troubles.extend(k.trouble or '%s does not answer yet' % k.firewall.name for k in left)
-            left.clear()
-            reply('; '.join(troubles))
-        if not kernels:
-            return reply('')
-        timer = self.loop.after(CLIENT_SECONDS - 2, late)
-        for kernel in kernels:
-            kernel.waiting.append(functools.partial(one, kernel))
-
-    def jail_named(self, request):
-        name = request.get('jail')
-        if name is not None and name not in self.jails.by_name:
-            known = ' '.join(self.jails.by_name)
-            raise Problem('%s: no such jail (there are: %s)' % (printable(str(name)), known))
-        return self.jails.by_name.get(name)
-
-    def ban_by_hand(self, request, reply):
-        jail = self.jail_named(request) or self.jails.by_name[MANUAL]
-        seconds = request.get('seconds')
-        seconds = jail.options['bantime'] if seconds is None else seconds
-        if seconds != FOREVER:
-            seconds = min(max(1, seconds), jail.options['bantime.maxtime'])
-        refused, tickets = [], []
-        for net in [network_of(text) for text in request['networks']]:
-            refusal = self.ban(jail, net, seconds)
-            if refusal:
-                refused.append('%s: not banned: %s' % (net, refusal))
-            else:
-                tickets.append(self.bans.tickets[jail.name, net])
-
-        def settled(trouble):
-            gone = [t.network for t in tickets if t.key not in self.bans.tickets and t.left(self.machine.ticks())]
-            answer = {'banned': [t.network for t in tickets if t.network not in gone], 'seconds': seconds, 'trouble': trouble,
-                      'refused': refused + ['%s: lifted again: %s' % (net, self.full()) for net in gone]}
-            if len(self.bans.tickets) >= self.bans.limit:
-                answer['full'] = '%s: each further ban lifts that of whoever has been silent longest' % self.full()
-            self.shown(reply, answer)
-        self.when_settled(tickets, settled)
-
-    def unban_by_hand(self, request, reply):
-        self.jail_named(request)
-        name, everything = request.get('jail'), request.get('all')
-        nets = [network_of(text) for text in request['networks']]
-        tickets = [t for t in self.bans.tickets.values() if name in (None, t.jail)
-                   and (everything or any(networks_overlap(t.network, net) for net in nets))]
-        missing = [net for net in nets if not any(networks_overlap(t.network, net) for t in tickets)]
-        for key in [key for key in self.fails.recent if name in (None, key[0])
-                    and (everything or any(networks_overlap(key[1], net) for net in nets))]:
-            self.fails.forget(key)
-            self.changed = True
-        for ticket in tickets:
-            self.unban(ticket, BY_HAND)
-        self.when_settled(tickets, lambda trouble: self.shown(reply, {
-            'unbanned': sorted({t.network for t in tickets}), 'missing': missing, 'trouble': trouble}))
-
-    def reload_by_hand(self, request, reply):
-        self.reload()
-        reply({})
-
-    def stop_by_hand(self, request, reply):
-        self.farewells.append(reply)
-        self.stop()
-
-    def banned(self, request, reply):
-        self.jail_named(request)
-        clocks = self.machine.clocks()
-        self.shown(reply, {'banned': [self.describe(t, clocks) for t in sorted(
-            self.bans.tickets.values(), key=lambda t: t.since) if request.get('jail') in (None, t.jail)]})
-
-    @staticmethod
-    def describe(ticket, clocks):
-        """A ticket for people: moments by the wall clock, `until` None for ever."""
-        _, now, wall = clocks
-        return {'ip': ticket.network, 'jail': ticket.jail, 'since': round(wall - now + ticket.since, 1),
-                'until': None if ticket.until is None else round(wall - now + ticket.until, 1),
-                'left': round(ticket.left(now), 1), 'count': ticket.count, 'failures': ticket.failures}
-
-    def status(self, request, reply):
-        if request.get('look') is True:            # at the kernel, first
-            for kernel in self.kernels:
-                kernel.unsure = True
-            return self.when_settled(None, lambda trouble: self.status(dict(request, look=False), reply))
-        self.jail_named(request)
-        now, wall = self.machine.ticks(), self.machine.wall()
-        rows = [self.jail_status(jail) for jail in self.jails.by_name.values()
-                if request.get('jail') in (None, jail.name)]
-        self.shown(reply, {
-            'version': VERSION, 'pid': os.getpid(), 'conf': self.config.name,
-            'uptime': round(now - self.began, 1), 'jails': rows,
-            'sources': [{'source': s.what, 'lines': s.lines, 'trouble': s.trouble,
-                         'idle': None if s.last is None else round(now - s.last, 1)}
-                        for s in self.sources.values()],
-            'firewall': [{'name': k.firewall.name, 'trouble': k.trouble, 'pending': not k.idle(), 'why': self.why,
-                          'mended': k.amiss, 'offload': k.offload,
-                          'rules': sum(k.handles(t.network) for t in self.bans.tickets.values())}
-                         for k in self.kernels],
-            'actions': [{'name': c.firewall.name, 'trouble': c.trouble, 'pending': not c.idle(), 'bans': len(c.told)}
-                        for c in self.couriers],
-            'bans': len(self.bans.tickets), 'maxbans': self.bans.limit,
-            'tracked': len(self.fails.recent), 'maxtracked': self.fails.limit,
-            'memory': self.machine.memory()[0], 'written': self.machine.written,
-            'saved': None if self.kept is None else round(wall - now + self.kept, 1),
-            'wrong': self.wrong()})
-
-    def jail_status(self, jail):
-        name = jail.options['filter'] or jail.name
-        return {'jail': jail.name, 'filter': name if jail.filter else None,
-                'origin': jail.filter.origin if jail.filter else None,
-                'failures': jail.failures, 'ignored': jail.ignored,
-                'names': jail.filter.names if jail.filter else 0,
-                'tracked': sum(key[0] == jail.name for key in self.fails.recent),
-                'banned': sum(key[0] == jail.name for key in self.bans.tickets), 'bans': jail.banned}
-
-    def nameless(self):
-        """Lines on jails whose daemons log names where addresses should be."""
-        return ['%s: %s named a host instead of an address; names are not looked up (sshd: set `UseDNS no`)' % (
-            jail.name, plural(jail.filter.names, 'failure')) for jail in self.jails.watching() if jail.filter.names]
-
-    def wrong(self):
-        """Lines for `status`: all that is not as it should be."""
-        found = ['%s: %s' % (path, text) for path, text in self.troubles.items()]
-        found += [with_name(each.firewall.name, each.trouble) for each in self.kernels + self.couriers if each.trouble]
-        found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
-        found += self.nameless()
-        if self.reporter.trouble:
-            found.append('report: not sent: %s' % self.reporter.trouble)
-        if self.bans.dropped:
-            dropped = plural(self.bans.dropped, 'ban')
-            found.append('%s: %s lifted before their time' % (self.full(), dropped))
-        return found
-
-
-def listen_to_signals(loop, signalled):
-    """Makes signals events of the loop: select() goes on after a signal, so they come through a socket."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(number, lambda number, frame: None)
-
-    def readable():
-        for number in set(ours.recv(4096)):
-            signalled(number)
-    loop.watch(ours, readable)
-    return ours, theirs
-
-
-def deafen(loop, pair):
-    """Undoes listen_to_signals."""
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    loop.unwatch(pair[0])
-    for end in pair:
-        end.close()
-
-
-# ---- Commands ------------------------------------------------------------------------------
-# Owns: the command line. One row of COMMANDS is the whole of a command; dispatch and --help read
-# it. Always true: a command prints its result to standard output and returns its exit code.
-
-CONF = '/etc/banwatch.conf'
-
-
-def read_conf(name, strict=True, filters=True):
-    """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one). Who
-    only wants to talk to the daemon is not strict: whatever is wrong must not bar him from `stop`. Who
-    builds the filters himself, and is told then what is wrong with them, leaves them out here."""
-    if name is None and not os.path.lexists(CONF):
-        return Config()
-    name = name or CONF
-    try:
-        with open(0 if name == '-' else name, 'rb', closefd=name != '-') as f:
-            text = f.read(1 << 20).decode('utf-8-sig')
-    except OSError as e:
-        raise Problem('%s: %s' % (name, e.strerror), os.EX_CONFIG) from None
-    except UnicodeDecodeError as e:
-        raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
-    config, problems = read_config(text, name)
-    if strict and (filters or problems):           # all mistakes are told at once
-        problems += Jails(config, Machine().filter_text).problems + make_digest(config)[1]
-    if problems and strict:
-        raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
-    if problems:
-        print('banwatch: %s has mistakes (banwatch.py check tells)' % name, file=sys.stderr)
-    return config
-
-
-def run_daemon(conf, options, words):
-    machine = Machine()
-    machine.become_byte_code()
-    LazyModule.for_a_daemon()
-    config = read_conf(conf, filters=False)
-    dry_run = 'dry-run' in options
-    if not dry_run and config['firewall'] != 'none' and not machine.root():
-        raise Problem('only root can change the firewall; `run --dry-run` needs no rights', os.EX_NOPERM)
-    machine.be_called('banwatch')
-    if 'syslog' in options:
-        machine.log_to_syslog()
-    daemon = Daemon(machine, config, lambda: read_conf(conf, filters=False), dry_run)
-    pair = listen_to_signals(daemon.loop, daemon.signalled)
-    try:
-        daemon.start()
-        daemon.run()
-    finally:
-        deafen(daemon.loop, pair)
-    machine.log('stopped')
-    return 1 if daemon.left_behind else 0
-
-
-def check_file(conf, options, words):
-    config = read_conf(conf)
-    print(config_text(config) if 'print' in options else '%s: all right' % config.name)
-    return 0
-
-
-def ask_about(conf, options, words, **more):
-    """The daemon's answer to a command, which may name a jail."""
-    jail = options.get('jail') or (words[0] if words else None)
-    return ask_daemon(read_conf(conf, strict=False), dict(more, jail=jail))
-
-
-def ask_in_parts(conf, options, networks, **more):
-    """The same about networks, which may be more than fit into one request."""
-    whole = {}
-    for start in range(0, max(1, len(networks)), 1000):
-        for key, value in ask_about(conf, options, [], networks=networks[start:start + 1000], **more).items():
-            whole[key] = whole[key] + value if type(value) is list and key in whole else value or whole.get(key, value)
-    return whole
-
-
-def clock_text(when):
-    return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', local_time(when))
-
-
-def print_rows(rows):
-    print('\n'.join(rows))
-    return 0
-
-
-def show_status(conf, options, words):
-    answer = ask_about(conf, options, words, do='status')
-    if 'json' in options:
-        return print_rows([json.dumps(answer)])
-    head = 'JAIL', 'FAILURES', 'TRACKED', 'IGNORED', 'BANS', 'NOW'
-    keys = 'jail', 'failures', 'tracked', 'ignored', 'bans', 'banned'
-    rows = ['banwatch %s, pid %d, up %s, %s kB, conf: %s' % (
-        answer['version'], answer['pid'], duration_text(answer['uptime']), answer['memory'], answer['conf'])]
-    for source in answer['sources']:
-        last = '' if source['idle'] is None else ', last %s ago' % duration_text(source['idle'])
-        said = source['trouble'] or plural(source['lines'], 'line') + last
-        rows.append('source    %s: %s' % (source['source'], said))
-    for wall in answer['firewall']:
-        why = ' (auto: %s)' % wall['why'] if wall['why'] and wall is answer['firewall'][0] else ''
-        said = wall['trouble'] or plural(wall['rules'], 'ban') + ' on record, nothing is blocked' * (wall['name'] == 'none')
-        rows.append('firewall  %s: %s%s' % (wall['name'], said, why))
-    for action in answer['actions']:
-        rows.append('action    %s: %s' % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
-    saved = 'not saved yet' if answer['saved'] is None else 'saved ' + clock_text(answer['saved'])
-    rows.append('state     ' + saved)
-    for jail in answer['jails']:
-        if jail['origin'] not in (None, BUILT_IN):
-            rows.append('filter    %s: %s' % (jail['jail'], jail['origin']))
-    rows += [''] + list(table(head, [[jail[key] for key in keys] for jail in answer['jails']]))
-    rows += [''] * bool(answer['wrong']) + ['WRONG: ' + printable(text) for text in answer['wrong']]
-    return print_rows(rows)
-
-
-def show_banned(conf, options, words):
-    rows = ask_about(conf, options, words, do='banned')['banned']
-    if 'json' in options:
-        return print_rows([json.dumps(rows)])
-    if not rows:
-        return print_rows(['nobody is banned'])
-    return print_rows(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
-        (row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
-         '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
-
-
-def show_report(conf, options, words):
-    config, answer = read_conf(conf, strict=False), None
-    try:
-        answer = ask_daemon(config, {'do': 'report', 'send': 'send' in options, 'patience': MAIL_SECONDS})
-    except Problem as e:
-        if e.code != os.EX_UNAVAILABLE or 'send' in options and 'no daemon is running' not in str(e):
-            raise                                  # one that dies meanwhile comes back, and finds its place taken
-        answer = without_daemon(config, e, 'send' in options)
-    summary = answer['summary']
-    if options.get('html') == '-':
-        print(report_page(summary), end='')
-    elif 'html' in options:
-        path = os.path.realpath(options['html'])   # a link stays one
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise Problem('%s: is no file (- is standard output)' % printable(options['html']))
-        Machine().replace(path, report_page(summary), config.get('report', 'htmlmode'))
-    if answer.get('problem'):
-        raise Problem('not sent: %s (%s)' % (printable(answer['problem']), mail_remedy(answer['problem'])))
-    if 'json' in options:
-        return print_rows([json.dumps(summary)])
-    if 'send' in options:
-        return print_rows(['sent to %s: %s' % (answer['to'], answer['sent']) if answer['sent'] else 'not sent: ' + answer['why']])
-    return 0 if 'html' in options else print_rows(for_terminal(text_lines(summary), sys.stdout))
-
-
-def mail_remedy(problem):
-    """What to do about a mail that did not go."""
-    if 'not installed' in problem or re.fullmatch(r'\S+: No such file or directory', problem):
-        return 'install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` in [report]; nothing is lost'
-    return 'it is kept, the daemon tries again' if problem.startswith('the clock') else (
-        'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta; it is kept, the daemon tries again')
-
-
-class Quiet(Machine):
-    """A machine that logs nothing: the command's answer says what became of it."""
-
-    def log(self, text):
-        pass
-
-
-def for_terminal(styled, terminal):
-    """Lines for a terminal, of (style, line): in plain letters if it has no others, with colours if it is one."""
-    try:
-        EIGHTHS.encode(terminal.encoding or 'ascii')
-        plain = {}
-    except UnicodeError:
-        plain = PLAIN
-    colours = {'title': '1', 'head': '2', 'quiet': '2', 'warning': '33', 'bar': '36'}
-    if not terminal.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
-        colours = {}
-    for style, line in styled:
-        line = line.translate(plain)
-        yield '\033[%sm%s\033[0m' % (colours[style], line) if line and style in colours else line
-
-
-def without_daemon(config, absent, send):
-    """The answer to `report` while no daemon runs, from the state files; `absent` is the Problem if there are none."""
-    machine, paths = Quiet(), [os.path.join(config['runtime'], 'state.json'), config['state']]
-    if send and any(machine.age(path) is not None for path in paths):
-        return send_without_daemon(machine, config)
-    for path in paths if not send else ():
-        try:
-            return {'summary': summary_in(load(machine.recall(path) or '', machine.clocks()), machine)}
-        except (ValueError, RecursionError):       # absent, or not ours to trust
-            pass
-    raise absent
-
-
-def summary_in(state, machine):
-    """The summary that a Restored state holds."""
-    bans = Bans(len(state.tickets) + len(state.history) + 1)
-    for key, (n, last) in state.history.items():
-        bans.remember(key, n, last)
-    for ticket in state.tickets:
-        if ticket.left(machine.ticks()):
-            bans.put(ticket, machine.ticks())
-    return summarise(state.report, facts_of(machine, bans))
-
-
-def run_loop_until(machine, begin, done, signalled):
-    """Lets a command's programs run from `begin()` until `done()`."""
-    pair = listen_to_signals(machine.loop, signalled)
-    try:
-        begin()
-        while not done():
-            machine.loop.wait(machine.loop.due())
-    finally:
-        machine.kill_all()
-        deafen(machine.loop, pair)
-
-
-def send_without_daemon(machine, config):
-    """The answer of a daemon that does nothing but mail."""
-    machine.folder(config['runtime'])
-    if not machine.lock(os.path.join(config['runtime'], 'lock')):
-        raise Problem('a daemon is running, but does not answer')
-    daemon, answers = Daemon(machine, config), []
-    daemon.restore()
-    # a terminal that closes is no wish for a new conf, which would read the log
-    run_loop_until(machine, lambda: daemon.reporter.send(answers.append), lambda: answers or daemon.ending,
-         lambda number: number == signal.SIGHUP or daemon.signalled(number))
-    if not answers:
-        raise Problem('given up; whether the mail has gone is not known: the next one says so')
-    return answers[0]
-
-
-def run_now(machine, command, seconds=10):
-    """(problem or '', what it printed) of a Command that is run to its end."""
-    ended = []
-
-    def signalled(number):
-        if number in (signal.SIGINT, signal.SIGTERM):
-            raise KeyboardInterrupt
-        machine.reap()
-    run_loop_until(machine, lambda: machine.run(command, lambda *answer: ended.append(answer), seconds), lambda: ended, signalled)
-    return ended[0]
-
-
-def typed_networks(words):
-    found = []
-    for word in words:
-        try:
-            found.append(network_of(word))
-        except ValueError:
-            raise Problem('%s is no address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
-                          % printable(word), os.EX_USAGE) from None
-    return found
-
-
-def ban_addresses(conf, options, words):
-    try:
-        seconds = ban_seconds(options['time']) if 'time' in options else None
-    except ValueError as e:
-        raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
-    answer = ask_in_parts(conf, options, typed_networks(words), do='ban', seconds=seconds)
-    for net in answer['banned']:
-        print('%s: banned %s' % (net, for_text(answer['seconds'])))
-    if seconds is not None and seconds != answer['seconds']:
-        print('(bantime.maxtime is %s; -t -1 bans for ever)' % duration_text(answer['seconds']))
-    if answer.get('full'):
-        print('banwatch: ' + answer['full'], file=sys.stderr)
-    return print_refusals(answer, answer['refused'])
-
-
-def unban_addresses(conf, options, words):
-    everything = 'all' in options
-    if everything == bool(words):
-        raise Problem('unban takes addresses, or --all', os.EX_USAGE)
-    answer = ask_in_parts(conf, options, typed_networks(words), do='unban', all=everything)
-    for net in answer['unbanned']:
-        print('%s: unbanned' % net)
-    by = ' by ' + options['jail'] if 'jail' in options else ''
-    return print_refusals(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
-
-
-def print_refusals(answer, refused):
-    """Prints what did not work; the exit code."""
-    for text in refused:
-        print('banwatch: ' + text, file=sys.stderr)
-    if answer['trouble']:
-        print('banwatch: it is on record, but the firewall does not take it: %s'
-              % printable(answer['trouble']), file=sys.stderr)
-    return 1 if refused or answer['trouble'] else 0
-
-
-def reload_daemon(conf, options, words):
-    ask_about(conf, options, words, do='reload')
-    return print_rows(['reloaded'])
-
-
-def stop_daemon(conf, options, words):
-    procd = os.path.exists('/sbin/procd') and os.path.exists('/etc/init.d/banwatch')
-    try:
-        answer = ask_about(conf, options, words, do='status' if procd else 'stop')
-    except Problem as e:
-        if e.code != os.EX_UNAVAILABLE or not tidy_up(Machine(), read_conf(conf, strict=False)):
-            raise
-        raise Problem('no daemon is running; rules that one had left behind have been taken out',
-                      e.code) from None
-    if procd:
-        raise Problem('procd would start it again; use: /etc/init.d/banwatch stop')
-    if answer['left']:
-        raise Problem('stopped, but not all could be taken out: %s' % ', '.join(answer['left']))
-    return print_rows(['stopped'])
-
-
-def tidy_up(machine, config):
-    """Takes out the rules of a daemon that was killed; True if there were some."""
-    lock = os.path.join(config['runtime'], 'lock')
-    if os.path.exists(lock) and not machine.lock(lock):
-        raise Problem('a daemon is running, but does not answer; try: kill %s' % machine.read(lock).strip())
-    kernels = [FirewallSync(firewall, machine, Bans(0), lambda ticket: '') for kind in ('ipset', 'nft')
-               for firewall in make_firewalls(kind, config['chain'], {}) if machine.root()]
-
-    def begin():
-        for kernel in kernels:
-            kernel.close()
-            kernel.settle()
-    run_loop_until(machine, begin, lambda: not any(kernel.busy for kernel in kernels), lambda number: machine.reap())
-    troubles = ['%s: %s' % (k.firewall.name, k.trouble) for k in kernels if k.trouble and (
-        k.worked or k.firewall.family != 6 and machine.which(k.firewall.tool))]     # many a kernel lacks IPv6
-    if troubles:
-        raise Problem('no daemon is running, but it may have left rules behind: ' + '; '.join(troubles))
-    return any(kernel.removed for kernel in kernels)
-
-
-def log_blocks(name):
-    """Yields the blocks of whole lines of a log file; '-' is standard input, .gz is unpacked."""
-    try:
-        if name.endswith('.gz'):
-            f = gzip.open(name, 'rb')
-        else:
-            f = open(0 if name == '-' else name, 'rb', buffering=0, closefd=name != '-')
-        with f:
-            cutter = LineSplitter()
-            for chunk in iter(lambda: f.read(1 << 18), b''):
-                yield cutter.feed(chunk)
-            yield cutter.rest()
-    except (OSError, EOFError) as e:
-        code = os.EX_NOPERM if isinstance(e, PermissionError) else 1
-        hint = ' (try: journalctl -o short-iso | banwatch.py replay -)' if name in LOGS else ''
-        raise Problem('%s: %s%s' % (name, getattr(e, 'strerror', None) or e, hint), code) from None
-
-
-def default_log(machine):
-    """The log file of this machine; Problem with what to type instead if it has none."""
-    found = find_source(machine)
-    if not found.startswith('/'):
-        program = 'logread' if found == 'logread' else 'journalctl -o short-iso'
-        raise Problem('this machine keeps no log file; try: %s | banwatch.py replay -' % program)
-    return found
-
-
-class Replay:
-    """The whole pipeline over a log, in the log's own time."""
-
-    def __init__(self, config, machine):
-        self.jails = Jails(config, machine.filter_text, machine.guard)
-        self.jails.protect(machine.networks())
-        self.fails, self.bans = Fails(config['maxtracked']), Bans(config['maxbans'] or 20000)
-        self.wall, self.chance = machine.wall, machine.chance
-        self.moment = Calendar(int(self.wall()) // 86400)
-        self.lines = self.failures = 0
-        self.dated = True            # does it begin with lines whose date is known?
-        self.found = []              # rows of the answer
-
-    def read(self, block):
-        if not self.lines:
-            first = [line for line in block.split(b'\n', 100)[:100] if line]
-            self.dated = not first or any(read_line(line).date for line in first)
-        self.lines += block.count(b'\n')
-        bans, jails = self.bans, self.jails.by_name
-        for jail, seen in self.jails.scan(None, block, self.moment, self.wall()):
-            if bans.ends and bans.ends[0][0] <= seen.when:
-                for ticket in bans.ended(seen.when):
-                    bans.remove(ticket.key)
-            self.failures += seen.guesses
-            offence = jail.weigh(seen, self.fails, bans, jails, self.chance)
-            if offence:
-                self.ban(jail, offence, seen.when)
-
-    def ban(self, jail, offence, when):
-        """Notes what Daemon.ban would have done."""
-        known = (jail.name, offence.network) in self.bans.tickets
-        self.fails.forget((jail.name, offence.network))
-        ticket = self.bans.add(jail.name, offence.network, when, offence.seconds, offence.failures)
-        if not known:
-            self.found.append({
-                'time': when, 'jail': jail.name, 'ip': ticket.network, 'seconds': offence.seconds,
-                'count': ticket.count, 'failures': offence.failures})
-            for other, seen in self.jails.after_ban(jail, offence.network, when):
-                again = other.weigh(seen, self.fails, self.bans, self.jails.by_name, self.chance)
-                if again:
-                    self.ban(other, again, when)
-
-
-def replay_logs(conf, options, words):
-    config, machine = read_conf(conf), Machine()
-    trial = Replay(config, machine)
-    for name in words or ['-' if not sys.stdin.isatty() else default_log(machine)]:
-        for block in log_blocks(name):
-            trial.read(block)
-    if 'json' in options:
-        return print_rows([json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
-    rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'],
-             duration_text(ban['seconds'])) for ban in trial.found]
-    addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
-    print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'),
-                                plural(len(rows), 'ban'), addresses))
-    if not trial.dated:
-        print('banwatch: it does not begin with lines that have a date: is this a log?', file=sys.stderr)
-    return print_rows(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
-
-
-class Trial:
-    """What filters make of a log, line by line."""
-
-    def __init__(self, filters, wall):
-        self.filters = filters       # name -> filter
-        self.wall = wall
-        self.lines = 0
-        self.failures = collections.Counter()      # (filter, address) -> how many
-        self.regexes = collections.Counter()       # (filter, regex) -> lines that it matched
-        self.counts = collections.Counter()        # 'matched', 'login', 'no failure' ... -> lines
-        self.why = collections.Counter()           # why a line was not counted -> lines
-        self.missed = {}             # a line without its numbers -> [how often, the first]
-        self.examples = []
-        self.before = b''
-
-    def rows(self, block):
-        """Yields for each line (number, raw line, filter's name, Look, failures); None, None, 0 for a
-        line that no filter has a regex for."""
-        for raw in block.split(b'\n')[:-1]:
-            self.lines += 1
-            tidied, best = tidy(raw + b'\n', self.before), (None, None, 0)
-            self.before = raw or self.before
-            for name, each in self.filters.items():
-                found, failures = each.examine(tidied, self.wall)
-                if found and (best[1] is None or failures > best[2]
-                              or best[1].verdict != FAIL and found.verdict == FAIL):
-                    best = name, found, failures
-            yield (self.lines, raw) + best
-
-    @staticmethod
-    def matched(found):
-        return bool(found) and found.verdict == FAIL
-
-    def note(self, n, raw, name, found, failures):
-        """Counts a row for the summary."""
-        if found is None:
-            self.counts['missed'] += 1
-            shape = re.sub(br'[0-9a-fA-F.:]*\d[0-9a-fA-F.:]*', b'#', raw)[:100]
-            if len(self.missed) < 1000 or shape in self.missed:
-                self.missed.setdefault(shape, [0, raw])[0] += 1
-            return
-        if found.regex:
-            self.regexes[name, found.regex] += 1
-        kind = {FAIL: 'matched', LOGIN: 'login', NOFAIL: 'no failure', None: 'ignored'}[found.verdict]
-        self.counts[kind] += 1
-        if failures:
-            self.failures[name, found.ip] += failures
-        if found.why:
-            self.why[found.why + ('' if found.ip or not found.id else ': ' + printable(found.id))] += 1
-        if self.matched(found) and len(self.examples) < 10:
-            self.examples.append((n, printable(found.ip or found.id or ''), found.user or '', clock_text(found.when)
-                                  if found.when is not None else 'no date'))
-
-    def summary(self):
-        """Lines of text for a person who writes a filter."""
-        for name, each in self.filters.items():
-            yield 'filter    %s (%s)' % (name, each.origin)
-        yield 'lines     %s: %s matched, %s not; %s, %s that tell something but no failure, %s ignored' % (
-            format(self.lines, ','), format(self.counts['matched'], ','), format(self.counts['missed'], ','),
-            plural(self.counts['login'], 'login'), format(self.counts['no failure'], ','), format(self.counts['ignored'], ','))
-        yield 'failures  %s of %s' % (format(sum(self.failures.values()), ','),
-                                      plural(len({ip for _, ip in self.failures}), 'address', 'addresses'))
-        if self.regexes:
-            yield ''
-            yield from table(('LINES', 'REGEX'), [
-                (format(n, ','), regex if len(self.filters) == 1 else '%s: %s' % (name, regex))
-                for (name, regex), n in self.regexes.most_common()])
-        if self.why:
-            yield ''
-            yield from table(('LINES', 'NOT COUNTED, BECAUSE'), [(format(n, ','), why) for why, n in self.why.most_common(20)])
-        if self.examples:
-            yield ''
-            yield from table(('LINE', 'ADDRESS', 'USER', 'TIME'), [
-                (n, ip, printable(str(user)), when) for n, ip, user, when in self.examples])
-        if self.missed:
-            yield ''
-            yield 'the most frequent lines that no regex matches:'
-            for n, raw in sorted(self.missed.values(), key=lambda row: -row[0])[:10]:
-                yield '%7s  %s' % (format(n, ','), printable(as_text(raw.rstrip(b'\r')))[:160])
-
-
-def trial_filters(conf, machine, words, options):
-    """({name: filter}, the files) that the words of `test` name."""
-    config = read_conf(conf)
-    if 'regex' in options:
-        try:
-            return {'--regex': own_filter({}, [options['regex']], guard=machine.guard)}, words
-        except ValueError as e:
-            raise Problem(str(e), os.EX_USAGE) from None
-    if not words:
-        raise Problem('usage: banwatch.py test FILTER [FILE...] (or --regex R)', os.EX_USAGE)
-    spec, files = words[0], words[1:]
-    name, bracket, more = spec.partition('[')
-    if name not in FILTERS and spec not in config.jails() and os.path.isfile(name) and '/' not in name:
-        name = './' + name                         # a file that is called like a jail is not meant
-    try:
-        if name == 'all':
-            given = filter_spec(spec)[1]
-            return {each: built_in_filter(each, given) for each in JAILS if each != 'recidive'}, files
-        if spec in config.jails():
-            made = Jails(config, machine.filter_text, machine.guard).by_name[spec].filter
-        else:
-            made = load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)
-        if isinstance(made, History):
-            raise Problem('%s reads no log, it counts the bans of other jails (try replay)' % printable(spec), os.EX_USAGE)
-        return {spec: made}, files
-    except ValueError as e:
-        raise Problem(str(e), os.EX_CONFIG) from None
-
-
-def built_in_filter(name, params):
-    """A built-in filter, with these options if it knows them."""
-    try:
-        return load_filter(name, params, folders=(BUILT_IN,))
-    except ValueError:
-        return load_filter(name, folders=(BUILT_IN,))
-
-
-def test_filter(conf, options, words):
-    machine = Machine()
-    filters, files = trial_filters(conf, machine, words, options)
-    try:
-        wall = float(options['now']) if 'now' in options else machine.wall()
-        if not 0 <= wall < 1e11:
-            raise ValueError
-    except ValueError:
-        raise Problem('--now %s is not a number of seconds' % printable(options['now']), os.EX_USAGE) from None
-    trial, matches = Trial(filters, wall), 0
-    for name in files or ['-' if not sys.stdin.isatty() else default_log(machine)]:
-        for block in log_blocks(name):
-            for row in trial.rows(block):
-                n, _, by, found, failures = row
-                match = trial.matched(found)
-                matches += match
-                if 'json' in options:
-                    print(json.dumps({
-                        'line': n, 'match': match, 'ip': found.ip if match else None,
-                        'user': found.user if match else None, 'time': found.when if match else None,
-                        'filter': by if match else None, 'failures': failures,
-                        'why': found.why if found else ''}))
-                else:
-                    trial.note(*row)
-    if 'json' not in options:
-        print_rows(trial.summary())
-    return 0 if matches else 1
-
-
-Verb = collections.namedtuple('Verb', 'arguments flags least most help run')
-ANY = 1 << 16
-COMMANDS = {
-    'run': Verb('[--dry-run] [--syslog]', ['dry-run', 'syslog'], 0, 0,
-                'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing;\n'
-                '      --syslog logs to the system log instead of standard error', run_daemon),
-    'check': Verb('[--print]', ['print'], 0, 0,
-                  'find all mistakes in the conf; --print shows it with every default', check_file),
-    'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
-                   'how the daemon is, what it has seen, and what is wrong', show_status),
-    'banned': Verb('[JAIL] [--json]', ['json'], 0, 1, 'who is banned, since when, until when', show_banned),
-    'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
-                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban_addresses),
-    'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
-                  'lift the bans that touch these and forget their failures (not how often they were '
-                  'banned)', unban_addresses),
-    'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count', reload_daemon),
-    'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start', stop_daemon),
-    'report': Verb('[--send] [--html FILE] [--json]', ['send', 'html=', 'json'], 0, 0,
-                   'the summary since the last one; --send mails it and begins a new one (for cron: 0 6 * * *);\n'
-                   '      --html writes it as a page (- is standard output)', show_report),
-    'test': Verb('FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
-                 'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
-                 '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test_filter),
-    'replay': Verb('[FILE...] [--json]', ['json'], 0, ANY,
-                   'who would have been banned by these logs (- is standard input); touches nothing', replay_logs),
-}
-SHORT = {'-j': 'jail', '-t': 'time'}
-
-
-def help_text():
-    rows = ['usage: banwatch.py [-c CONF] COMMAND', '']
-    for word, verb in COMMANDS.items():
-        rows.append(('  %s %s' % (word, verb.arguments)).rstrip())
-        rows.append('      ' + verb.help)
-    return '\n'.join(rows + [
-        '', '  -c CONF    the conf file (%s, if there is one; every option has a default)' % CONF,
-        '  --help     this text        --version', '',
-        'Try first, as any user:  banwatch.py replay /var/log/auth.log',
-        'Exit codes: 0 done, 1 no, 64 usage, 69 no daemon is running, 77 not permitted, 78 configuration'])
-
-
-# ---- Doctor --------------------------------------------------------------------------------
-# Owns: nothing. Looks at the machine as an experienced friend would. Always true: nothing is changed
-# that is not ours; a check that fails, or cannot be made, does not keep the others from being made.
-
-OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
-Finding = collections.namedtuple('Finding', 'level text remedy')
-Finding.__new__.__defaults__ = '',
-MARKER_SECONDS, LOOK_SECONDS = 3, 10           # the daemon answers after 13 s at the latest, and is waited for 15
-FINDING_LENGTH = 190                                # characters of a finding
-LITTLE_FLASH, LITTLE_RAM = 1 << 20, 8 << 10    # bytes, kB that should be free
-RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker': 'sshguard', 'crowdsec': 'crowdsec', 'denyhosts.py': 'denyhosts'}
-RIVAL_SCRIPTS = {'/etc/init.d/banip': 'banIP', '/etc/init.d/bearDropper': 'bearDropper'}
-
-
-def readable_conf(name):
-    """What can be read of a conf file with mistakes."""
-    try:
-        return read_conf(name, strict=False)
-    except Problem:
-        return Config()
-
-
-class Doctor:
-    """What the checks need to know; `answer` is what the daemon says of itself, None if there is none."""
-
-    def __init__(self, machine, conf, mail):
-        self.machine, self.conf, self.mail = machine, conf, mail
-        self.config, self.answer, self.absent = Config(), None, ''
-        self.mistakes = []
-        try:
-            self.config = read_conf(conf)
-        except Problem as e:
-            self.mistakes = str(e).split('\n')
-            if conf != '-':                        # which has been read
-                self.config = readable_conf(conf)
-        try:
-            self.answer = ask_daemon(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
-        except Problem as e:
-            self.absent = str(e)
-
-    def run(self, *argv):
-        """What a program prints, None if it fails or is not there."""
-        problem, output = run_now(self.machine, Command(list(argv)), 5)
-        return None if problem else output
-
-    def pause(self, seconds):
-        """Lets time go by."""
-        until = self.machine.ticks() + seconds
-        while self.machine.ticks() < until:
-            self.machine.loop.wait(until - self.machine.ticks())
-
-
-def check_python(doctor):
-    missing = []
-    for name in LazyModule.names:
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
-    version = '%d.%d.%d' % sys.version_info[:3]
-    if sys.version_info < (3, 7):
-        yield Finding(PROBLEM, 'Python %s is too old' % version, 'use 3.7 or later')
-    elif missing:
-        yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)), 'install the whole python3')
-    elif doctor.machine.launched() and not doctor.machine.compiled(os.path.realpath(__file__)):
-        yield Finding(WARNING, 'Python %s is not the one that banwatch was compiled for: it starts slower' % version, 'banwatch install')
-    else:
-        yield Finding(OK, 'Python %s, with all that is needed' % version)
-
-
-def check_conf(doctor):
-    for text in doctor.mistakes:
-        yield Finding(PROBLEM, text, 'mend it: a running daemon keeps its old conf, a new one does not start')
-    if not doctor.mistakes:
-        yield Finding(OK, 'conf: %s' % doctor.config.name)
-
-
-def check_daemon(doctor):
-    if doctor.answer is None:
-        yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; ' + (
-            'restart it' if 'not answer' in doctor.absent else 'at each boot it starts after: banwatch.py install'))
-        return
-    if doctor.answer['version'] != VERSION:
-        yield Finding(WARNING, 'daemon: it still is banwatch %s, this is %s' % (doctor.answer['version'], VERSION), 'restart it')
-    yield Finding(OK, 'daemon: pid %d, up %s, %s kB' % (
-        doctor.answer['pid'], duration_text(doctor.answer['uptime']), format(doctor.answer['memory'], ',')))
-    told = [with_name(wall['name'], wall['trouble']) for wall in doctor.answer['firewall']]
-    for text in doctor.answer['wrong']:
-        if text not in told:                       # check_firewall's
-            yield Finding(PROBLEM, text, 'its log says more')
-
-
-def check_log(doctor):
-    """Sends a line into the system log, and waits for it where banwatch would read it."""
-    machine, spec = doctor.machine, doctor.config['source'][0]
-    meant = find_source(machine) if spec == 'auto' else spec
-    if not (meant == 'logread' or meant.startswith('/')):
-        yield Finding(OK, 'log: %s, which is not asked from here' % meant)
-        return
-    if not machine.which('logger'):
-        yield Finding(WARNING, 'log: there is no `logger` to try it with', 'see whether `status` counts its lines')
-        return
-    mark = 'log check %d, level ' % (machine.wall() * 1000)
-    for level in ('warning', 'info'):              # dropbear's failures are of the first, those of sshd of the second
-        problem, _ = run_now(machine, Command(['logger', '-t', 'banwatch', '-p', 'authpriv.' + level, mark + level]), 5)
-        if problem:
-            yield Finding(PROBLEM, 'log: %s' % problem, 'is the log daemon running?')
-            return
-    until = machine.ticks() + MARKER_SECONDS
-    while True:
-        # busybox has no -l, and a script of OpenWrt's syslog-ng little else
-        said = (doctor.run('logread', '-l', '50') or doctor.run('logread') or '') if meant == 'logread' else ''.join(
-            machine.end_of(path, 1 << 16) for path in glob.glob(meant))
-        if mark + 'info' in said or machine.ticks() >= until:
-            break
-        doctor.pause(0.2)
-    if mark + 'info' in said:
-        yield Finding(OK, 'log: what is logged comes through %s' % meant)
-    elif mark + 'warning' in said:
-        yield Finding(PROBLEM, 'log: %s shows warnings only; what sshd says of failures is of level info' % meant,
-                      'let the log daemon write `authpriv.info`; busybox syslogd: -l 8')
-    else:
-        yield Finding(PROBLEM, 'log: a line sent with `logger` does not come through %s' % meant,
-                      'is its daemon running? Where does it write? See `source`')
-
-
-def check_log_level(doctor):
-    """Settings that keep failed logins out of the log."""
-    text = doctor.run('sshd', '-T') or doctor.machine.read('/etc/ssh/sshd_config')      # -T: what it takes from all its files
-    level, names = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b', text), re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
-    if level:
-        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % level.group(1), 'set LogLevel INFO in /etc/ssh/sshd_config')
-    if names:
-        yield Finding(WARNING, 'sshd logs names instead of addresses: UseDNS yes', 'set UseDNS no, or those are never banned')
-    if not (level or names):
-        yield Finding(OK, 'log levels: failed logins are not hidden, as far as is known')
-
-
-def check_firewall(doctor):
-    for wall in doctor.answer['firewall'] if doctor.answer else ():
-        if wall['trouble']:
-            yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']), 'new bans stop nobody there until that is mended; it is tried again')
-        elif wall['pending']:
-            yield Finding(WARNING, '%s: does not answer yet' % wall['name'], 'ask again in a minute')
-        elif wall['name'] == 'none':
-            yield Finding(WARNING, 'firewall = none: nobody is blocked', 'set firewall = auto')
-        elif wall['name'] == 'command':
-            yield Finding(OK, 'firewall = command: what `action` runs has to block')
-        elif wall['mended']:
-            yield Finding(WARNING, '%s: its rules were not as they should be, and are again: %s' % (wall['name'], wall['mended']),
-                          'what else changes the firewall? banwatch looks after it each minute')
-        else:
-            yield Finding(OK, '%s: its rules stand first, with %s' % (wall['name'], plural(wall['rules'], 'ban')))
-    if not doctor.answer and not any(doctor.machine.which(tool) for tool in ('nft', 'iptables')):
-        yield Finding(PROBLEM, 'there is neither nft nor iptables', 'install nftables, or iptables and ipset')
-
-
-TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody has
-
-
-def check_drops(doctor):
-    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their own."""
-    kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']] if doctor.answer else []
-    made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4), 'ipset': functools.partial(IPSet, 4)}
-    for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
-        door = Scope((), '', True)
-        trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
-        remove_trial_rules(doctor.machine, trial)            # what a doctor has left who was killed
-        if not doctor.machine.passes(TRIAL_IP):
-            yield Finding(WARNING, '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP), 'another firewall shuts the loopback')
-            continue
-        problem, passes = packet_is_dropped(doctor.machine, trial, door)
-        if problem:
-            yield Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
-        elif passes:
-            yield Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind, 'set `firewall` to another kind')
-        else:
-            yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
-
-
-def list_trial_rules(machine, trial):
-    return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
-
-
-def run_commands(machine, commands):
-    return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
-
-
-def remove_trial_rules(machine, trial):
-    """Takes the rules on trial out of the kernel; '' or what is in the way."""
-    there = list_trial_rules(machine, trial)
-    return 'its rules cannot be read' if there[0] is None else run_commands(machine, trial.stop(there))
-
-
-def packet_is_dropped(machine, trial, door):
-    """(problem or '', whether a packet comes through all the same), with the rules of a firewall on trial."""
-    before = list_trial_rules(machine, trial)
-    if before[0] is None:
-        return 'its rules cannot be read', None
-    if trial.name != 'nft':                        # behind the daemon's own jump, which has to stand first
-        trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row) for row in trial.listing(before[0])[1]['INPUT'][:1])
-    passes = None
-    try:
-        problem = run_commands(machine, trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
-        passes = not problem and machine.passes(TRIAL_IP)
-    finally:
-        left = remove_trial_rules(machine, trial)
-    return problem or left, passes
-
-
-def check_offload(doctor):
-    if doctor.answer and any(wall['offload'] for wall in doctor.answer['firewall']):
-        if doctor.machine.which('conntrack'):
-            yield Finding(OK, 'flows are offloaded; conntrack ends those of who is banned')
-        else:
-            yield Finding(WARNING, 'flows are offloaded: connections that are open when a ban comes go on', 'install conntrack')
-
-
-def check_clock(doctor):
-    wall = doctor.machine.wall()
-    if wall < SANE:
-        yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall), 'let ntpd set it; summaries wait for it')
-        return
-    zone = doctor.machine.read('/etc/TZ').strip()
-    ours = time.localtime(wall).tm_zone            # strftime's %Z can be empty with musl
-    if zone and os.environ.get('TZ', zone) != zone:
-        yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours), 'log in anew, and restart banwatch if it is older than the change')
-    else:
-        yield Finding(OK, 'clock: %s %s' % (clock_text(wall), ours))
-
-
-def check_mail(doctor):
-    machine, settings = doctor.machine, doctor.config.options('report')
-    command = sendmail_command(machine, settings, '')
-    if not machine.which(command.argv[0]):
-        yield Finding(WARNING, 'mail: %s is %s' % (
-            command.argv[0], 'no program' if machine.exists(command.argv[0]) else 'not installed'),
-            'install msmtp-mta, or read the summary with: banwatch.py report')
-    elif not doctor.mail:
-        yield Finding(OK, 'mail: %s is there, for %s (doctor --mail tries it)' % (command.argv[0], settings['to']))
-    else:
-        host = machine.host()
-        text = mime_message(headers_of(settings, host, '[%s] a test by banwatch doctor' % host, machine.wall(), machine.chance()),
-                            'The daily summary will come this way.\n')
-        problem, _ = run_now(machine, command._replace(stdin=text), MAIL_SECONDS)
-        if problem:
-            yield Finding(PROBLEM, 'mail: %s' % problem, 'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta')
-        else:
-            yield Finding(OK, 'mail: %s has taken a test for %s; look whether it arrives' % (command.argv[0], settings['to']))
-
-
-def check_room(doctor):
-    folder = os.path.dirname(doctor.config['state'])
-    free = doctor.machine.free_bytes(folder)
-    if free is None or not doctor.machine.writable(doctor.config['state']):
-        yield Finding(PROBLEM, '%s cannot be written' % folder, 'bans do not outlive a reboot; set `state`')
-    elif free < LITTLE_FLASH:
-        yield Finding(WARNING, '%s: %d kB are free' % (folder, free >> 10), 'make room: when it is full, bans do not outlive a reboot')
-    else:
-        yield Finding(OK, '%s: %s kB are free' % (folder, format(free >> 10, ',')))
-    m = re.search(r'MemAvailable:\s+(\d+)', doctor.machine.read('/proc/meminfo'))
-    if m and int(m.group(1)) < LITTLE_RAM:
-        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','), 'lower `maxtracked` and `maxbans`')
-    elif m:
-        yield Finding(OK, 'memory: %s kB are free' % format(int(m.group(1)), ','))
-
-
-def check_jails(doctor):
-    if not doctor.answer or doctor.answer['uptime'] < 7 * DAY:
-        return
-    for jail in doctor.answer['jails']:
-        if jail['filter'] and not jail['failures'] + jail['ignored'] and jail['jail'] in doctor.config.settings:
-            yield Finding(WARNING, '%s: not one failure for %s' % (jail['jail'], duration_text(doctor.answer['uptime'])),
-                          'does that daemon log where banwatch reads? Try: banwatch.py test %s LOGFILE' % shlex.quote(jail['filter']))
-
-
-def check_rivals(doctor):
-    machine = doctor.machine
-    found = {RIVALS[name] for name in machine.processes() if name in RIVALS}
-    found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path) and glob.glob('/etc/rc.d/S*' + os.path.basename(path))}
-    for name in sorted(found):
-        yield Finding(WARNING, '%s is here, too' % name, 'one of the two is enough; both do no harm')
-
-
-CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall, check_drops, check_offload, check_clock, check_mail,
-          check_room, check_jails, check_rivals)
-
-
-def findings(doctor, checks=CHECKS):
-    """Yields what the checks find, as lines for a terminal; one that fails is a finding, too."""
-    for check in checks:
-        rows = check(doctor)
-        while True:
-            try:
-                row = next(rows, None)
-            except Exception as e:                 # what a friend cannot see is no reason to go home
-                row, rows = Finding(WARNING, '%s: could not be looked at: %s' % (
-                    check.__name__[6:], getattr(e, 'strerror', None) or repr(e)), 'the others are not affected'), iter(())
-            if row is None:
-                break
-            remedy = shortened(printable(row.remedy), FINDING_LENGTH - 60)
-            yield Finding(row.level, shortened(printable(row.text), FINDING_LENGTH - len(remedy) - 3), remedy)
-
-
-def ask_doctor(conf, options, words):
-    found, patient = [], Doctor(Quiet(), conf, 'mail' in options)
-    if not (patient.answer or patient.machine.root()):         # a daemon that answers is his own
-        raise Problem('only root sees its log, firewall and files (try sudo)', os.EX_NOPERM)
-    for row in findings(patient):
-        found.append(row)
-        if 'json' not in options:
-            print('%-8s %s%s' % (row.level, row.text, ' (%s)' % row.remedy if row.remedy else ''))
-            sys.stdout.flush()
-    if 'json' in options:
-        print(json.dumps([row._asdict() for row in found]))
-    return 1 if any(row.level == PROBLEM for row in found) else 0
-
-
-COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
-                          'look at this machine: what works, what does not, and the remedy; --mail sends a test mail', ask_doctor)
-
-
-# ---- Install -------------------------------------------------------------------------------
-# Owns: nothing. Puts banwatch where the machine's init system finds it, and takes it out again.
-# Always true: each step is said before it is done; what is there already is left as it is, so twice
-# is the same as once; a conf that somebody has changed, and the state, are never overwritten.
+# the rules that need not be written down
+RULES = r'''
+# What any healthy day logs, so that what is left is worth a look. The first that fits holds; what is
+# alarming stands first. Refused logins are told in a number alone: a name may be a password.
+
+[rule banwatch]
+program = banwatch(?:\.py)?
+report = ignore
+
+[rule out-of-memory]
+program = kernel
+report = warning
+details = firstlast
+text = the kernel ran out of memory
+regex = ^(?:(?:Memory cgroup out|Out) of memory: |oom_reaper: |oom-kill:|.{1,15} invoked oom-killer:)
+
+[rule kernel-crash]
+program = kernel
+report = warning
+details = firstlast
+text = faults of the kernel
+regex = ^(?:Kernel panic|kernel BUG at|(?:watchdog: )?BUG: |Oops\b|Internal error: |general protection fault|WARNING: CPU:)
+    ^(?:CPU \d+ )?Unable to handle kernel
+    ^(?:rcu: )?INFO: (?:task .{1,40} blocked for more than|\w+ (?:self-)?detected stall)
+
+[rule program-crash]
+program = kernel|procd
+report = warning
+details = firstlast
+text = programs that crash
+regex = ^.{1,24}: (?:segfault at|unhandled (?:page fault|exception)|potentially unexpected fatal signal)
+    ^(?:traps: |do_page_fault\(\): sending SIGSEGV|Instance \S+ i?s in a crash loop)
+
+[rule disk-error]
+program = kernel
+report = warning
+details = firstlast
+text = errors of a disk or flash
+regex = ^(?:jffs2|UBIFS|UBI|ubi\d+|SQUASHFS|EXT\d-fs):? (?:error|warning)
+    ^(?:EXT\d|F2FS|FAT|BTRFS|XFS)(?:-fs)?\b.{0,60}(?: error\b|warning: |orrupt|Remounting|forced readonly|set read-only)
+    ^(?:\w+: )?(?:critical \w+|I/O|Buffer I/O) error(?:,| on) dev
+
+[rule flood]
+program = kernel
+report = warning
+details = firstlast
+text = signs of a flood of connections
+regex = ^(?:\w+: ){1,2}(?:table full|Possible SYN flooding|neighbor table overflow)
+
+[rule dns-rebind]
+program = dnsmasq
+report = warning
+details = firstlast
+text = possible DNS rebind attacks
+regex = ^possible DNS-rebind attack detected:
+
+[rule accounts]
+program = passwd|chpasswd|chage|user(?:add|mod|del)|group(?:add|mod|del)
+report = warning
+details = firstlast
+text = accounts or passwords that were changed
+regex = ^(?:(?:new|delete|change) (?:user|group)\b|add '|(?:pam_\w+\(\w+:chauthtok\): )?password (?:for|changed))
+
+[rule disk-failing]
+program = smartd
+report = warning
+details = firstlast
+text = disks that are failing
+regex = ^Device: .{1,80}(?:unreadable|ncorrectable|FAILED|FAILING|failure)
+
+[rule dropped]
+program = kernel
+report = ignore
+regex = ^(?:REJECT|DROP|reject|drop|banIP/|\[UFW (?:LIMIT )?BLOCK\]|\w+_(?:DROP|REJECT):)[^=]{0,60}\bIN=\S* OUT=
+
+[rule links]
+program = kernel|netifd|pppd
+text = links and uplinks going up or down
+regex = ^(?:[\w.:@/-]+ ){1,8}[Ll]ink (?:is )?(?:[Uu]p|[Dd]own)\b
+    ^(?:Interface|Wireless device) '[^']+' (?:is now (?:up|down)|has lost the connection)$
+    ^(?:LCP terminated by peer|Modem hangup|Connection terminated|No response to \d+ echo|Timeout waiting for PAD)
+
+[rule starts]
+program = procd|systemd
+text = starts of the system
+regex = ^(?:- init complete -$|Startup finished in [^(]+\((?:firmware|kernel)\))
+
+[rule boot]
+program = (?:kernel|procd|netifd|ucitrack|urandom_seed)?
+report = ignore
+regex = ^\S+: (?:port \d+\([^)]+\) entered \w+ state$|renamed from )
+    ^(?:\S+ ){1,5}(?:(?:entered|left) (?:promiscuous|allmulticast) mode|configuring for \S+ link mode)$
+    ^(?:IPv6: ADDRCONF\(NETDEV_|8021q: adding VLAN)
+    ^(?:Booting Linux|Linux version|Kernel command|Memory: |NET: Registered|random: |usbcore: registered|Freeing |VFS: Mounted|PPP )
+    ^[\w -]+(?: hash table entries|: Hash tables configured)
+    ^(?:EXT\d-fs|UBIFS|F2FS-fs) \([^)]+\): (?:re-|un-?)?[Mm]ount
+    ^(?:init|procd|kmodloader|block|mount_root|urandom-seed|urngd|jffs2|ubi\d+): (?!.*(?:fail|rror|crash))
+    ^(?:- [a-z]+ -$|/etc/rc\.d/\S+ setting up |Added device handler |Setting up /etc/config/|Saving \d+ bits of |Seed saved )
+
+[rule uplink]
+program = netifd|pppd|firewall
+report = ignore
+regex = ^Reloading firewall due to
+    ^[\w ]+ '[^']+' (?:is setting up now|is (?:en|dis)abled|has link connectivity|link is (?:up|down))
+    ^You have delegated IPv6-prefixes
+    ^\S+ \(\d+\): (?:WARNING: Variable|udhcpc: (?:started|sending|broadcasting|performing|lease of|received SIG|entering|unicasting))
+    ^(?:pppd \S+ started by|Plugin \S+ loaded|(?:RP-)?PPPoE plugin|PPP session is|Connected to|Using interface|Renamed interface|Connect: )
+    ^(?:(?:CHAP|PAP|EAP) authentication succeeded|peer from calling number|Connect time|Sent \d+ bytes|Exit\.|Terminating on signal)
+    ^(?:local|remote|primary|secondary) +(?:IP|LL|DNS) address
+
+[rule dhcp]
+program = dnsmasq-dhcp
+text = DHCP messages
+regex = ^(?:\d+ )?(?:DHCP[A-Z-]+|RTR-[A-Z]+|SLAAC-CONFIRM)\(
+
+[rule dhcp-notes]
+program = dnsmasq-dhcp|odhcpd|odhcp6c|udhcpc6?|dhclient
+report = ignore
+regex = ^(?:DHCP, |DHCPv\d\S* |(?:IPv6 )?router advertisement |read /|not giving name|DHCP packet received on \S+ which has no)
+    ^(?:Using a RA lifetime|No default route present|A default route is present|Raising SIGUSR1|Failed to send to \S+ \()
+    ^DHCPV6 [A-Z-]+ IA_\w+ from \w+ on \S+: ok
+    ^(?:[Rr]eceived|Got|[Ss]ending) DHCP
+    ^(?:\(re\)starting transaction|Starting [A-Z-]+ transaction|Got a valid|entering |Send(?:ing)? [A-Z-]+ message)
+    ^(?:started, v|sending|broadcasting|performing|lease of|received SIG|unicasting)
+    ^(?:DHCP(?!NAK)[A-Z]+ (?:for|on|of|from)|bound to|XMT:|RCV:|PRC:|Listening on|Sending on) +\S
+
+[rule dns]
+program = dnsmasq
+report = ignore
+regex = ^(?:\d+ \S+ )?(?:(?:dnssec-)?query\[|(?:forwarded|reply|cached\S*|config|/etc/hosts) \S)
+    ^(?:started, version|DNS (?:service limited|rebinding protection)|Allowing |compile time options|\w+ support enabled)
+    ^(?:exiting on receipt|cleared cache|using (?:nameserver|only|standard|\d+ more) |read(?:ing)? /|no servers found in)
+    ^ignoring nameserver \S+ - local interface
+
+[rule wifi-wrong-key]
+program = hostapd
+text = Wi-Fi logins with a wrong key
+regex = ^\S+: (?:AP-STA-POSSIBLE-PSK-MISMATCH|CTRL-EVENT-EAP-(?:TIMEOUT-)?FAILURE|STA \S+ IEEE \S+ authentication failed)
+
+[rule wifi-joined]
+program = hostapd
+text = Wi-Fi devices that joined
+regex = ^\S+: AP-STA-CONNECTED
+
+[rule wifi]
+program = hostapd|wpa_supplicant
+report = ignore
+regex = ^\S+: STA \S+ IEEE \S+ (?:(?:dis|de)?(?:associat|authenticat|connect)ed|did not ack|binding station|\w+ port)
+    ^\S+: STA \S+ (?:WPA|RADIUS): \w+ (?:key handshake completed|accounting session)
+    ^\S+: (?:AP-STA-(?:DISC|POLL)|(?:AP|INTERFACE)-(?:EN|DIS)ABLED|ACS-(?:STARTED|COMPLETED)|AP-CSA|DFS-|interface state )
+    ^\S+: CTRL-EVENT-(?:EAP-|TERMINATING|CHANNEL-SW|STARTED-CH|CONNECTED|REGDOM)
+    ^\S+: WPA: (?:Key negotiation|Group rekeying) completed
+    ^(?:Configuration file: |Set new config for phy )
+
+[rule clock]
+program = crond|ntpd|chronyd|systemd-timesyncd
+text = corrections of the clock
+regex = ^(?:time disparity of|setting time to|System clock (?:was stepped|wrong) by|Initial clock synchronization)
+
+[rule time]
+program = ntpd|chronyd|systemd-timesyncd
+report = ignore
+regex = ^(?:reply from|sending query|synchronized to|timed out waiting|bad address)
+    ^(?:Selected source|Source \S+ |chronyd |Frequency |Contacted time|Timed out|Network configuration changed)
+
+[rule cron]
+program = crond?|CRON
+report = ignore
+regex = ^(?:USER \S+ pid +\d+ cmd |wakeup dt=|crond .{1,40}started, log level)
+    ^\([\w.*-]+\) (?:CMD|LIST|RELOAD|INFO|STARTUP) \(
+
+[rule pam]
+report = ignore
+regex = ^pam_\w+\([\w-]+:session\): (?:session (?:opened|closed) for user|deprecated reading)
+    ^pam_unix\([\w-]+:auth\): check pass; user unknown
+
+[rule pam-old]
+program = \S+\(pam_\w+\)
+report = ignore
+regex = ^(?:session (?:opened|closed) for user|check pass; user unknown)
+
+[rule sudo]
+program = sudo|su|login
+text = uses of sudo and su, console logins
+regex = ^ *\S+ : (?:\(command continued\)|(?:\w+=[^;]*; )*COMMAND=)
+    ^(?:\(to \S+\) |Successful su |\+ \S+ \S+:\S+$|(?:ROOT LOGIN|root login|LOGIN) +(?:ON|on) )
+
+[rule systemd]
+program = systemd(?:-logind|-journald)?|rsyslogd|syslogd|dbus-daemon
+report = ignore
+regex = ^(?:Start(?:ed|ing)|Finished|Reached target|Stopping|Stopped (?!.*with error)|Listening on|Closed|(?:Creat|Remov)ed slice)
+    ^\S+: (?:Deactivated successfully|Succeeded|Consumed )
+    ^(?:(?:Unm|M)ount(?:ed|ing)|Reload(?:ed|ing)|Condition check resulted in|.{1,200} was skipped because) \S
+    ^(?:systemd \S+ running in|Detected |Hostname set|Queued start job|Startup finished in [\w. ]+\.$)
+    ^(?:New s(?:ession|eat) |Removed session|Session \S+ logged out|Journal st|(?:System|Runtime) Journal |Received (?:client request|SIGTERM))
+    ^(?:\[origin software=|imuxsock: Acquired|rsyslogd's \w+ changed|-- MARK --|syslogd started)
+    ^(?:\[[\w= ]+\] )?(?:Activating |Successfully activated|Reloaded configuration)
+
+[rule auth-chatter]
+program = sshd(?:-session|-auth)?|dropbear
+report = ignore
+regex = ^(?:error: |fatal: )?(?:Received disconnect|Disconnect(?:ed|ing)|Connection (?:closed|reset|from)|Timeout|maximum authentication)\b
+    ^(?:error: |fatal: )?(?:kex_\w+|ssh_dispatch_run_fatal|banner exchange|Unable to negotiate|no matching|Read from socket|Write failed)\b
+    ^(?:Did not receive|Bad protocol|reverse mapping|Address \S+ maps|drop connection|Postponed \S+ for|Failed (?:none|publickey|hostbased) for)
+    ^(?:PAM \d+ more|PAM service|input_userauth|userauth_pubkey: (?:signature|key type)|Server listening|Received (?:signal|SIG)|Starting session)
+    ^(?:Close session|User child|Transferred|subsystem request|Accepted key|(?:wtmp_write|lastlog_\w+|syslogin_\w+):)
+    ^(?:\[\d+\] .{15} )?(?:Child connection|[Ee]xit |Early exit|[Pp]remature exit|Running in background)
+
+[rule auth-failures]
+program = (?!su(?:do)?$).*
+text = refused logins that no jail counted
+regex = ^(?:pam_\w+\([\w-]+:auth\): )?(?:authentication failure; logname=|auth could not identify password)
+    ^(?:error: |fatal: )?(?:[Ii]nvalid user|[Ii]llegal user|Failed (?:password|keyboard|challenge)\S* for|PAM: [\w ]+ for|Access denied for user)\b
+    ^(?:User .+ not allowed because|ROOT LOGIN REFUSED|FAILED LOGIN|invalid password for)
+    ^(?:\[\d+\] .{15} )?(?:[\w -]+ password|[Ll]ogin) attempt (?:for|with)
+    ^auth[^:]*: .*\b(?:pam|passwd-file|sql)\(
+    ^(?:(?:\[\w+\] )?luci: failed login on|(?:\[pid \d+\] )?\[[^]]*\] FAIL LOGIN: Client ")
+'''
+
+# hours east of Greenwich; an abbreviation means what most of its users mean
+ZONES = {'': 0, 'Z': 0, 'UTC': 0, 'GMT': 0, 'UT': 0, 'WET': 0}
+for hours, words in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
+                     (-4, 'AST EDT CLT BOT'), (-3, 'ART BRT ADT CLST UYT'), (-3.5, 'NST'), (-2.5, 'NDT'), (-2, 'BRST'), (-1, 'CVT AZOT'),
+                     (1, 'CET WAT WEST BST DFT'), (2, 'CEST EET CAT SAST'), (3, 'EEST MSK EAT IDT'), (3.5, 'IRST'), (4, 'GST AZT SAMT'),
+                     (4.5, 'AFT IRDT'), (5, 'PKT UZT YEKT MAWT'), (5.5, 'IST SLT'), (5.75, 'NPT'), (6, 'ALMT BTT NOVT OMST'), (6.5, 'MMT CCT'),
+                     (7, 'ICT WIB THA KRAT'), (8, 'HKT SGT PHT MYT AWST WITA IRKT'), (9, 'JST KST WIT YAKT'), (9.5, 'ACST'), (10, 'AEST VLAT'),
+                     (10.5, 'ACDT'), (11, 'AEDT MAGT SBT NCT'), (12, 'NZST FJT PETT'), (13, 'NZDT')):
+    ZONES.update(dict.fromkeys(words.split(), hours))
+
+# How programs write dates, by strptime's fields and fail2ban's own: %ExY is a year of this century,
+# %Exy, %Exm ... exactly two digits, %k and %l an hour that may be padded with a blank. An hour, a date
+# and a zone that stand alone are looked for at the line's beginning only (^, {^LN-BEG}).
+DATES = (
+    r'%ExY[-/.]%m[-/.]%d(?:T| {1,2})%H:%M:%S(?:[.,]%f)?(?: *%z)?',         # ISO 8601, RFC 3339
+    r'(?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',                          # RFC 3164, asctime
+    r'(?:%a )?%b %d %ExY %k:%M:%S(?:\.%f)?',
+    r'%d[-/]%m[-/](?:%ExY|%Exy) %k:%M:%S',
+    r'%d[-/]%b[-/]%ExY[ :]?%H:%M:%S(?:\.%f)?(?: %z)?',                     # web servers, named
+    r'%m/%d/%ExY:%H:%M:%S',
+    r'%m-%d-%ExY %k:%M:%S(?:\.%f)?',
+    'EPOCH',
+    r'{^LN-BEG}%H:%M:%S',
+    r'^<%m/%d/%Exy@%H:%M:%S>',
+    r'%Exy%Exm%Exd {1,2}%H:%M:%S',                                         # MySQL
+    r'%b %d, %ExY %I:%M:%S %p',                                            # Tomcat
+    r'^%b-%d-%Exy %k:%M:%S',
+    r'%ExY%Exm%Exd(?:[-T]| {0,2})%ExH%ExM%ExS(?:[.,]%f)?(?: *%z)?',
+    r'%Z (?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',
+    r'%z (?:%a )?%b %d %k:%M:%S(?:\.%f)?(?: %ExY)?',
+    'TAI64N')
 
 OPENWRT_INIT = r'''#!/bin/sh /etc/rc.common
 # banwatch keeps password guessers out; see banwatch --help. Made by: banwatch install
@@ -9565,216 +10682,21 @@ INIT_SYSTEMS = {
         '/etc/banwatch.state', '/etc/cron.d/banwatch', 'root', '', [],
         [['update-rc.d', 'banwatch', 'defaults'], ['/etc/init.d/banwatch', 'restart']],
         [['/etc/init.d/banwatch', 'stop'], ['update-rc.d', 'banwatch', 'remove']], {}, [])}
-CRON_TIME = '0 6 * * *'
 
-
-def find_init_system(machine, root, kind=None):
-    """The Place of that kind, or the one that fits the machine whose files lie under `root` ('' for this one)."""
-    if kind is not None and kind not in INIT_SYSTEMS:
-        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(INIT_SYSTEMS)), os.EX_USAGE)
-    if kind:
-        return INIT_SYSTEMS[kind]
-    signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'), ('systemd', '/run/systemd/system')]
-    # a machine that runs has said by now what it runs on; an image may have the folders of both
-    signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
-    for kind, path in signs:
-        if machine.exists(root + path):
-            return INIT_SYSTEMS[kind]
-    raise Problem('no init system that is known here; name it with --kind (%s), or let yours run: banwatch.py run' % ' '.join(INIT_SYSTEMS))
-
-
-class Installer:
-    """Does what is to be done to a machine, or only says it."""
-
-    def __init__(self, machine, root, dry_run, kind=None):
-        self.machine, self.root, self.dry_run = machine, root, dry_run
-        self.place = find_init_system(machine, root, kind)
-        self.changed = False         # has anything been done, or would it be?
-
-    def say(self, text, act=None, *words):
-        """Says a step, and takes it."""
-        print(text)
-        self.changed = self.changed or act is not None
-        if act and not self.dry_run:
-            act(*words)
-
-    def there(self, path):
-        """The text of a file under the root, None if there is none."""
-        return self.machine.whole_text(self.root + path)
-
-    def write(self, path, text, mode):
-        if self.there(path) == text:
-            return self.say('%s: is there' % path)
-        self.say('%s: written (%d kB)' % (path, len(text) // 1000 + 1), self.put, path, text, mode)
-
-    def put(self, path, text, mode):
-        self.machine.make_folder(os.path.dirname(self.root + path))
-        self.machine.replace(self.root + path, text.encode('utf-8', 'surrogateescape'), mode)
-
-    def add_lines(self, path, lines):
-        """Adds lines to a file that is not ours; each stands there once."""
-        text = self.there(path) or ''
-        missing = [line for line in lines if line not in text.split('\n')]
-        if not missing:
-            return self.say('%s: has what it needs' % path)
-        new = '\n'.join(missing + [''])
-        # a last line without an end stays the last one, so that `uninstall` leaves no trace
-        text = new + text if text and text[-1] != '\n' else text + new
-        self.say('\n    '.join(['%s: gets' % path] + missing), self.put, path, text, self.machine.mode(self.root + path, 0o644))
-
-    def drop_lines(self, path, wanted):
-        """Takes lines out of a file that is not ours."""
-        text = self.there(path)
-        left = '\n'.join(line for line in (text or '').split('\n') if not wanted(line))
-        if text and not left:
-            self.remove(path)
-        elif text and left != text:
-            self.say('%s: loses our lines' % path, self.put, path, left, self.machine.mode(self.root + path, 0o644))
-
-    def run(self, argv):
-        if self.root:
-            return
-        self.say('runs: ' + ' '.join(argv))
-        problem = '' if self.dry_run else run_now(self.machine, Command(argv), MAIL_SECONDS)[0]
-        if problem:
-            print('    ' + problem)
-
-    def remove(self, path):
-        if os.path.lexists(self.root + path):
-            self.say('%s: removed' % path, self.machine.remove, self.root + path)
-
-    # what belongs to it
-    @property
-    def library(self):
-        return self.place.program.replace('sbin', 'lib')
-
-    def source(self):
-        return self.library + '/banwatch.py'
-
-    def cron_line(self):
-        words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf, 'report', '--send', '>/dev/null']
-        return ' '.join(filter(None, words))
-
-    def sends(self, line):
-        """Is this our line, be it at another hour?"""
-        return line[:1] != '#' and self.place.program + ' ' in line and ' report --send' in line
-
-    def sends_any(self, text):
-        return any(map(self.sends, (text or '').split('\n')))
-
-    def kept(self):
-        """What a firmware upgrade is to keep."""
-        return [self.place.program, self.library + '/', self.place.init, self.place.conf, self.place.state] + list(self.place.links)
-
-    def conf_text(self):
-        usual = Config()
-        if self.place.state != usual['state']:
-            usual, _ = read_config('[banwatch]\nstate = %s\n' % self.place.state, 'install')
-        return config_text(usual) + '\n'
-
-    def install(self, source):
-        """Puts everything in its place; `source` is the text of this program."""
-        place = self.place
-        print('banwatch %s for %s%s' % (VERSION, place.name, ' under ' + self.root if self.root else ''))
-        self.write(self.source(), source, 0o644)
-        if not self.machine.compiled(self.root + self.source()):
-            self.say('%s: compiled for Python %d.%d, so that it starts sooner' % ((self.source(),) + sys.version_info[:2]),
-                     self.machine.compile, self.root + self.source(), bool(self.root))
-        self.write(place.program, LAUNCHER % (place.python, self.library, self.library), 0o755)
-        if self.there(place.conf) is None:
-            self.write(place.conf, self.conf_text(), 0o644)
-        else:
-            self.say('%s: is there, and stays as it is' % place.conf)
-        self.write(place.init, place.text, place.mode)
-        if self.sends_any(self.there(place.cron)):
-            print('%s: has what it needs' % place.cron)
-        elif self.machine.exists(self.root + os.path.dirname(place.cron)) or not place.cron_user:
-            self.add_lines(place.cron, [self.cron_line()])
-        else:
-            print('%s: there is no such folder; let cron run each day: %s' % (os.path.dirname(place.cron), self.cron_line()))
-        if place.keep:
-            self.add_lines(place.keep, self.kept())
-        for path, target in place.links.items() if self.root else ():
-            if not os.path.islink(self.root + path):
-                self.say('%s: linked' % path, self.machine.link, target, self.root + path)
-        for argv in place.crond + place.start:     # who runs already what was there already is left alone
-            self.run(argv if self.changed else ['start' if word == 'restart' else word for word in argv])
-        if not self.root and not self.machine.which('sendmail') and not self.machine.exists('/usr/lib/sendmail'):
-            print('There is no sendmail yet: for the daily summary install msmtp-mta, and set `to` in %s.' % place.conf)
-
-    def uninstall(self, state):
-        """Takes out what `install` has put there; the state only if `state` says so."""
-        place = self.place
-        for argv in place.stop if self.machine.exists(self.root + place.init) else ():
-            self.run(argv)
-        for path in [place.init, place.program] + (list(place.links) if self.root else []):
-            self.remove(path)
-        for argv in place.gone:
-            self.run(argv)
-        if self.machine.exists(self.root + self.library):
-            self.say('%s: removed' % self.library, self.machine.remove_folder, self.root + self.library)
-        if place.cron_user:
-            self.remove(place.cron)
-        else:
-            before = self.there(place.cron)
-            self.drop_lines(place.cron, self.sends)
-            for argv in place.crond[-1:] if self.sends_any(before) else ():    # crond reads its file again only then
-                self.run(argv)
-        if place.keep:
-            self.drop_lines(place.keep, lambda line: line in self.kept())
-        if self.there(place.conf) == self.conf_text():
-            self.remove(place.conf)
-        elif self.there(place.conf) is not None:
-            print('%s: stays, for somebody has changed it' % place.conf)
-        if os.path.lexists(self.root + place.state):
-            if state():
-                self.remove(place.state)
-            else:
-                print('%s: stays (bans and history)' % place.state)
-
-
-
-def make_installer(options):
-    if options.get('root') == '':
-        raise Problem('--root: which folder?', os.EX_USAGE)
-    os.umask(0o022)                                # everybody may look, whatever root's shell says
-    machine, root = Machine(), options.get('root', '').rstrip('/')
-    if root and not os.path.isdir(root):
-        raise Problem('%s: is no folder' % printable(root))
-    if not (machine.root() or root or 'dry-run' in options):
-        raise Problem('only root can do that (try --dry-run)', os.EX_NOPERM)
-    if not (root or 'dry-run' in options):
-        machine.be_called('banwatch-setup')        # or Entware's `killall banwatch` would wait for us to end
-    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options, options.get('kind'))
-
-
-def install_here(conf, options, words):
-    here = os.path.realpath(__file__)
-    text = Machine().filter_text(here if here.endswith('.py') else here[:-1])
-    if not text or not text.startswith('#!'):
-        raise Problem('%s: this is not the source; run banwatch.py itself' % here)
-    make_installer(options).install(text)
-    return 0
-
-
-def uninstall_here(conf, options, words):
-    def state():
-        if 'state' in options:
-            return True
-        if 'dry-run' in options or not sys.stdin.isatty():
-            return False
-        print('Remove the bans and their history, too? [y/N] ', end='', flush=True)
-        return sys.stdin.readline().strip().lower() in ('y', 'yes')
-    make_installer(options).uninstall(state)
-    return 0
-
-
-COMMANDS.update({
-    'install': Verb('[--dry-run] [--root DIR] [--kind KIND]', ['dry-run', 'root=', 'kind='], 0, 0,
-                    'put it in its place: program, conf, init script, cron line; says each step; start it;\n'
-                    '      --root: into the files of an image; --kind: %s' % ' '.join(INIT_SYSTEMS), install_here),
-    'uninstall': Verb('[--dry-run] [--root DIR] [--kind KIND] [--state]', ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
-                      'take all that out again; asks before the state, --state does not', uninstall_here)})
+STYLE = (
+    ':root{color-scheme:light dark}body{margin:0;background:#eef1f5;color:#1b2430;font:15px/1.5 system-ui,-apple-system,'
+    'Segoe UI,Roboto,sans-serif}main{max-width:760px;margin:0 auto;padding:16px 12px 40px}h1{font-size:21px;margin:8px 0 2px}'
+    'h2{font-size:12px;letter-spacing:.08em;margin:0 0 6px;color:#5b6b80}h2 i{font-style:normal;letter-spacing:0;font-weight:400}'
+    'section{background:#fff;border:1px solid #dde3ea;border-radius:10px;padding:12px 14px;margin:12px 0}.w{border-left:5px solid #d9480f}'
+    'p{margin:3px 0;overflow-wrap:anywhere}.q{color:#66758a;font:12px/1.45 ui-monospace,Menlo,Consolas,monospace;margin-left:14px}'
+    '.x{color:#c2410c}.t{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}th{font-size:11px;text-align:left;'
+    'color:#66758a;font-weight:600;padding:2px 10px 2px 0}td{padding:3px 10px 3px 0;border-top:1px solid #edf0f4;white-space:nowrap}'
+    'td:last-child{white-space:normal;min-width:3em}td.l{min-width:13em}.t+.t{margin-top:12px}.n{text-align:right;font-variant-numeric:tabular-nums}.c{table-layout:fixed}.c td{border:0;padding:0 1px;height:90px;'
+    'vertical-align:bottom}.c b{display:block;background:#3b7dd8;border-radius:3px 3px 0 0}.c th{font-weight:400;text-align:center;'
+    'padding:2px 0;overflow:visible}.k{display:flex;flex-wrap:wrap;gap:8px;margin:10px 0}.k p{background:#fff;border:1px solid #dde3ea;border-radius:10px;'
+    'padding:6px 14px;margin:0;flex:1 0 auto;min-width:74px;overflow-wrap:normal}.k b{display:block;font-size:22px}.n+:not(.n){padding-left:8px}@media(prefers-color-scheme:dark){body{background:#12171e;'
+    'color:#dbe3ec}section,.k p{background:#1a212b;border-color:#2b3542}td{border-color:#28313d}h2,th,.q{color:#93a1b3}.x{color:#ff9d66}}'
+    '@media(max-width:480px){table{font-size:13px}th,td{padding-right:7px}td.l{min-width:22em}.n+:not(.n){padding-left:2px}}')
 
 
 # ---- Main ----------------------------------------------------------------------------------

@@ -1434,7 +1434,7 @@ def minutes(bench, kind, count):
     wiped()
     found = []
     with inside(bench, kind) as (daemon, work):
-        jail = daemon.jails.by_name['sshd']
+        jail = daemon.judge.jails.by_name['sshd']
         for ip in crowd(count, '203.0.113.1'):
             daemon.ban(jail, ip, 86400)
         work()
@@ -1516,13 +1516,13 @@ class Link:
             done = router.run(argv, input=text)
             if done.returncode:
                 raise Missing('%s: %s' % (argv[0], done.stderr.strip()))
-        self.door = router.listen(self.address, 9)
+        self.scope = router.listen(self.address, 9)
         with client.entered():
             self.flowing = self.connected()
 
     def connected(self):
         there = socket.create_connection((self.address, 9), 5)
-        return there, self.door.accept()[0]
+        return there, self.scope.accept()[0]
 
     def connects(self, times=50):
         """TCP connections a second, one after the other, both ends in this process: nobody waits to be scheduled."""
@@ -1554,7 +1554,7 @@ def commands(kind, ips):
     banwatch = engine()
     jails = {'sshd': banwatch.Jail('sshd', banwatch.Config().options('sshd'))}
     firewall = banwatch.make_firewalls(kind, ['INPUT', 'FORWARD'], jails)[0]
-    wanted = {(ip, firewall.doors['sshd']): 86400 for ip in ips}
+    wanted = {(ip, firewall.scopes['sshd']): 86400 for ip in ips}
     return [(command.argv, command.stdin) for command in firewall.rebuild(['', ''], wanted, 0)]
 
 
@@ -1575,7 +1575,7 @@ def speeds(bench):
         for key in [(kind, 0) for kind in MOST] + list(each_size(bench)) + [
                 ('flat', count) for kind, count in each_size(bench) if kind == 'iptables']:
             links[key] = Link(client, host(), len(links), key[0], crowd(key[1], '203.0.113.1'))
-            for each in (links[key].door,) + links[key].flowing:
+            for each in (links[key].scope,) + links[key].flowing:
                 stack.enter_context(each)
         # short and often: on a busy machine one of them stays undisturbed
         for _ in range(10 * bench.options.times):

@@ -199,7 +199,7 @@ class Network:
     def __init__(self, directory):
         self.directory = str(directory)
         self.log = os.path.join(self.directory, 'messages')
-        self.hosts, self.door = [], None
+        self.hosts, self.scope = [], None
         try:
             self.router, self.attacker, self.lan = self.host(), self.host(), self.host()
             self.router.script(FILES.format(passwd=self.write('passwd', PASSWD + service_accounts(), 0o644),
@@ -208,7 +208,7 @@ class Network:
             self.attacker.script(ATTACKER)
             self.lan.script(LAN)
             self.router.script(ROUTER)
-            self.door = self.router.listen('::', 9)    # to knock at: a connection to a server would count as a failure
+            self.scope = self.router.listen('::', 9)    # to knock at: a connection to a server would count as a failure
         except BaseException:
             self.close()
             raise
@@ -231,8 +231,8 @@ class Network:
         for host in self.hosts:
             host.close()
         self.hosts = []
-        if self.door:
-            self.door.close()
+        if self.scope:
+            self.scope.close()
 
 
 def service_accounts():

@@ -195,7 +195,7 @@ def test_built_in_filters_tell_whole_lines_of_each_form_but_rfc_5424():
 def test_without_an_action_nothing_of_the_log_is_kept(tmp_path):
     house = House(tmp_path)
     house.fail('192.0.2.7', 2)
-    assert not house.daemon.jails.by_name['dropbear'].matches
+    assert not house.daemon.judge.jails.by_name['dropbear'].matches
 
 
 def test_text_of_the_log_stays_inside_its_argument(make):
@@ -405,7 +405,7 @@ def test_a_ban_that_comes_and_goes_while_the_last_one_is_lifted_is_not_lifted_tw
     bell.machine.holding = False
     bell.machine.finish()
     bell.turn(9)
-    assert bell.ran() == ['ban 192.0.2.7 0', 'unban 192.0.2.7'] and bell.daemon.couriers[-1].idle()
+    assert bell.ran() == ['ban 192.0.2.7 0', 'unban 192.0.2.7'] and bell.daemon.wing('actions').runners[-1].idle()
 
 
 def test_what_needs_no_program_waits_for_no_event(make):
@@ -423,8 +423,8 @@ def test_after_each_turn_of_the_loop_something_is_under_way_or_there_is_nothing_
     """A turn that leaves work behind, with nothing that wakes the loop, would delay it until something else happens."""
     house = make('[action note]\nactionban =\nactionunban = note unban <ip>\n', firewall='nft')
     house.ring('192.0.2.7', '192.0.2.8')
-    courier, = [each for each in house.daemon.couriers if each.firewall.name == 'note (bell)']
-    for ticket in list(house.daemon.bans.tickets.values()):
+    courier, = [each for each in house.daemon.wing('actions').runners if each.name == 'note (bell)']
+    for ticket in list(house.daemon.judge.bans.tickets.values()):
         house.daemon.unban(ticket, 'test')
     courier.minute()
     house.daemon.settle()
@@ -507,7 +507,7 @@ def test_a_dry_run_runs_nothing(tmp_path):
     machine = Hands()
     made = banwatch.Daemon(machine, config(OFF + BELL + NOTE, action='note', source='fifo:%s' % (tmp_path / 'log')), dry_run=True)
     made.start()
-    made.ban(made.jails.by_name['bell'], '192.0.2.7', 60)
+    made.ban(made.judge.jails.by_name['bell'], '192.0.2.7', 60)
     made.settle()
     assert not [command for command in machine.ran if command.environment]
 
@@ -581,7 +581,7 @@ def test_a_start_that_fails_is_tried_again_and_bans_wait_for_it(bell):
         bell.pass_time(300)
         bell.pass_time(301)
     bell.ring('192.0.2.99')
-    courier, = [each for each in bell.daemon.couriers if each.firewall.name == 'note (bell)']
+    courier, = [each for each in bell.daemon.wing('actions').runners if each.name == 'note (bell)']
     assert not courier.queue                       # what has been banned and unbanned meanwhile fills no memory
     bell.broken = set()
     bell.pass_time(61)
@@ -799,7 +799,7 @@ def test_a_grandchild_that_holds_the_pipes_holds_up_nothing(make, tmp_path):
 
 def evidence(house):
     """Bytes of the log that are kept for the jail, and for how many addresses."""
-    kept = house.daemon.jails.by_name['bell'].matches
+    kept = house.daemon.judge.jails.by_name['bell'].matches
     return sum(sys.getsizeof(line) for lines, fields in kept.values() for line in list(lines) + list(fields.values())), len(kept)
 
 
@@ -830,7 +830,7 @@ def test_of_a_thousand_addresses_lines_are_kept_at_most(make):
 def test_the_lines_of_bans_take_no_more_memory_than_those_of_a_thousand(make):
     house = make(NOTE.replace('note ban', 'true'))
     flood(house, 3000, 1, b'x' * 900)
-    tickets = house.daemon.bans.tickets.values()
+    tickets = house.daemon.judge.bans.tickets.values()
     assert len(tickets) == 3000 and sum(bool(ticket.matches) for ticket in tickets) <= 1100
 
 

@@ -48,7 +48,7 @@ class Router:
         assert problems == []
         self.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN, br-lan')]
         self.machine.memory = lambda: (0, 1 << 20)
-        self.daemon = banwatch.Daemon(self.machine, config)
+        self.daemon = banwatch.Daemon(self.machine, config, requests=banwatch.answers())
         self.daemon.start()
         turn(self.daemon)
 

@@ -77,7 +77,7 @@ def left(house, ip='192.0.2.7'):
     if not rows:
         assert not any(on_file)
         return None
-    seconds = house.daemon.bans.tickets['dropbear', ip].left(now)
+    seconds = house.daemon.judge.bans.tickets['dropbear', ip].left(now)
     assert [rows[0]['left'], rows[0]['until'] - house.machine.time, on_file[0]] == pytest.approx([seconds] * 3, abs=0.1)
     return seconds
 
@@ -128,7 +128,7 @@ def test_after_a_reboot_a_ban_lasts_what_it_had_left_less_what_a_clock_that_can_
     (tmp_path / 'run' / 'state.json').unlink()
     house.restart('boot-2', now=30.0, time=started)
     house.ask('status')
-    house.daemon.save()
+    house.daemon.store.save()
     assert left(house) == (expected and about(expected))
     house.machine.time = WALL + DAY                # NTP has answered
     house.turn()
@@ -237,9 +237,9 @@ def test_history_is_forgotten_after_dbpurgeage_and_not_after_a_step(house, clock
     for wait in MINUTE, 29 * DAY:
         clock.set(house, noticed=True)
         house.pass_time(wait)
-        assert house.daemon.bans.history['dropbear', '192.0.2.7'][0] == 1
+        assert house.daemon.judge.bans.history['dropbear', '192.0.2.7'][0] == 1
     house.pass_time(DAY)
-    assert not house.daemon.bans.history
+    assert not house.daemon.judge.bans.history
 
 
 # --- the report

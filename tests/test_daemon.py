@@ -15,8 +15,8 @@ LINE = "Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[%d]: Bad password attemp
 class House:
     """A daemon on a FakeMachine, and what one does with it."""
 
-    def __init__(self, folder, text='', firewall='none', machine=None, **defaults):
-        self.folder, self.text, self.firewall = folder, text, firewall
+    def __init__(self, folder, text='', firewall='none', machine=None, wings=None, **defaults):
+        self.folder, self.text, self.firewall, self.wings = folder, text, firewall, wings
         self.more = ''               # further options of [banwatch]
         self.defaults = dict({'maxretry': 3, 'bantime': '10m'}, **defaults)
         self.machine = machine or FakeMachine()
@@ -33,7 +33,7 @@ class House:
         return made
 
     def start(self):
-        self.daemon = banwatch.Daemon(self.machine, self.conf(), self.conf)
+        self.daemon = banwatch.Daemon(self.machine, self.conf(), self.conf, wings=self.wings, requests=banwatch.answers())
         self.daemon.start()
         self.turn()
 
@@ -170,7 +170,7 @@ def test_little_ram_means_fewer_bans(tmp_path):
     machine = FakeMachine()
     machine.memory = lambda: (10000, 64000)
     house = House(tmp_path, machine=machine)
-    assert house.daemon.bans.limit == 6400
+    assert house.daemon.judge.bans.limit == 6400
 
 
 # --- what must never be banned
@@ -208,8 +208,8 @@ def test_rules_are_rendered_without_what_is_ours_even_if_a_ticket_slipped_in(tmp
     house = House(tmp_path, firewall='iptables')
     house.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN')]
     house.daemon.protect()
-    house.daemon.bans.put(banwatch.Ticket('sshd', '192.168.1.7', 0, None, 1, 5), 0)
-    assert house.daemon.kernels[0].tickets() == []
+    house.daemon.judge.bans.put(banwatch.Ticket('sshd', '192.168.1.7', 0, None, 1, 5), 0)
+    assert house.daemon.wall.syncs[0].wanted() == {}
 
 
 def test_if_netlink_fails_the_last_known_networks_stay_protected(house):
@@ -252,10 +252,10 @@ def test_a_ban_by_hand_again_sets_a_new_end(house):
 def test_unban_lifts_in_every_jail_forgets_failures_and_keeps_history(house):
     house.fail('192.0.2.7', 3)
     house.ask('ban', jail='sshd', networks=['192.0.2.7'], seconds=60)
-    house.daemon.fails.add(('luci', '192.0.2.7'), house.machine.now, 2, 600, 5)
+    house.daemon.judge.fails.add(('luci', '192.0.2.7'), house.machine.now, 2, 600, 5)
     house.ask('unban', networks=['192.0.2.7'])
-    assert house.banned() == [] and not house.daemon.fails.recent
-    assert house.daemon.bans.history['dropbear', '192.0.2.7'][0] == 1
+    assert house.banned() == [] and not house.daemon.judge.fails.recent
+    assert house.daemon.judge.bans.history['dropbear', '192.0.2.7'][0] == 1
 
 
 def test_unban_in_one_jail_leaves_the_others(house):
@@ -354,7 +354,7 @@ def test_a_reboot_restores_from_the_kept_copy(house):
 
 def test_power_loss_loses_at_most_save(house):
     house.fail('192.0.2.7', 3)
-    house.daemon.bans.tickets['dropbear', '192.0.2.7'].until = None
+    house.daemon.judge.bans.tickets['dropbear', '192.0.2.7'].until = None
     house.pass_time(3599)
     assert not (house.folder / 'state').exists()
     house.pass_time(1)
@@ -423,8 +423,8 @@ def test_a_restart_with_a_full_tmp_loses_no_ban(house):
     house.stop()
     house.restart()
     assert house.banned() == ['192.0.2.8']
-    assert house.daemon.fails.recent.keys() == {('dropbear', '192.0.2.9')}, 'failures are in the live state alone'
-    assert not [key for key in house.daemon.reporter.tally['incidents'] if 'killed' in key[1]]
+    assert house.daemon.judge.fails.recent.keys() == {('dropbear', '192.0.2.9')}, 'failures are in the live state alone'
+    assert not [key for key in house.daemon.wing('report').tally['incidents'] if 'killed' in key[1]]
 
 
 def test_a_kept_state_that_was_written_with_the_live_one_is_not_the_newer_one(house):
@@ -432,7 +432,7 @@ def test_a_kept_state_that_was_written_with_the_live_one_is_not_the_newer_one(ho
     house.fail('192.0.2.9', 2)
     ticks = type(house.machine).ticks
     house.machine.ticks = lambda: setattr(house.machine, 'now', house.machine.now + 0.4) or ticks(house.machine)
-    house.daemon.save_all()
+    house.daemon.store.save_all()
     with open(str(house.folder / 'state')) as kept, open(str(house.folder / 'run' / 'state.json')) as live:
         assert json.load(kept)['ticks'] == json.load(live)['ticks']
 
@@ -791,7 +791,7 @@ def test_a_runtime_folder_that_has_gone_is_made_anew_within_a_minute(house):
     house.fail('192.0.2.7', 3)
     shutil.rmtree(str(house.folder / 'run'))
     house.pass_time(60)
-    assert house.machine.said('run: has gone; making it anew')
+    assert house.machine.said('run: has gone; making it again')
     house.pass_time(1)
     assert json.loads((house.folder / 'run' / 'state.json').read_text())['bans']
     sock = client(house)
@@ -803,10 +803,10 @@ def test_a_runtime_folder_that_has_gone_is_made_anew_within_a_minute(house):
 def test_a_daemon_whose_folder_was_taken_by_another_one_gives_way(house):
     import shutil
     shutil.rmtree(str(house.folder / 'run'))
-    other = banwatch.Daemon(FakeMachine(), house.conf())
+    other = banwatch.Daemon(FakeMachine(), house.conf(), requests=banwatch.answers())
     other.start()
     house.pass_time(60)
-    assert house.daemon.stopping and house.machine.said('giving way: another banwatch is running')
+    assert house.daemon.stopping and house.machine.said('stopping: another banwatch is running')
     assert (house.folder / 'run' / 'control').exists()
     other.stop()
 
@@ -816,7 +816,7 @@ def test_a_daemon_that_finds_no_place_for_its_socket_can_be_stopped(house):
     shutil.rmtree(str(house.folder / 'run'))
     (house.folder / 'run').write_text('a file')
     house.pass_time(60)
-    assert house.machine.said('giving way: ') and house.daemon.stopping
+    assert house.machine.said('stopping: ') and house.daemon.stopping
     assert not house.machine.said('bug')
 
 
@@ -827,7 +827,7 @@ def test_restored_failures_are_bounded_too(house):
     house.crash()
     house.more = 'maxtracked = 5\n'
     house.restart()
-    assert len(house.daemon.fails.recent) == 5
+    assert len(house.daemon.judge.fails.recent) == 5
 
 
 def test_auto_looks_again_while_what_it_chose_is_not_there(tmp_path, monkeypatch):
@@ -919,14 +919,14 @@ def test_a_crash_before_the_save_counts_the_unsaved_lines_again_once(tmp_path):
     house = House(tmp_path, '[dropbear]\nsource = %s\n' % log, machine=machine)
     house.pass_time(2)
     house.ask('status')
-    house.daemon.save()
+    house.daemon.store.save()
     with open(str(log), 'a') as f:
         f.write(dated(machine, 0, 2))
     house.daemon.sources[str(log)].look()          # read, not yet saved
     house.crash()
     house.restart()
     house.turn()
-    assert len(house.daemon.fails.recent['dropbear', '192.0.2.7']) == 2
+    assert len(house.daemon.judge.fails.recent['dropbear', '192.0.2.7']) == 2
 
 
 # --- the socket
@@ -973,7 +973,7 @@ def test_too_many_clients_are_turned_away(house):
 
 
 def test_a_second_daemon_is_refused(house):
-    second = banwatch.Daemon(FakeMachine(), house.conf())
+    second = banwatch.Daemon(FakeMachine(), house.conf(), requests=banwatch.answers())
     with pytest.raises(banwatch.Problem, match='another banwatch is running'):
         second.start()
 
@@ -1013,7 +1013,7 @@ def test_dry_run_touches_nothing(tmp_path):
     machine = FakeMachine()
     conf, _ = banwatch.read_config('[banwatch]\nsource = fifo:%s\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxretry = 1\n' % (
         tmp_path / 'log', tmp_path / 'run', tmp_path / 'state'), 'c')
-    daemon = banwatch.Daemon(machine, conf, dry_run=True)
+    daemon = banwatch.Daemon(machine, conf, dry_run=True, requests=banwatch.answers())
     daemon.start()
     turn(daemon, 2)
     with open(str(tmp_path / 'log'), 'w') as f:
@@ -1102,7 +1102,7 @@ def test_vsftpd_alone_in_the_conf_counts_and_switched_off_it_does_not(make):
 
 def test_a_jail_that_is_switched_on_keeps_the_options_that_belong_to_it(make):
     house = make('[asterisk]\n[recidive]\n[kernel-scan]\nmaxretry = 7\n')
-    jails = house.daemon.jails.by_name
+    jails = house.daemon.judge.jails.by_name
     assert (jails['asterisk'].options['port'], jails['asterisk'].options['protocol']) == ('5060,5061,4569,5038', ['tcp', 'udp'])
     assert [jails['recidive'].options[name] for name in ('maxretry', 'findtime', 'bantime')] == [5, 86400, 604800]
     assert (jails['kernel-scan'].options['maxretry'], jails['kernel-scan'].options['forward']) == (7, False)

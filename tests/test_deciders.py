@@ -6,25 +6,25 @@ from machine import config, failure, jail, login
 
 
 class Court:
-    """A jail with its fails and bans, judged at moments the test names."""
+    """A judge with one jail, asked at moments the test names."""
 
     def __init__(self, name='sshd', limit=1000, maxbans=1000, protected=(), **options):
-        self.jail = jail(name, **options)
+        jails = banwatch.Jails(config())
+        self.jail = jails.by_name[name] = jail(name, **options)
         self.jail.protect([banwatch.exempt(text, why) for text, why in protected])
-        self.fails, self.bans = banwatch.Fails(limit), banwatch.Bans(maxbans)
         self.luck = 0.0
+        self.judge = banwatch.Judge(jails, limit, maxbans, lambda: self.luck)
+        self.fails, self.bans = self.judge.fails, self.judge.bans
 
     def see(self, ip, when, guesses=1, user=None):
-        """The Offence, with its ban put into force."""
-        offence = self.jail.weigh(failure(ip, when, guesses, user), self.fails, self.bans,
-                                  {self.jail.name: self.jail}, lambda: self.luck)
-        if offence:
-            self.fails.forget((self.jail.name, offence.network))
-            self.bans.add(self.jail.name, offence.network, when, offence.seconds, offence.failures)
-        return offence
+        """The BanOrder, with its ban put into force."""
+        order = self.judge.weigh(self.jail, failure(ip, when, guesses, user))
+        if order:
+            self.judge.ban(self.jail, order.network, when, order.seconds, order.failures)
+        return order
 
     def login(self, ip, when, user='root'):
-        self.jail.weigh(login(ip, when, user), self.fails, self.bans, {}, lambda: 0.0)
+        self.judge.weigh(self.jail, login(ip, when, user))
 
     def free(self, network):
         self.bans.remove((self.jail.name, network))
@@ -200,12 +200,10 @@ def test_history_never_exceeds_maxbans():
 
 
 def test_overalljails_counts_the_bans_of_other_jails():
-    bans = banwatch.Bans(10)
-    bans.add('dropbear', '192.0.2.7', 0, 600, 5)
     for overall, seconds in (('false', 600), ('true', 1200)):
-        one = jail('sshd', maxretry=1, bantime='10m', bantime_overalljails=overall)
-        offence = one.weigh(failure('192.0.2.7', 0), banwatch.Fails(9), bans, {'sshd': one, 'dropbear': None}, lambda: 0.0)
-        assert offence.seconds == seconds
+        court = Court(maxretry=1, bantime='10m', bantime_overalljails=overall)
+        court.bans.add('dropbear', '192.0.2.7', 0, 600, 5)
+        assert court.see('192.0.2.7', 0).seconds == seconds
 
 
 # --- during a ban
@@ -297,9 +295,11 @@ def test_a_64_that_holds_one_of_ours_is_banned_by_single_addresses_only():
     assert court.see('2001:db8:5::66', 0).network == '2001:db8:5::66'
 
 
-def test_a_neighbour_who_changes_his_address_inside_our_64_gains_nothing_by_it():
+def test_in_our_own_64_each_neighbour_is_counted_for_himself_before_a_ban_and_after():
     court = Court(maxretry=3, protected=PROTECTED)
-    assert [bool(court.see('2001:db8:5::%x' % n, n)) for n in range(0x66, 0x70)] == [False] * 2 + [True] * 8
+    assert [bool(court.see('2001:db8:5::66', n)) for n in range(3)] == [False, False, True]
+    assert [bool(court.see('2001:db8:5::%x' % n, n)) for n in range(0x67, 0x70)] == [False] * 9
+    assert court.see('2001:db8:5::70', 5) is None and court.jail.failures == 13
 
 
 def test_an_ipv4_network_that_holds_one_of_ours_is_banned_by_single_addresses_only():

@@ -334,7 +334,7 @@ def test_a_login_that_luci_logs_forgives_nobody():
     jails.protect([])
     jail = jails.by_name['luci']
     for _, seen in sightings(jails, luci('luci: accepted login on / for root from 192.0.2.7')):
-        jail.weigh(seen, banwatch.Fails(9), banwatch.Bans(9), {}, lambda: 0)
+        banwatch.Judge(jails, 9, 9, lambda: 0).weigh(jail, seen)
     assert not jail.logins and jail.options['port'] == '80,443'
 
 
@@ -429,11 +429,11 @@ def test_guesses_at_another_account_are_not_forgotten_by_a_login_of_ones_own():
 
 def test_a_login_forgives_one_guess_not_what_has_piled_up():
     jails = banwatch.Jails(banwatch.Config())
-    jail, fails, bans = jails.by_name['sshd'], banwatch.Fails(9), banwatch.Bans(9)
+    jail, judge = jails.by_name['sshd'], banwatch.Judge(jails, 9, 9, lambda: 0)
     jail.protect([])
     for seen in (banwatch.LogEvent('192.0.2.9', 'bob', 0, True, 0.0), banwatch.LogEvent('192.0.2.9', 'bob', 1, False, 1.0),
                  banwatch.LogEvent('192.0.2.9', 'bob', 8, False, 2.0)):
-        offence = jail.weigh(seen, fails, bans, {}, lambda: 0)
+        offence = judge.weigh(jail, seen)
     assert jail.ignored == 1 and offence
 
 

@@ -83,7 +83,7 @@ def test_the_options_of_the_jails_say_what_their_bans_shut(kind):
                          (made, [PLAIN._replace(forward=False), banwatch.Scope(('tcp',), '23', True)])):
         jails = {name: banwatch.Jail(name, conf.options(name)) for name in ('sshd', 'kernel-scan')}
         for firewall in banwatch.make_firewalls(kind, HOOKS, jails):
-            assert list(firewall.doors.values()) == wanted
+            assert list(firewall.scopes.values()) == wanted
 
 
 @pytest.mark.parametrize('until, longest, seconds', [
@@ -144,7 +144,7 @@ def test_a_check_of_nft_asks_each_set_in_use_for_what_stays_longest():
 
 def test_no_firewall_does_nothing_and_is_never_amiss():
     null, change = banwatch.Null('none'), Change('192.0.2.7', PLAIN, False, False, None)
-    assert (null.check({}), null.amiss([], {}), null.rebuild([], {}, 0), null.change([change], 0), null.stop([])) == (
+    assert (null.check({}), null.differences([], {}), null.rebuild([], {}, 0), null.change([change], 0), null.stop([])) == (
         [], '', [], [], [])
 
 
@@ -227,18 +227,18 @@ class Wall:
         return [None if each.returncode else each.stdout for each in done]
 
     def wanted(self):
-        return banwatch.entries_of(self.tickets.values(), self.firewall.doors)
+        return banwatch.entries_of(self.tickets.values(), self.firewall.scopes)
 
     def rebuild(self):
         self.told = self.wanted()
         self.run_all(self.firewall.rebuild(self.look(self.told), self.told, now()))
 
-    def amiss(self):
-        return self.firewall.amiss(self.look(self.wanted()), self.wanted())
+    def differences(self):
+        return self.firewall.differences(self.look(self.wanted()), self.wanted())
 
     def mend(self):
         """Rebuilds if that is needed; what was amiss."""
-        found = self.amiss()
+        found = self.differences()
         if found:
             self.rebuild()
         return found
@@ -383,7 +383,7 @@ class Wall:
     def right(self):
         """Asserts that the kernel has just our tickets, until when they say."""
         assert self.differs() == []
-        assert self.amiss() == ''
+        assert self.differences() == ''
 
 
 def lasting(text):
@@ -708,7 +708,7 @@ def test_a_ban_longer_than_the_kernel_can_count_lasts_as_long_as_that(wall, seco
     wall.take(wall.nets[0], seconds=seconds)
     wall.rebuild()
     wall.ban(wall.nets[1], seconds=seconds)
-    assert wall.amiss() == ''
+    assert wall.differences() == ''
     for *_, left in wall.shut():
         assert min(seconds, longest) - 2 < left < min(seconds, longest) + 2
     assert len(wall.shut()) == 4
@@ -750,7 +750,7 @@ def test_what_has_ended_goes_from_the_kernel_by_itself(wall):
     assert len(wall.shut()) == 10
     assert poll(lambda: len(wall.shut()) == 2, 5)
     wall.tickets = {key: each for key, each in wall.tickets.items() if each.network == wall.nets[1]}
-    assert wall.amiss() == ''                                              # before anybody has told the kernel,
+    assert wall.differences() == ''                                              # before anybody has told the kernel,
     changes = wall.changes()
     assert len(changes) == 4
     wall.run_all(wall.firewall.change(changes, now()))
@@ -836,7 +836,7 @@ def test_a_hook_that_is_no_longer_wanted_goes(wall):
     wall.crowd()
     wall.use(doors(hooks=['INPUT']), ['INPUT'])
     if wall.make is not NFTables:
-        assert 'FORWARD rule not wanted' in wall.amiss()
+        assert 'FORWARD rule not wanted' in wall.differences()
     wall.rebuild()
     wall.right()
     assert {row[0] for row in wall.shut()} == {'INPUT'}
@@ -1028,7 +1028,7 @@ def test_a_ban_cuts_off_also_what_is_open_and_nobody_else(network, kind):
     lan = network.lan.listen('::', 9)
     versions = [wall.family] if wall.family else [4, 6]
     lines, innocent = [[Line(network, door, to[version], who[version]) for version in versions
-                        for door, to in ((network.door, ROUTER), (lan, HOST))] for who in (OUTSIDE, INNOCENT)]
+                        for door, to in ((network.scope, ROUTER), (lan, HOST))] for who in (OUTSIDE, INNOCENT)]
     assert all(line.carries(5) for line in lines + innocent)
     wall.ban(*[BANNED[version] for version in versions])
     assert not any(line.carries(0.3) for line in lines)

@@ -10,24 +10,26 @@ TEXT = open(PATH, encoding='utf-8').read()
 TREE = ast.parse(TEXT)
 LINES = TEXT.split('\n')
 
-PLAN = ['Preamble', 'Values', 'Options', 'Lines', 'Filters', 'Fails', 'Bans', 'Jail', 'Firewalls', 'Report', 'State',
-        'Machine', 'Sources', 'Control', 'Daemon', 'Commands', 'Doctor', 'Install', 'Main']
+GUARD = ['Preamble', 'Values', 'Conf', 'Lines', 'Filters', 'Judge', 'Firewalls', 'State',
+         'Machine', 'Worker', 'Sources', 'Wall', 'Store', 'Control', 'Daemon', 'Commands']
+WINGS = ['Language', 'Actions', 'Tally', 'Digest', 'Summary', 'Replay', 'Doctor', 'Install']
+PLAN = GUARD + WINGS + ['Appendix', 'Main']
 WATER = next(n for n, line in enumerate(LINES, 1) if line.startswith('# ==== the water line'))
 BANNERS = [(n, m.group(1)) for n, m in ((n, re.match(r'# ---- (\w+) -+$', line)) for n, line in enumerate(LINES, 1)) if m]
 
 # what only these sections may do: module or name.attribute -> sections
 EFFECTS = {
-    'subprocess': {'Machine', 'Sources'}, 'signal': {'Machine', 'Daemon', 'Commands'},
+    'subprocess': {'Machine', 'Sources'}, 'signal': {'Machine', 'Daemon', 'Commands', 'Summary'},
     'socket': {'Machine', 'Sources', 'Control', 'Daemon'}, 'selectors': {'Machine', 'Control'},
-    'fcntl': {'Machine'}, 'random': {'Machine'}, 'sys.stderr': {'Machine', 'Commands', 'Main'},
+    'fcntl': {'Machine'}, 'random': {'Machine'}, 'sys.stderr': {'Machine', 'Commands', 'Replay', 'Main'},
     'time.time': {'Machine'}, 'time.clock_gettime': {'Machine'}, 'time.monotonic': set(), 'time.sleep': set(),
     'os.rename': {'Machine'}, 'os.replace': set(), 'os.system': set(), 'os.popen': set(), 'os.fork': set(),
     'os.unlink': {'Machine', 'Control'}, 'os.remove': set(), 'os.open': {'Machine', 'Sources', 'Main'},
     'os.mkfifo': {'Machine'}, 'os.symlink': {'Machine'}, 'os.makedirs': {'Machine'}, 'shutil.rmtree': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
     'subprocess.Popen': {'Machine'}, 'os.execv': {'Machine'}, 'os._exit': {'Main'}, '_socket': {'Control'}, 'selectors.DefaultSelector': {'Machine'},
 }
-CALLS = {'open': {'Machine', 'Commands', 'Main'}, 'print': {'Commands', 'Doctor', 'Install', 'Main'}, 'eval': set(), 'exec': set(),
-         'compile': set(), '__import__': {'Preamble', 'Doctor'}, 'input': set()}
+CALLS = {'open': {'Machine', 'Commands', 'Replay', 'Main'}, 'print': {'Commands', 'Summary', 'Replay', 'Doctor', 'Install', 'Main'}, 'eval': set(),
+         'exec': set(), 'compile': set(), '__import__': {'Preamble', 'Doctor'}, 'input': set()}
 
 
 def section(line):
@@ -52,10 +54,39 @@ def defined():
 
 
 def test_sections_stand_in_the_order_of_the_plan():
-    names = [name for _, name in BANNERS]
-    assert names == [name for name in PLAN if name in names]
-    assert {'Values', 'Options', 'Lines', 'Filters', 'Fails', 'Bans', 'Jail', 'Firewalls', 'Report', 'State',
-            'Machine', 'Sources', 'Control', 'Daemon', 'Commands', 'Main'} <= set(names)
+    assert [name for _, name in BANNERS] == PLAN[1:]
+
+
+def test_the_three_parts_are_marked_where_they_begin():
+    parts = [(n, line) for n, line in enumerate(LINES, 1) if re.match('# ==== Part I+:', line)]
+    assert [section(n) for n, _ in parts] == ['Commands', 'Install'] and len(parts) == 2
+
+
+def test_a_wing_cannot_ban_unban_run_a_command_or_write_a_file():
+    """What it wants done, it hands back: Workers whose Commands the daemon runs. Only the commands that look at or set up
+    a whole machine do so themselves."""
+    def last_word(node):
+        node = node.func if isinstance(node, ast.Call) else node
+        return getattr(node, 'id', None) or getattr(node, 'attr', None)
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Attribute) and section(node.lineno) in set(WINGS) - {'Doctor', 'Install'}:
+            what = '%s.%s' % (last_word(node.value), node.attr)
+            assert not re.match(r'(machine|Machine|Quiet|daemon|sync)\.(ban|unban|run|start|spawn\w*|replace|remove)$', what), \
+                'line %d: %s' % (node.lineno, what)
+
+
+def test_the_guard_alone_bans(tmp_path):
+    """The daemon with no wing at all."""
+    from test_daemon import House
+    house = House(tmp_path, wings=[])
+    house.fail('192.0.2.7', 3)
+    assert house.banned() == ['192.0.2.7']
+    house.stop()
+    house.restart()
+    assert house.banned() == ['192.0.2.7'] and house.ask('status')['wrong'] == []
+    house.ask('unban', networks=['192.0.2.7'])
+    house.ask('reload')
+    assert house.banned() == []
 
 
 def test_the_water_line_runs_between_state_and_machine():
@@ -120,6 +151,8 @@ def test_a_section_names_only_itself_and_what_stands_above_it():
     for line, name in free_names(TREE):
         if name in home:
             here, there = section(line), section(home[name])
+            if there == 'Appendix':
+                continue                           # data
             assert PLAN.index(there) <= PLAN.index(here), 'line %d: %s names %s of %s' % (line, here, name, there)
 
 
@@ -145,8 +178,8 @@ def test_plain_calls_with_effects_are_where_the_plan_puts_them():
 
 
 def test_tickets_change_only_behind_the_two_doors():
-    """bans.add, put and remove: in Bans itself, the two doors, the start (restore), and a replay's own Bans."""
-    allowed = {'add': {'ban'}, 'put': {'add', 'restore'}, 'remove': {'unban', 'read'}}
+    """bans.add, put and remove: in Bans itself, the judge, the two doors, the start (restore), and a replay's own Bans."""
+    allowed = {'add': {'ban'}, 'put': {'add', 'restore'}, 'remove': {'unban', 'release'}}
     for function in ast.walk(TREE):
         if isinstance(function, ast.FunctionDef):
             for node in ast.walk(function):

@@ -43,7 +43,7 @@ class Watch:
                 for row in rows if wall.family in (None, banwatch.span(row['ip'])[0])}
             found += wall.differs()
             if wall.family:                                    # that of nft knows only of sets that it has made itself
-                found += filter(None, [wall.amiss()])
+                found += filter(None, [wall.differences()])
         return found + sorted(self.parts() ^ PARTS[self.firewall])
 
     def command(self, *words):

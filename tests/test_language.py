@@ -41,6 +41,13 @@ def load(text, params=None, guard=banwatch.unguarded, **files):
     return banwatch.load_filter('x', params, folder(text, **files).get, ('/f',), guard)
 
 
+def with_filter(text, guard=banwatch.unguarded):
+    """The Jails of a conf with a jail that has this filter."""
+    config, _ = banwatch.read_config('[x]\n', '/f/c.conf')
+    text = text if re.search(r'^\[', text, re.M) else '[Definition]\n' + text
+    return banwatch.Jails(config, {'/f/filter.d/x.conf': text}.get, guard)
+
+
 def one(regex, **options):
     """A filter with this failregex and these options."""
     return load('failregex = %s\n' % regex + ''.join('%s = %s\n' % pair for pair in options.items()))
@@ -706,10 +713,12 @@ def test_the_caller_cannot_change_what_is_known_of_a_connection():
 
 
 def test_after_a_reload_a_filter_still_knows_its_connections():
-    old, new = load(CONNECTED), load(CONNECTED)
-    connected('client 192.0.2.7', made=old)
-    new.adopt(old)
-    assert connected('bad password for bob', made=new) == [BOB]
+    old, again, other = (with_filter(text) for text in (CONNECTED, CONNECTED, CONNECTED + 'maxlines = 2\n'))
+    connected('client 192.0.2.7', made=old.by_name['x'].filter)
+    for new in again, other:
+        new.adopt(old)
+    assert connected('bad password for bob', made=again.by_name['x'].filter) == [BOB]
+    assert other.by_name['x'].filter is not old.by_name['x'].filter, 'it means something else'
 
 
 # --- dates
@@ -1036,10 +1045,11 @@ def test_a_runaway_now_and_then_makes_no_filter_rest():
 
 
 def test_after_a_reload_a_filter_that_rests_goes_on_resting():
-    old, new = load(SIMPLE, guard=evil), load(SIMPLE, guard=evil)
-    scan(old, EVIL, EVIL, EVIL)
+    old, new = with_filter(SIMPLE, evil), with_filter(SIMPLE, evil)
+    scan(old.by_name['x'].filter, EVIL, EVIL, EVIL)
     new.adopt(old)
-    assert ips(new, SIMPLE_LINE) == [] and 'rests' in new.trouble
+    made = new.by_name['x'].filter
+    assert ips(made, SIMPLE_LINE) == [] and 'rests' in made.trouble
 
 
 def test_a_line_that_is_skipped_does_not_stay_among_the_lines_of_a_regex_over_several():

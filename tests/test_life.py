@@ -126,7 +126,7 @@ class Follower:
         self.stdout, self.stderr = [open(out, 'rb', 0) for out, _ in self.pipes]
         self.ends = [end for _, end in self.pipes]
 
-    def wait(self):
+    def wait(self, timeout=None):
         self.die()
 
     def die(self):
@@ -560,8 +560,8 @@ class Life(House):
             bans[key] = max(until, bans.get(key, 0))
         held, now = self.ruleset.held(), self.now()
         assert {net: until for net, until in bans.items() if until > now} == pytest.approx({net: until - 0.5 for net, until in held.items()}, abs=0.8)
-        assert {key: n for key, (n, _) in self.daemon.bans.history.items()} == dict(model.times)
-        fails = {key: len(seen) for key, seen in self.daemon.fails.recent.items() if seen[-1] > self.machine.now - FINDTIME + 2}
+        assert {key: n for key, (n, _) in self.daemon.judge.bans.history.items()} == dict(model.times)
+        fails = {key: len(seen) for key, seen in self.daemon.judge.fails.recent.items() if seen[-1] > self.machine.now - FINDTIME + 2}
         assert fails == {key: sum(t > seen[-1] - FINDTIME for t in seen) for key, seen in model.fails.items() if seen[-1] > now - FINDTIME + 2}
 
     def summary(self):
@@ -664,7 +664,7 @@ class Life(House):
 
     def size(self):
         """How many objects the daemon holds, but for what has a limit of its own: see `bounded`."""
-        aside = [self, self.machine, self.daemon.bans.history] + [jail.filter for jail in self.daemon.jails.by_name.values()]
+        aside = [self, self.machine, self.daemon.judge.bans.history] + [jail.filter for jail in self.daemon.judge.jails.by_name.values()]
         seen, left = {id(each) for each in aside}, [self.daemon]
         while left:
             each = left.pop()
@@ -676,17 +676,17 @@ class Life(House):
     def bounded(self):
         """Asserts that nothing is beyond its limit, and nothing is wrong."""
         daemon = self.daemon
-        assert len(daemon.fails.recent) <= 10000 and len(daemon.bans.history) <= daemon.bans.limit
-        assert len(daemon.bans.ends) <= 2 * len(daemon.bans.tickets) + 64 and len(daemon.with_matches) <= 300
-        assert all(len(rows) <= 1.1 * PARTS[part].limit for part, rows in daemon.reporter.tally.parts.items())
-        for jail in daemon.jails.watching():
+        assert len(daemon.judge.fails.recent) <= 10000 and len(daemon.judge.bans.history) <= daemon.judge.bans.limit
+        assert len(daemon.judge.bans.ends) <= 2 * len(daemon.judge.bans.tickets) + 64 and len(daemon.with_matches) <= 300
+        assert all(len(rows) <= 1.1 * PARTS[part].limit for part, rows in daemon.wing('report').tally.parts.items())
+        for jail in daemon.judge.jails.watching():
             assert len(jail.logins) <= 1100 and len(jail.places) <= 4097
             assert all(len(known) <= 1.1 * banwatch.SESSIONS + 1 for known in (jail.filter.sessions, jail.filter.parents, jail.filter.children))
-        assert all(len(rows) <= 1100 for rows in daemon.reporter.tally.below_cutoff.values()) and len(daemon.reporter.tally.uncounted) <= 1000
-        assert len(daemon.digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.digest.vocabulary) <= 165
+        assert all(len(rows) <= 1100 for rows in daemon.wing('report').tally.below_cutoff.values()) and len(daemon.wing('report').tally.uncounted) <= 1000
+        assert len(daemon.wing('report').digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.wing('report').digest.vocabulary) <= 165
         assert len(self.daemon.loop.timers.queue) < 20 and len(daemon.loop.selector.get_map()) < 6
-        assert not any([daemon.held, daemon.parting, daemon.reporter.waiting, daemon.reporter.alerts, self.machine.programs])
-        assert not any(kernel.waiting or kernel.changed or kernel.new or kernel.trouble for kernel in daemon.kernels)
+        assert not any([daemon.held, daemon.wall.old, daemon.wing('report').waiting, daemon.wing('report').alerts, self.machine.programs])
+        assert not any(kernel.waiting or kernel.changed or kernel.new or kernel.trouble for kernel in daemon.wall.syncs)
         assert daemon.loop.bugs == set() and daemon.wrong() == []
         del self.machine.ran[:]
 

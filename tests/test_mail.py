@@ -49,7 +49,7 @@ def summary(tally=None, accounts=(), **facts):
     machine = FakeMachine()
     machine.now += 10 * DAY
     report = banwatch.Report(machine.now - DAY)
-    report.tally.clock(machine.now - DAY, machine.time - DAY)
+    report.tally.set_clock(machine.time - DAY - (machine.now - DAY))
     if tally:
         tally(report.tally, machine.now)
     return banwatch.summarise(report, dict(banwatch.facts_of(machine, banwatch.Bans(10), running=True, accounts=accounts), **facts))
@@ -64,7 +64,7 @@ def filled(*texts):
             for n in range(part.limit):
                 text = texts[n % len(texts)]
                 value = {'t': '%d%s' % (n, text), 'n': 1000 + n, 'f': now - 60000 + n, 'l': now - n, 'e': text, 'b': True,
-                         'm': now - n * HOUR, 'd': [[now - i, banwatch.shortened(banwatch.printable('%d%s' % (i, text)), 200)] for i in range(10)]}
+                         'm': now - n * HOUR, 'h': int((now + tally.offset) // HOUR) - n, 'd': [[now - i, banwatch.shortened(banwatch.printable('%d%s' % (i, text)), 200)] for i in range(10)]}
                 key = [banwatch.shortened(value[code], 200) if code == 't' else value[code] for code in part.key]
                 if name == 'addresses':
                     key = ['198.51.%d.%d' % (n % 9, n // 9)]
@@ -730,7 +730,7 @@ def test_a_flood_while_one_is_on_its_way_neither_fills_the_memory_nor_goes_uncou
     desk.machine.slow_mail = True
     for _ in range(20):
         desk.write('Thu Mar  7 12:34:56 2024 daemon.warn prog[7]: fire at home\n' * 200)
-    assert len(desk.daemon.reporter.alerts) <= 1000
+    assert len(desk.daemon.wing('report').alerts.alerts) <= 1000
     told = 0
     while desk.machine.held:
         desk.finish()
@@ -741,7 +741,7 @@ def test_a_flood_while_one_is_on_its_way_neither_fills_the_memory_nor_goes_uncou
 
 def test_a_dry_run_mails_nothing(tmp_path):
     desk = Desk(tmp_path, FIRE)
-    daemon = banwatch.Daemon(desk.machine, desk.conf(), dry_run=True)
+    daemon = banwatch.Daemon(desk.machine, desk.conf(), dry_run=True, requests=banwatch.answers())
     daemon.consume(next(iter(desk.daemon.sources.values())), b'Thu Mar  7 12:34:56 2024 daemon.warn prog[7]: fire at home\n', 0)
     assert desk.mails() == []
 
@@ -1010,7 +1010,7 @@ def told(make, tmp_path):
     At a terminal if it is asked for."""
     desk = make()
     desk.pass_time(DAY)
-    filled(*HOSTILE)(desk.daemon.reporter.tally, desk.machine.now)
+    filled(*HOSTILE)(desk.daemon.wing('report').tally, desk.machine.now)
     desk.stop()
     (tmp_path / 'conf').write_text('[banwatch]\nruntime = %s\nstate = %s\n' % (tmp_path / 'run', tmp_path / 'state'))
 

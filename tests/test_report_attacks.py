@@ -52,7 +52,7 @@ def test_lines_of_rfc_5424_keep_no_jail_from_its_lines(tmp_path):
     house.write("<38>1 2026-11-20T12:00:00Z r dropbear 5 - - Bad password attempt for 'x' from 192.0.2.7:5\n" + ''.join(
         'Thu Mar  7 12:34:56 2024 auth.info sshd[%d]: Failed password for root from 192.0.2.8 port 5 ssh2\n' % n for n in range(3)))
     assert house.banned() == ['192.0.2.8'] and not house.machine.said('bug')
-    assert not house.daemon.reporter.tally['other']
+    assert not house.daemon.wing('report').tally['other']
 
 
 @pytest.mark.parametrize('message', ['\xa0', '\x1c\x1d', '\u2028', '\x85', ' ' * 400 + 'x', '[    1.5] \u3000'], ids=ascii)
@@ -62,11 +62,11 @@ def test_a_line_of_odd_spaces_hides_none_of_its_neighbours(message):
 
 def test_what_has_happened_without_a_line_of_the_log_survives_a_crash(tmp_path):
     house = House(tmp_path)
-    house.daemon.reporter.incident('nft', 'repaired')
+    house.daemon.wing('report').incident('nft', 'repaired')
     house.pass_time(banwatch.MINUTE)
     house.crash()
     house.restart()
-    assert ('nft', 'repaired') in house.daemon.reporter.tally['incidents']
+    assert ('nft', 'repaired') in house.daemon.wing('report').tally['incidents']
 
 
 def test_a_flood_of_ever_new_lines_does_not_hide_what_the_kernel_says():
@@ -127,12 +127,12 @@ def test_what_an_attacker_has_filled_leaves_room_for_the_bans_on_flash(letter):
     for _ in range(2):
         read(lines, reader, report.tally)
     for n in range(500):
-        report.known[letter * 40, '192.0.2.%d' % n] = 1
+        report.logins_reported[letter * 40, '192.0.2.%d' % n] = 1
     for n in range(250):
         bans.add('sshd', '203.0.113.%d' % n, 0, 600, 5)
-    kept = banwatch.dump_kept(bans, report, ('boot', 10, banwatch.SANE))
+    kept = banwatch.dump_kept(bans, [report], ('boot', 10, banwatch.SANE))
     assert len(kept) <= banwatch.KEPT_BYTES and len(json.loads(kept)['bans']) == 250
-    assert len(banwatch.dump(bans, banwatch.Fails(5), {}, {}, report, ('boot', 10, banwatch.SANE))) < 8 << 20
+    assert len(banwatch.dump(bans, banwatch.Fails(5), {}, {}, [report], ('boot', 10, banwatch.SANE))) < 8 << 20
 
 
 # --- to learn from it
@@ -166,10 +166,10 @@ def test_a_password_that_was_typed_as_a_name_is_in_no_template_and_no_example(me
 
 def test_what_a_killed_daemon_has_told_of_the_kernels_counters_is_not_told_again(tmp_path):
     daemon = House(tmp_path).daemon
-    kernel = daemon.kernel(daemon.kernels[0].firewall)
+    kernel = daemon.wall.sync(daemon.wall.syncs[0].firewall)
     for packets in 5, 7:                           # the first is what the killed one's rules have counted
         kernel.count({('sshd', 4): packets})
-    assert daemon.reporter.tally['drops'] == {('sshd',): [2]}
+    assert daemon.wing('report').tally['drops'] == {('sshd',): [2]}
 
 
 @pytest.mark.slow

@@ -374,7 +374,7 @@ def test_a_message_that_says_another_number_each_time_is_told_once(tmp_path, sec
 def test_a_bug_in_a_firewall_is_told_and_tried_again_and_the_ban_gets_there(tmp_path):
     machine = FakeMachine()
     house = House(tmp_path, firewall='nft', machine=machine)
-    firewall, bugs = house.daemon.kernels[0].firewall, iter([ZeroDivisionError('a bug')])
+    firewall, bugs = house.daemon.wall.syncs[0].firewall, iter([ZeroDivisionError('a bug')])
     change = firewall.change
 
     def once(changes, now):
@@ -382,7 +382,7 @@ def test_a_bug_in_a_firewall_is_told_and_tried_again_and_the_ban_gets_there(tmp_
             raise bug
         return change(changes, now)
     firewall.change = once
-    house.daemon.ban(house.daemon.jails.by_name['sshd'], '192.0.2.7', 600)
+    house.daemon.ban(house.daemon.judge.jails.by_name['sshd'], '192.0.2.7', 600)
     house.daemon.loop.call(house.daemon.settle)
     assert machine.said('ZeroDivisionError')
     house.pass_time(2)
