@@ -336,39 +336,45 @@ def table(head, rows):
 # line of banwatch.conf that explains it. Always true: reading a conf finds every problem in one
 # go, each with its line; what `config_text` prints reads back as the same configuration.
 
+# what reads options: text -> value, or ValueError with what is wrong, to be said after the text
+
 def positive_count(text):
+    """A whole number of something."""
     if not text.isdigit() or not 1 <= int(text) <= 1000000:
         raise ValueError('is not a number from 1 to 1000000')
     return int(text)
 
 
-def positive_count_or_auto(text):
-    return None if text == 'auto' else positive_count(text)
-
-
-def positive_count_or_none(text):
-    return positive_count(text) if text else None
+def unless(word, read):
+    """What reads an option that may also be this word, which is None."""
+    return lambda text: None if text == word else read(text)
 
 
 def decimal(text):
+    """A positive number, perhaps with a fraction."""
     if not re.match(r'\d{1,9}(\.\d{1,9})?$', text):
         raise ValueError('is not a number (try 1, 2.5)')
     return float(text)
 
 
 def decimals(text):
+    """Some of them."""
     return [decimal(word) for word in text.split()]
 
 
+FLAGS = {'true': True, 'yes': True, 'on': True, '1': True,
+         'false': False, 'no': False, 'off': False, '0': False}
+
+
 def flag(text):
-    try:
-        return {'true': True, 'yes': True, 'on': True, '1': True,
-                'false': False, 'no': False, 'off': False, '0': False}[text.lower()]
-    except KeyError:
-        raise ValueError('is neither true nor false') from None
+    """True or False."""
+    if text.lower() not in FLAGS:
+        raise ValueError('is neither true nor false')
+    return FLAGS[text.lower()]
 
 
 def positive_duration(text):
+    """Seconds, one at least."""
     seconds = duration(text)
     if seconds < 1:
         raise ValueError('is too short (1s at least)')
@@ -376,18 +382,21 @@ def positive_duration(text):
 
 
 def ban_seconds(text):
+    """Seconds of a ban, FOREVER for -1."""
     return FOREVER if text == '-1' else positive_duration(text)
 
 
 def absolute_path(text):
+    """A path."""
     if not text.startswith('/'):
         raise ValueError('is not an absolute path')
     return text
 
 
 def exempt_networks(text):
+    """Exempts of addresses and networks."""
     found, bad = [], []
-    for word in text.replace(',', ' ').split():
+    for word in name_list(text):
         try:
             found.append(exempt(network_of(word), 'ignoreip'))
         except ValueError:
@@ -398,6 +407,7 @@ def exempt_networks(text):
 
 
 def text_rows(text):
+    """The lines of a value, but for empty ones."""
     return [line for line in text.split('\n') if line]
 
 
@@ -427,44 +437,53 @@ def port_list(text):
 def port_range(text):
     """'22', or '8000:8080' for '8000-8080', as iptables prints it; None for anything else."""
     m = re.fullmatch('([0-9]{1,5})(?:[:-]([0-9]{1,5}))?', text)
-    first, last = (int(m.group(1)), int(m.group(2) or m.group(1))) if m else (0, 0)
-    return (str(first) if first == last else '%d:%d' % (first, last)) if 0 < first <= last < 65536 else None
+    if m is None:
+        return None
+    first, last = int(m.group(1)), int(m.group(2) or m.group(1))
+    if not 0 < first <= last < 65536:
+        return None
+    return str(first) if first == last else '%d:%d' % (first, last)
 
 
-def one_of(*known):
-    def one_of(text):
-        if text not in known:
-            raise ValueError('is not one of: ' + ' '.join(known))
+def one_of(*words):
+    """What reads an option that is one of these words."""
+    def read(text):
+        if text not in words:
+            raise ValueError('is not one of: ' + ' '.join(words))
         return text
-    return one_of
+    return read
 
 
 def name_list(text):
+    """Words with blanks or commas between, each once."""
     return list(dict.fromkeys(text.replace(',', ' ').split()))
 
 
-def some_of(*known):
-    def words(text):
+def some_of(*words):
+    """What reads an option that is some of these words."""
+    def read(text):
         found = name_list(text)
-        if not found or set(found) - set(known):
-            raise ValueError('is not a choice of: ' + ' '.join(known))
+        if not found or set(found) - set(words):
+            raise ValueError('is not a choice of: ' + ' '.join(words))
         return found
-    return words
+    return read
 
 
 def prefix_length(least, most):
-    def bits(text):
+    """What reads the number of bits that a network's addresses have in common."""
+    def read(text):
         if not text.isdigit() or not least <= int(text) <= most:
             raise ValueError('is not a prefix length from %d to %d' % (least, most))
         return int(text)
-    return bits
+    return read
 
 
 SOURCE = Regex(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
-                    r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
+               r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
 
 
 def source_list(text):
+    """Log sources, one a line."""
     bad = [line for line in text_rows(text) if not is_source(line)]
     if bad:
         raise ValueError('%s: no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, '
@@ -473,92 +492,91 @@ def source_list(text):
 
 
 def is_source(line):
+    """Does a line name a source?"""
     m = SOURCE.fullmatch(line)
+    if not m or not 0 < int(m.group('port') or 1) < 65536:
+        return False
+    if not line.startswith('exec:'):
+        return not re.search(r'[,\s]/', line)
     try:
-        return bool(m and 0 < int(m.group('port') or 1) < 65536
-                    and (shlex.split(line) if line.startswith('exec:') else not re.search(r'[,\s]/', line)))
+        return bool(shlex.split(line))
     except ValueError:                             # an open quotation
         return False
 
 
 TAG_WORD = r'[A-Za-z][\w-]*'
 OPERATOR = Regex(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)|;(?!\S)')
-SCRIPT, REMOTE = Regex('-[A-Za-z]{0,2}[ce]|--command'), Regex('ssh|dbclient|eval|su')       # what hands on a shell's script
 JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
-TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'matches', 'restored')
-
-
-def command_reader(*tags):
-    """What reads an action's commands, one a line, as lists of arguments; these tags mean something there."""
-    return lambda text: [command_words(line, tags) for line in text_rows(text)]
-
-
-def command_words(line, tags):
-    """Those of one command; ValueError if it cannot mean what its author wants, or is not safe."""
-    try:
-        words = shlex.split(line)
-    except ValueError as e:
-        raise ValueError('%s: %s' % (quoted(line), str(e).lower())) from None
-    operator = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', line))
-    complaint = '%s is for a shell, which does not read this (try a script of your own, or quotes)' % (
-        printable(operator.group())) if operator else ''
-    complaint = complaint or next(filter(None, (misused(words, n, tags) for n in range(len(words)))), '')
-    if complaint:
-        raise ValueError('%s: %s' % (quoted(line), complaint))
-    return words
-
-
-def misused(words, n, tags):
-    """What is wrong with the <tags> in the n-th of these words, or ''."""
-    word, hidden = words[n], '$BANWATCH_...'
-    for tag in re.findall('<([A-Za-z][^<>]*)>', word):
-        if not (tag in tags or re.fullmatch('F-[A-Z][A-Z0-9_-]*', tag) and 'ip' in tags):
-            return '<%s> means nothing here (there are: %s)' % (tag, ' '.join(tags) + ' F-USER ...' * ('ip' in tags))
-    if n == 0 and '<' in word:
-        return 'the program has to be named'
-    script = n and SCRIPT.fullmatch(words[n - 1]) or REMOTE.fullmatch(os.path.basename(words[0]))
-    if script and re.search('<(matches|F-)', word):
-        return 'a shell would run text of the log as its script (try %s in there, or in your program)' % hidden
-    if re.match('-*(<port>)*<(matches|F-)', word):             # <port> may be empty
-        return 'text of the log must not begin an argument (try --x=%s, or %s in your program)' % (word, hidden)
-    return ''
-
-
-MAILBOX = Regex(r'''(?:[^<>,@:;\n]*[^<>,@:;\n\s] +(?=<))?(<)?[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)''')
-
-
-def mailboxes(text):
-    bad = [part for part in text.split(',') if not MAILBOX.fullmatch(part.strip()) or part.strip().startswith('-')]
-    if bad:
-        raise ValueError('%s: no mail address (try root, me@example.org, Me <me@example.org>; commas between)' % quoted(bad[0]))
-    return ', '.join(part.strip() for part in text.split(','))
-
-
-def mailbox(text):
-    if ',' in text:
-        raise ValueError('is more than one address')
-    return mailboxes(text) if text else ''
+TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'restored')
 
 
 def command_line(text):
+    """The arguments of a command, as a shell would part them."""
     try:
         words = shlex.split(text)
     except ValueError as e:
         raise ValueError('%s: %s' % (quoted(text), str(e).lower())) from None
     if not words:
-        raise ValueError('names no program')
-    if OPERATOR.search(text):
-        raise ValueError('%s is for a shell, which does not read this (try a script of your own)' % OPERATOR.search(text).group())
+        raise ValueError('no program given')
+    operator = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', text))
+    if operator:
+        raise ValueError('%s: %s is for a shell, which does not read this (try a script of your own, or quotes)'
+                         % (quoted(text), printable(operator.group())))
     return words
 
 
-def permissions(text):
+def command_reader(*tags):
+    """What reads an action's commands, one a line, as lists of arguments; these <tags> mean something
+    there. Text of the log is never an argument: a name like `-o ProxyCommand=...` would be an option."""
+    def read(text):
+        return [read_one(line) for line in text_rows(text)]
+
+    def read_one(line):
+        words = command_line(line)
+        for tag in re.findall('<([A-Za-z][^<>]*)>', line):
+            if tag == 'matches' or tag.startswith('F-'):
+                name = re.sub('[^A-Z0-9]', '_', tag.upper())
+                raise ValueError('%s: <%s> is text of the log, which is never put into an argument; your program '
+                                 'finds it as $BANWATCH_%s in its environment' % (quoted(line), tag, name))
+            if tag not in tags:
+                raise ValueError('%s: <%s> means nothing here (there are: %s)' % (
+                    quoted(line), tag, ' '.join(tags)))
+        if '<' in words[0]:
+            raise ValueError('%s: the program has to be named' % quoted(line))
+        return words
+    return read
+
+
+MAILBOX = Regex(r"""(?:[^<>,@:;\n]*[^<>,@:;\n\s] +(?=<))?(<)?"""
+                r"""[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+(?:@[A-Za-z0-9.:\[\]-]+)?(?(1)>)""")
+
+
+def mailboxes(text):
+    """Mail addresses, commas between."""
+    words = [part.strip() for part in text.split(',')]
+    for word in words:
+        if not MAILBOX.fullmatch(word) or word.startswith('-'):
+            raise ValueError('%s: no mail address (try root, me@example.org, Me <me@example.org>; commas between)'
+                             % quoted(word))
+    return ', '.join(words)
+
+
+def mailbox(text):
+    """One of them, or none."""
+    if ',' in text:
+        raise ValueError('is more than one address')
+    return mailboxes(text) if text else ''
+
+
+def file_mode(text):
+    """The permissions of a file."""
     if not re.fullmatch('0?[4-7][0-7][0-7]', text):
-        raise ValueError('is no file mode (try 600, 644)')
+        raise ValueError('is not a file mode (try 600, 644)')
     return int(text, 8)
 
 
 def valid_regex(text):
+    """A regex, as text."""
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as e:
@@ -567,6 +585,7 @@ def valid_regex(text):
 
 
 def valid_name(text):
+    """The name of a section, or nothing."""
     if not re.fullmatch(r'(?:[A-Za-z0-9][\w.-]{0,29})?', text):
         raise ValueError('is not a name')
     return text
@@ -596,7 +615,7 @@ OPTIONS = [Option(*row) for row in (
      'How often log files are looked at. Longer saves power, and is how late a ban may be.'),
     ('banwatch', 'maxtracked', positive_count, '10000',
      'At most this many addresses with failures in memory; the least recently seen go first.'),
-    ('banwatch', 'maxbans', positive_count_or_auto, 'auto',
+    ('banwatch', 'maxbans', unless('auto', positive_count), 'auto',
      'At most this many bans; one more lifts that of whoever has been silent longest. auto is 20000, or 100\n'
      'for each MB of RAM if that is less. Plain iptables holds 2000; ipset and nft are as fast with all of them.'),
     ('banwatch', 'dbpurgeage', positive_duration, '30d',
@@ -611,7 +630,7 @@ OPTIONS = [Option(*row) for row in (
      'Your own regexes, one a line, in fail2ban\'s language; without a `filter` they see the whole\n'
      'line but its date.'),
     ('DEFAULT', 'prefregex', str, '', 'A line must match this first; <F-CONTENT> in it is what the others see.'),
-    ('DEFAULT', 'maxlines', positive_count_or_none, '', 'How many lines a regex with <SKIPLINES> may span.'),
+    ('DEFAULT', 'maxlines', unless('', positive_count), '', 'How many lines a regex with <SKIPLINES> may span.'),
     ('DEFAULT', 'datepattern', str, '', 'How lines are dated, if in none of the usual ways.'),
     ('DEFAULT', 'ignoreregex', text_rows, '', 'Lines that match one of these are never failures.'),
     ('DEFAULT', 'source', source_list, '',
@@ -655,7 +674,7 @@ OPTIONS = [Option(*row) for row in (
      'Tell of log lines that no jail and no rule explains. false saves some 3 us a line; the built-in\n'
      'rules are then not used either.'),
     ('report', 'mailmax', positive_count, '6', 'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
-    ('report', 'htmlmode', permissions, '600', 'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
+    ('report', 'htmlmode', file_mode, '600', 'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
     ('action', 'actionstart', command_reader(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
     ('action', 'actionstop', command_reader(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
     ('action', 'actionban', command_reader(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
@@ -707,25 +726,26 @@ RULE = ('Rules of your own for the summary, besides the built-in ones. One with 
 ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quotes hold words together, and\n'
           'each <tag> is filled in inside its word:\n'
           '    <%s>\n'
-          'and, of a ban, <F-USER> and the like,\n'
+          'and, of a ban,\n'
           '    <%s>\n'
-          'Your program finds the same in its environment: BANWATCH_IP, BANWATCH_F_USER. What comes from the\n'
-          'log (matches, F-...) is the attacker\'s text: it may not begin a word. Each jail runs them for\n'
-          'itself, and anew after a crash: name a list after <jail>, and let actionstart begin with an empty one.\n'
+          'Your program finds the same in its environment (BANWATCH_IP), and there only what comes from the\n'
+          'log, which is the attacker\'s text: BANWATCH_MATCHES, the lines of the failures, and what the filter\n'
+          'has captured, BANWATCH_F_USER and so on. In a script, write "$BANWATCH_F_USER", with the quotes.\n'
+          'Each jail runs its commands for itself, and from the start after a crash: name a list after <jail>,\n'
+          'and let actionstart begin with an empty one.\n'
           '<ip> may be a network, and is a /64 for IPv6; <time> and <bantime> (its full length, -1 for ever) are in\n'
           'seconds. That a running ban becomes longer is not told. At a stop, all together have some 4 s: with many\n'
           'bans, give an actionflush. Bans by hand without -j belong to the jail `manual`.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
-NAMED_SECTIONS = {'action': ACTION, 'rule': RULE}       # kinds of sections that have a name of their own
+NAMED_SECTIONS = {'action': ACTION, 'rule': RULE}  # kinds of sections that have a name of their own
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
                 'A comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m, 2h30m, 7d, 4w.\n'
                 'After a change: banwatch.py check, then banwatch.py reload.',
     'DEFAULT': 'For every jail; a jail may set each of these anew.',
-    'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: banwatch.py report --send'}
-
-
-NO_CONF = 'built-in defaults'         # what stands for the name of a conf file where there is none
+    'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: '
+              'banwatch.py report --send'}
+NO_CONF = 'built-in defaults'        # what stands for the name of a conf file where there is none
 
 
 class Config:
@@ -734,7 +754,7 @@ class Config:
     def __init__(self, name=NO_CONF):
         self.name = name
         self.settings = {}           # section -> {option: (value, text, line)}, as written
-        self.lines = {}              # section -> line of its head
+        self.heads = {}              # section -> line of its head
 
     def __getitem__(self, option):
         return self.get('banwatch', option)
@@ -742,42 +762,56 @@ class Config:
     def get(self, section, option):
         """The value in force, parsed."""
         row = ROWS[kind_of(section), option]
-        if option in self.settings.get(section, ()):
-            return self.settings[section][option][0]
+        written = self.settings.get(section, {})
+        if option in written:
+            return written[option][0]
         known = built_in_rules() if row.section == 'rule' else JAILS
+        # a built-in jail that is off is on as soon as its section stands in the conf
         if option in known.get(section, ()) and not (option == 'enabled' and section in self.settings):
             return row.read(known[section][option])
         if row.section == 'DEFAULT' and option in self.settings.get('DEFAULT', ()):
             return self.settings['DEFAULT'][option][0]
-        return row.read(row.default)
+        return default_value(row.section, option)
 
     def text(self, section, option):
         """The value in force, as it was written."""
-        if option in self.settings.get(section, ()):
-            return self.settings[section][option][1]
+        written = self.settings.get(section, {})
+        if option in written:
+            return written[option][1]
         return ROWS[kind_of(section), option].default
 
     def where(self, section, option=None):
         """'file:line' of an option, or of its section."""
-        said = self.settings.get(section, {}).get(option)
-        at = said[2] if said else self.lines.get(section)
-        return '%s:%d' % (self.name, at) if at else self.name
+        written = self.settings.get(section, {}).get(option)
+        line = written[2] if written else self.heads.get(section)
+        return '%s:%d' % (self.name, line) if line else self.name
 
     def options(self, section):
         """All options of a section, name -> value."""
-        return {row.name: self.get(section, row.name) for row in OPTIONS if row.section == kind_of(section)}
+        kind = kind_of(section)
+        return {row.name: self.get(section, row.name) for row in OPTIONS if row.section == kind}
 
     def jails(self):
         """Names of the jails that are on."""
-        written = [name for name in self.settings if kind_of(name) == 'DEFAULT' and name not in ('DEFAULT', MANUAL)]
-        known = [name for name in JAILS if name not in written]
-        return [name for name in known + written if self.get(name, 'enabled')]
+        written = [name for name in self.settings
+                   if kind_of(name) == 'DEFAULT' and name not in ('DEFAULT', MANUAL)]
+        unwritten = [name for name in JAILS if name not in written]
+        return [name for name in unwritten + written if self.get(name, 'enabled')]
 
 
 def kind_of(section):
     """Which rows of OPTIONS a section has: 'banwatch', 'report', 'action', 'rule', or as a jail 'DEFAULT'."""
     kind = section.partition(' ')[0]
-    return kind if section in ('banwatch', 'report') or section != kind and kind in NAMED_SECTIONS else 'DEFAULT'
+    if section in ('banwatch', 'report') or section != kind and kind in NAMED_SECTIONS:
+        return kind
+    return 'DEFAULT'
+
+
+@functools.lru_cache(maxsize=None)
+def default_value(section, option):
+    """The default of an option, parsed; it is asked for on each turn of the loop."""
+    row = ROWS[section, option]
+    return row.read(row.default)
 
 
 @functools.lru_cache(maxsize=1)
@@ -813,10 +847,12 @@ def read_ini(text):
         elif pair and section:
             at, key, value = n, pair.group(1).lower(), [pair.group(2)]
         elif line.strip() and n <= text.count('\n') + 1:
-            yield n, None, None, quoted(line.strip()) + (
-                ' stands before any [section]' if pair else
-                ' must begin in the first column' if re.match(r'\s+(\[.+\]|[\w.]+\s*=)', line) else
-                ' is neither a [section] nor `option = value`')
+            why = ' is neither a [section] nor `option = value`'
+            if pair:
+                why = ' stands before any [section]'
+            elif re.match(r'\s+(\[.+\]|[\w.]+\s*=)', line):
+                why = ' must begin in the first column'
+            yield n, None, None, quoted(line.strip()) + why
 
 
 def read_config(text, name):
@@ -833,11 +869,14 @@ def lacking_actions(config):
     """Problems of actions that jails name but that are not there, or that they need."""
     found = set()
     for jail in [MANUAL] + config.jails():
-        said = config.get(jail, 'action')
-        where = config.where(jail if 'action' in config.settings.get(jail, ()) else 'DEFAULT', 'action')
-        found.update('%s: action: there is no [action %s]' % (where, printable(name))
-                     for name in said if 'action ' + name not in config.settings)
-        if config['firewall'] == 'command' and not any(config.options('action ' + name)['actionban'] for name in said):
+        actions = config.get(jail, 'action')
+        section = jail if 'action' in config.settings.get(jail, ()) else 'DEFAULT'
+        for name in actions:
+            if 'action ' + name not in config.settings:
+                found.add('%s: action: there is no [action %s]' % (
+                    config.where(section, 'action'), printable(name)))
+        bans = any(config.options('action ' + name)['actionban'] for name in actions)
+        if config['firewall'] == 'command' and not bans:
             found.add('%s: firewall: command bans by `action` alone, but [%s] has none with an actionban' % (
                 config.where('banwatch', 'firewall'), jail))
     return sorted(found)
@@ -846,84 +885,101 @@ def lacking_actions(config):
 def take_entry(config, n, section, key, value):
     """Puts one entry of a conf file into `config`; returns what is wrong with it, or ''."""
     if key is None:
-        if section in config.lines:
+        if section in config.heads:
             return '[%s] stands here twice' % printable(section)
-        config.lines[section] = n
+        config.heads[section] = n
         if section in SECTIONS or re.match(r'(action |rule )?[A-Za-z0-9][\w.-]{0,29}$', section):
             config.settings[section] = {}
             return ''
-        return '[%s]: a jail\'s name is up to 30 letters, digits, dots and dashes' % printable(section)
-    said = config.settings.get(section, {})
+        return "[%s]: a jail's name is up to 30 letters, digits, dots and dashes" % printable(section)
+    written = config.settings.get(section, {})
     key = ALIASES.get(key, key)
     row = ROWS.get((kind_of(section), key))
     if not row:
         return '%s: no such option in [%s]%s' % (printable(key), printable(section), option_hint(key, section))
-    if key in said:
+    if key in written:
         return '%s: stands in [%s] twice' % (key, section)
-    said[key] = row.read(row.default), value, n
+    written[key] = row.read(row.default), value, n
     try:
-        said[key] = row.read(value), value, n
+        written[key] = row.read(value), value, n
     except ValueError as e:
         text = str(e)
-        hint = ' (a comment after a value starts with ` ;`)' if re.search('[#;]', value) else ''
-        return '%s: %s%s' % (key, text if text.startswith("'") else '%s %s' % (quoted(value), text), hint)
+        if not text.startswith("'"):
+            text = '%s %s' % (quoted(value), text)
+        if re.search('[#;]', value):
+            text += ' (a comment after a value starts with ` ;`)'
+        return '%s: %s' % (key, text)
     return ''
 
 
 def option_hint(key, section):
     """A hint for a mistyped or misplaced option: ' (did you mean maxretry?)'."""
-    there = [s for s, name in ROWS if name == key]
+    there = [other for other, name in ROWS if name == key]
     if there:
-        return ' (it belongs into [%s])' % (there[0] + ' NAME' * (there[0] in NAMED_SECTIONS))
+        name = there[0] + ' NAME' if there[0] in NAMED_SECTIONS else there[0]
+        return ' (it belongs into [%s])' % name
     meant = closest_word(key, [row.name for row in OPTIONS if row.section == kind_of(section)])
     return ' (did you mean %s?)' % meant if meant else ''
 
 
-def closest_word(word, known):
-    """The known word that is most likely meant by one that is not known; '' if none is like it."""
-    return ''.join(difflib.get_close_matches(word, known, 1))
+def closest_word(word, words):
+    """The word that is most likely meant by one that is not known; '' if none is like it."""
+    return ''.join(difflib.get_close_matches(word, words, 1))
 
 
-def choose_from(word, known, more=()):
-    """'did you mean dhcp?', of the `known` words or of `more`; or the known ones, if none is like it."""
-    meant = closest_word(word, known + list(more))
-    return 'did you mean %s?' % meant if meant else 'there are: ' + ' '.join(known)
+def choose_from(word, words, more=()):
+    """'did you mean dhcp?', of these `words` or of `more`; or all words, if none is like it."""
+    meant = closest_word(word, words + list(more))
+    return 'did you mean %s?' % meant if meant else 'there are: ' + ' '.join(words)
 
 
 def in_order(problems):
     """Problems ('file:line: ...') by line."""
-    return sorted(problems, key=lambda text: int((re.search(r':(\d+): ', text) or [0, 0])[1]))
+    def line(text):
+        m = re.search(r':(\d+): ', text)
+        return int(m.group(1)) if m else 0
+    return sorted(problems, key=line)
 
 
 def config_text(config):
     """The effective configuration in its own syntax, each option explained; reads back the same."""
     out = []
     for section in SECTIONS:
-        out += ['; ' + line for line in SECTIONS[section].split('\n')] + ['', '[%s]' % section]
+        out += comments(SECTIONS[section]) + ['', '[%s]' % section]
         for row in OPTIONS:
             if row.section == section:
-                out += ['; ' + line for line in row.help.split('\n')]
-                out.append(setting_text(row.name, config.text(section, row.name)))
+                out += comments(row.help) + [setting_text(row.name, config.text(section, row.name))]
         out.append('')
     out.append('; A jail. Without a `filter` of its own it takes the one that is named like it.')
-    for name in list(JAILS) + [s for s in config.settings if s not in SECTIONS and s not in JAILS and kind_of(s) == 'DEFAULT']:
+    jails = [name for name in config.settings if kind_of(name) == 'DEFAULT' and name not in SECTIONS]
+    for name in dict.fromkeys(list(JAILS) + jails):
         said = dict(JAILS.get(name, {}), enabled='true' if config.get(name, 'enabled') else 'false')
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
-        out += [NOTES[name]] if name in NOTES else []
+        if name in NOTES:
+            out.append(NOTES[name])
         out += ['[%s]' % name] + [setting_text(key, said[key]) for key in said] + ['']
-    rules = '\n    '.join(textwrap.wrap(' '.join(section[5:] for section in built_in_rules()), 96, break_on_hyphens=False))
+    words = ' '.join(section[5:] for section in built_in_rules())
+    rules = '\n    '.join(textwrap.wrap(words, 96, break_on_hyphens=False))
     for kind, about in NAMED_SECTIONS.items():
-        out += ['; ' + line for line in about.replace('<rules>', rules).split('\n')] + ['; [%s NAME]' % kind]
+        out += comments(about.replace('<rules>', rules)) + ['; [%s NAME]' % kind]
         for row in OPTIONS:
             if row.section == kind:
-                out += ['; ' + line for line in row.help.split('\n')] + ['; ' + setting_text(row.name, row.default)]
+                out += comments(row.help) + ['; ' + setting_text(row.name, row.default)]
         out.append('')
-        for name in [name for name in config.settings if kind_of(name) == kind]:
-            out += ['[%s]' % name] + [setting_text(key, value[1]) for key, value in config.settings[name].items()] + ['']
+        for name in config.settings:
+            if kind_of(name) == kind:
+                rows = [setting_text(key, value[1]) for key, value in config.settings[name].items()]
+                out += ['[%s]' % name] + rows + ['']
     return '\n'.join(out)
 
 
+def comments(text):
+    """Lines of a comment."""
+    return ['; ' + line for line in text.split('\n')]
+
+
 def setting_text(key, text):
+    """An entry of a conf file."""
     return ('%s = %s' % (key, text.replace('\n', '\n    '))).rstrip()
 
 
