@@ -118,10 +118,10 @@ Command = collections.namedtuple('Command', 'argv stdin environment')
 Command.__new__.__defaults__ = '', {}
 # What one line of a log said: `login` is True for a success; `guesses` is how many it stands for;
 # `told` is (line, fields of its regex), if somebody wants to know.
-LogEvent = collections.namedtuple('Sighting', 'ip user guesses login when told')
+LogEvent = collections.namedtuple('LogEvent', 'ip user guesses login when told')
 LogEvent.__new__.__defaults__ = None,
 # Why an address has to go: where it was counted, and for how long.
-BanOrder = collections.namedtuple('Offence', 'network failures seconds matches')
+BanOrder = collections.namedtuple('BanOrder', 'network failures seconds matches')
 BanOrder.__new__.__defaults__ = None,
 # A stretch of addresses that is never banned, as numbers, with the reason for the operator.
 Exempt = collections.namedtuple('Free', 'version first last why')
@@ -517,7 +517,7 @@ def command_line(text):
     except ValueError as e:
         raise ValueError('%s: %s' % (quoted(text), str(e).lower())) from None
     if not words:
-        raise ValueError('no program given')
+        raise ValueError('names no program')
     operator = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', text))
     if operator:
         raise ValueError('%s: %s is for a shell, which does not read this (try a script of your own, or quotes)'
@@ -995,7 +995,7 @@ def setting_text(key, text):
 #     [2026-11-20 12:27:01] text, 2026/11/20 12:27:01: text           a daemon's own file
 # Always true: a line's program is never taken from its message.
 
-Line = collections.namedtuple('Line', 'date host program pid times message')
+Line = collections.namedtuple('Line', 'date host program pid message')
 
 LEVEL = br'(?:[a-z]+\d?|<unknown>)\.[a-z]+ '
 HOST = br'[^\s:\[\]]+'
@@ -1003,9 +1003,9 @@ UNIX_DATE = br'[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d'
 ISO_DATE = br'\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
 ANY_DATE = (br'[A-Z][a-z]{2} (?:[A-Z][a-z]{2} )?[ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?=[\]: ]))?'
             br'|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?|\d{10}(?:\.\d+)?')
-# What stands before a tag: one way for each of the three forms that logs are full of, so that a regex
-# over a block need not try the others, and one for all the rest. <PRI> of the facilities auth and
-# authpriv lets logd's `log_prefix` pass, and only there, where a login may be logged.
+# Header before the program tag. The three common syslog forms come first, for speed; the last one is
+# for all the rest. <PRI> of the facilities auth and authpriv lets logd's `log_prefix` pass, and only
+# there, where a login may be logged.
 HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'|(?P<date2>[A-Z][a-z]{2} ' + UNIX_DATE + br' \d{4}) (?:\[ *\d+\.\d+\] )?' + LEVEL +
         br'|(?P<date3>' + ISO_DATE + br') (?:(?P<host3>' + HOST + br') (?:' + LEVEL + br')?)?'
@@ -1018,23 +1018,26 @@ BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        
 HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
 DATE_GROUPS = HEAD_DATES + ('date5',)
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
-REPEATED = br'(?:message repeated (?P<times>\d{1,9}) times: \[ ?(?=.*\]\r?$))?'
+ANY_TAG = TAG % br'(?P<program>[^\s:\[\]]*)'
 SHAPE = bytes.maketrans(b'123456789', b'000000000')      # two dates with digits in the same places look alike
-MOST_TIMES = 100                                   # what one `message repeated` may count at most
-LINE = Regex(b'(?:' + HEAD + TAG % br'(?P<program>[^\s:\[\]]*)' + b'|' + BARE + b')' + REPEATED
-                  + br'(?P<message>(?(times).*?(?= ?\]\r*\Z)|.*))', re.S)
-AGAIN = Regex(HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<times>\d{1,9}) times?')
-RFC5424 = Regex(br'\n<\d{1,3}>1 (\S+) (\S+) (\S+) (\S+) \S+ '
-                     br'(?:-|(?:\[[^\]"\n]*(?:"(?:[^"\\\n]|\\.)*"[^\]"\n]*)*\])+) ?(?:\xef\xbb\xbf)?')
+LINE = Regex(b'(?:' + HEAD + ANY_TAG + b'|' + BARE + br')(?P<message>.*)', re.S)
+# what log daemons write instead of a line that comes again
+AGAIN = Regex(b'(?:' + HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<more>\d{1,9}) times?'
+              b'|(?P<head>' + HEAD.replace(b'?P<', b'?P<x') .replace(b'(?(', b'(?(x') +
+              ANY_TAG.replace(b'?P<', b'?P<y') + b'|' + BARE.replace(b'?P<', b'?P<z') +
+              br')message repeated (?P<times>\d{1,9}) times: \[ ?(?P<message>.*?) ?\])\r?', re.S)
+MOST_TIMES = 100                                   # what one such line may count at most ...
+MOST_ROOM = 1 << 18                                # ... and what all of a block may add, in bytes
+RFC5424 = Regex(br'\n<(\d{1,3})>1 (\S+) (\S+) (\S+) (\S+) \S+ '
+                br'(?:-|(?:\[[^\]"\n]*(?:"(?:[^"\\\n]|\\.)*"[^\]"\n]*)*\])+) ?(?:\xef\xbb\xbf)?')
 LONG = Regex(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
 
 
 def read_line(line):
     """The Line in `line` (bytes, no newline); program None if it has no tag at all."""
-    m = LINE.match(without_rfc5424(tidy(line + b'\n'))[1:-1])
-    program, pid, times, message = m.group('program', 'pid', 'times', 'message')
-    return Line(first_group(m, DATE_GROUPS), first_group(m, HOST_GROUPS), program, pid,
-                min(int(times or 1), MOST_TIMES), message)
+    m = LINE.match(tidy(line + b'\n')[1:].partition(b'\n')[0])
+    program, pid, message = m.group('program', 'pid', 'message')
+    return Line(first_group(m, DATE_GROUPS), first_group(m, HOST_GROUPS), program, pid, message)
 
 
 def first_group(m, names):
@@ -1043,30 +1046,40 @@ def first_group(m, names):
 
 
 def tidy(block, before=b''):
-    """A block of whole lines with a newline in front: a line over PLAIN_LINE is cut, with a mark so that
-    it never ends like a whole one; `last message repeated 3 times` is said of the line itself, which
-    may be the one `before`."""
+    """A block of whole lines as all filters want it: with a newline in front; the headers of RFC 5424
+    written as those of RFC 3164; a line over PLAIN_LINE cut, with a mark so that it never ends like a
+    whole one; a line that says how often another one came written as that one, so often. That may be
+    the one `before` the block."""
     block = b'\n' + block
-    if b'\r\n' in block:
+    if b'\r' in block:
         block = block.replace(b'\r\n', b'\n')
     if has_long(block):
         block = LONG.sub(br'\1 [cut]', block)
-    if b'last message repeated ' in block:
-        lines, room = block.split(b'\n'), len(block) + PLAIN_LINE
-        for n, line in enumerate(lines):
-            m = AGAIN.fullmatch(line.rstrip(b'\r'))
-            if m:
-                room -= len(before)                # a line that is long and told again and again fills no memory
-                lines[n] = repeated(before, m.group('times')) if room > 0 else b''
-            elif line:
-                before = line
-        block = b'\n'.join(lines)
+    if b'>1 ' in block:
+        block = RFC5424.sub(plain_head, block)
+    if b'message repeated ' in block:
+        block = expanded(block, before)
     return block
 
 
-def without_rfc5424(block):
-    """A tidy block with the headers of RFC 5424 written as those of RFC 3164."""
-    return RFC5424.sub(plain_head, block) if b'>1 ' in block else block
+def expanded(block, before):
+    """A block with `message repeated 3 times: [ x ]` as three lines x, and `last message repeated 3
+    times` as three more of the line before. What long lines may add is bounded."""
+    rows, room = [], MOST_ROOM
+    for line in block.split(b'\n'):
+        m = b'message repeated ' in line and AGAIN.fullmatch(line)
+        if m:
+            if m.group('more'):
+                times, line = int(m.group('more')), before
+            else:
+                times, line = int(m.group('times')), m.group('head') + m.group('message')
+            times = min(times, MOST_TIMES, max(0, room) // (len(line) + 1))
+            room -= times * len(line)
+            rows += [line] * (times if line else 0)
+        else:
+            rows.append(line)
+        before = line or before
+    return b'\n'.join(rows)
 
 
 def has_long(block):
@@ -1079,22 +1092,20 @@ def has_long(block):
 
 def plain_head(m):
     """RFC 5424's header as one of RFC 3164; '-' stands for a field that is not known."""
-    date, host, program, pid = m.groups()
-    return b'\n%s%s %s%s: ' % (b'' if date == b'-' else date + b' ', host.replace(b':', b'.'),
-                                 program, b'[%s]' % pid if pid.isdigit() else b'')
-
-
-def repeated(line, times):
-    """A line that says of `line` that it came so many times more."""
-    m = LINE.match(line.rstrip(b'\r'))
-    return b'%smessage repeated %s times: [ %s ]' % (
-        line[:m.start('times' if m.group('times') else 'message')].replace(b'message repeated ', b''),
-        times, m.group('message'))
+    priority, date, host, program, pid = m.groups()
+    date = b'' if date == b'-' else date + b' '
+    pid = b'[%s]' % pid if pid.isdigit() else b''
+    # of no facility that is believed more than others
+    return b'\n<%d>%s%s %s%s: ' % (8 + (int(priority) & 7), date, host.replace(b':', b'.'), program, pid)
 
 
 MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
-ISO = Regex(r'(\d{4})[-/](\d\d)[-/](\d\d)[T ](\d\d):(\d\d):(\d\d)([.,]\d+)?(Z| ?[+-]\d\d:?\d\d)?$')
-CTIME = Regex(r'(?:\w{3} )?(\w{3}) ([ \d]?\d) (\d\d):(\d\d):(\d\d)(\.\d+)?(?: (\d{4}))?$')
+# the two ways in which headers are dated, by the fields of DATE_FIELDS
+HEAD_DATE = Regex(
+    r'(?:(?P<Y>\d{4})[-/](?P<m>\d\d)[-/](?P<d>\d\d)[T ](?P<H>\d\d):(?P<M>\d\d):(?P<S>\d\d)'
+    r'(?P<f>[.,]\d+)?(?P<z>Z| ?[+-]\d\d:?\d\d)?'
+    r'|(?:\w{3} )?(?P<b>\w{3}) (?P<d2>[ \d]?\d) (?P<H2>\d\d):(?P<M2>\d\d):(?P<S2>\d\d)'
+    r'(?P<f2>\.\d+)?(?: (?P<Y2>\d{4}))?|(?P<epoch>\d{10}(?:\.\d+)?))$')
 OFFSETS = {b'%d:%02d' % divmod(second, 60): second for second in range(600)}
 
 
@@ -1115,22 +1126,15 @@ def local_time(when):
 def date_time(date, today):
     """Seconds since 1970 of a line's date (bytes), None if it is none. `today` (days since 1970, of
     now) fills in a missing year: the one that brings the date nearest to, but not past, tomorrow."""
-    text = date.decode('ascii', 'replace')
-    m = ISO.match(text)
+    m = HEAD_DATE.match(date.decode('ascii', 'replace'))
+    if m is None:
+        return None
+    fields = m.groupdict()
+    for name in 'dHMSfY':
+        fields[name] = fields[name] or fields.pop(name + '2')
+    fraction = fields.pop('f') or '0'
     try:
-        if m:
-            return iso_time(m)
-        m = CTIME.match(text)
-        if m is None:
-            when = float(text)
-            return when if abs(when) < 1e11 else None
-        month, day = MONTHS.index(m.group(1)) + 1, int(m.group(2))
-        clock = int(m.group(3)), int(m.group(4)), int(m.group(5)), 0, 0, -1
-        year = int(m.group(7) or time.gmtime(today * 86400).tm_year)
-        when = time.mktime((year, month, day) + clock)
-        if not m.group(7) and when > (today + 2) * 86400:
-            when = time.mktime((year - 1, month, day) + clock)
-        return when + float(m.group(6) or 0)
+        return field_time(fields, today * 86400 + 86399) + float(fraction.replace(',', '.'))
     except (ValueError, OverflowError):
         return None
 
@@ -1169,12 +1173,6 @@ class Calendar:
                 self.starts.clear()
             self.starts[start] = when - OFFSETS[offset]
         return self.starts[start] + OFFSETS[offset]
-
-
-def iso_time(m):
-    fields = tuple(int(part) for part in m.groups()[:6])
-    fraction, zone = float((m.group(7) or '0').replace(',', '.')), m.group(8)
-    return epoch(fields, zone_seconds(zone) if zone else None) + fraction
 
 
 def epoch(fields, offset):
@@ -1321,13 +1319,6 @@ def default_date_formats():
 @functools.lru_cache(maxsize=1)
 def anchored_date_formats():
     return [DateFormat(LINE_BEGIN + text) for text in DATES if text[0] not in '^{' and text != 'EPOCH']
-
-
-def find_date(line, choice, now):
-    """(start, end, seconds or None) of the date in a line; None if there is none. An empty stretch: a
-    date may be missing here."""
-    template, m = locate_date(line, choice)
-    return m and m.span(template.group) + (template.time(m, now),)
 
 
 def locate_date(line, choice):
@@ -1566,7 +1557,10 @@ class Definition:
     def given(self, option, back=0):
         """(text, section) of an option in force, nothing filled in yet; None if there is none."""
         if option in self.params and not back:
-            return self.params[option], 'Definition'
+            text = self.params[option]
+            if option == 'logtype' and text == 'rfc5424':      # which is written as RFC 3164, see `tidy`
+                text = 'file'
+            return text, 'Definition'
         for section in ('Init', 'Definition', 'DEFAULT'):
             row = self.last(section, option, back)
             if row:
@@ -1839,12 +1833,6 @@ def with_lines(block, texts):
     return sorted(found.items())
 
 
-def in_lines(block, other, positions):
-    """Positions in the lines of a tidy block in which these lie in another block of as many lines."""
-    ends, there = ([m.start() for m in re.finditer(b'\n', text)] for text in (block, other))
-    return [ends[max(0, bisect.bisect_right(there, position) - 1)] for position in positions]
-
-
 @functools.lru_cache(maxsize=2048)
 def captured_address(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
@@ -1894,7 +1882,7 @@ def block_regex(tag, rest, texts, led, bare):
 
 
 class Filter:
-    """A filter of our own kind: `scan` turns a block into Sightings. Where its regexes are not built in, it looks at
+    """A filter of our own kind: `scan` turns a block into LogEvents. Where its regexes are not built in, it looks at
     one line at a time, under `guard`, which raises Runaway; at an ignoreregex always so."""
     trouble, keep_matches = '', False     # does somebody want to know what the lines say?
 
@@ -1920,8 +1908,7 @@ class Filter:
                        for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
-        self.rest = (REPEATED + ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode()
-                     + br'(?(times) ?\])\r?$')
+        self.rest = ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode() + br'\r?$'
         self.texts = texts           # (kind, regex as it is written)
         # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
         self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
@@ -1962,29 +1949,26 @@ class Filter:
         return date, home
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
-        """Yields a Sighting for each line of a tidy block that is a login, or tells of guesses that
-        no line before it has told of. `moment` turns a line's date into its time. `explained`, if it is a
-        list, gets a position in each line that a regex matches."""
+        """Yields a LogEvent for each line of a tidy block that is a login, or tells of guesses that
+        no line before it has told of. `moment` turns a line's date into its time. `explained`, if it is
+        a list, gets a position in each line that a regex matches."""
         (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
         if not all(any(text in block for text in texts) for texts in demanded):
             return
-        given, block = block, without_rfc5424(block)
-        if explained is not None and block != given:
-            found = []
-            yield from self.scan(block, moment, bare, wall, found)
-            explained += in_lines(given, block, found)
-            return
-        pid_at, times_at = regex.groupindex['pid'], regex.groupindex['times']
+        pid_at = regex.groupindex['pid']
         dates = DATE_GROUPS if bare else HEAD_DATES
-        led, latest, repeats = self.tag_is_literal and not bare, None, b'message repeated ' in block
+        led, latest = self.tag_is_literal and not bare, None
         end, size, shape, known_home = self.known_head
         width = len(shape)
-        for m in self.matches_in_lines(regex, block, demanded, led, wall) if self.foreign else regex.finditer(block):
+        found = regex.finditer(block)
+        if self.foreign:
+            found = self.matches_in_lines(regex, block, demanded, led, wall)
+        for m in found:
             row = rows[m.lastindex]
             if row is None:
                 continue
             kind, verdict, ip_at, user_at, child, special = row
-            pid, times = m[pid_at], m[times_at] if repeats else None
+            pid = m[pid_at]
             ip = captured_address(m[ip_at]) if ip_at else None
             if not led:
                 date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
@@ -2004,7 +1988,7 @@ class Filter:
                 explained.append(m.start())
             identity = home, pid
             session = sessions.get(identity) if pid else None
-            if session and latest and ip == session.ip and verdict == FAIL and not (special or times or self.ignore):
+            if session and latest and ip == session.ip and verdict == FAIL and not (special or self.ignore):
                 told = session.lines.get(kind, 0) + 1
                 if told <= session.counted and latest - session.born <= SESSION_SECONDS:
                     session.lines[kind] = told     # most lines tell nothing new: enough about this one
@@ -2018,15 +2002,16 @@ class Filter:
                 self.names += ip == '' and verdict == FAIL
                 continue
             user = m[user_at] if user_at else None
-            new = 0 if verdict != FAIL else 1 if times is None else min(int(times), MOST_TIMES)
+            new = 1 if verdict == FAIL else 0
             if special:
                 pid, new = self.special(m, special, ip, when, pid, new)
                 identity = home, pid
                 session = sessions.get(identity)
             if pid is not None:
-                if session is None or session.ip != ip and ip and session.ip or when - session.born > SESSION_SECONDS:
-                    session = self.meet(identity, ip, kind, child, when)
-                ip, user, new = self.tell(session, identity, ip, user, kind, verdict, child, new)
+                if (session is None or session.ip != ip and ip and session.ip
+                        or when - session.born > SESSION_SECONDS):
+                    session = self.session_for(identity, ip, kind, child, when)
+                ip, user, new = self.add_line(session, identity, ip, user, kind, verdict, child, new)
             if new > 0 and ip:
                 name = as_text(user) if user and verdict == FAIL else None
                 told = self.told(block, m, name) if self.keep_matches else None
@@ -2042,7 +2027,7 @@ class Filter:
 
     @staticmethod
     def told(block, m, user):
-        """What a Sighting tells: the line, and who was named in it."""
+        """What a LogEvent tells: the line, and who was named in it."""
         line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
         return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
 
@@ -2077,7 +2062,7 @@ class Filter:
             self.trouble = said % (self.origin, '; %s rests for a minute' % ('the filter' if option == 'failregex' else 'it') if until else '')
             return None
 
-    def meet(self, identity, ip, kind, child, when):
+    def session_for(self, identity, ip, kind, child, when):
         """The Session of a line whose connection is not known; a child's line may be its parent's."""
         if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
             parent = self.sessions.get(self.parents.get(ip))
@@ -2090,7 +2075,7 @@ class Filter:
                 shorten(known, SESSIONS)
         return session
 
-    def tell(self, session, identity, ip, user, kind, verdict, child, new):
+    def add_line(self, session, identity, ip, user, kind, verdict, child, new):
         """Adds a line to its connection: (address, user as known by now, guesses that are new)."""
         session.ip = ip = session.ip if ip is None else ip
         known = session.user
@@ -2161,14 +2146,17 @@ class Filter:
         return 1 if seen is None or when - seen > SESSION_SECONDS else 0
 
     def examine(self, block, wall):
-        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
-        found = self.look_at(block, wall, True)
-        for seen in self.scan(block, lambda date: found.when or 0.0, True):
-            if not seen.login:
-                return found._replace(ip=seen.ip, user=seen.user, verdict=FAIL, why=''), seen.guesses
-        if found and found.verdict == FAIL and not found.why:
-            found = found._replace(why='it tells of a guess that a line before has told of')
-        return found, 0
+        """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is one
+        that came again), for `test`."""
+        look, failures, last = self.look_at(block, wall, True), 0, None
+        for event in self.scan(block, lambda date: look.when or 0.0, True):
+            if not event.login:
+                failures, last = failures + event.guesses, event
+        if last:
+            look = look._replace(ip=last.ip, user=last.user, verdict=FAIL, why='')
+        elif look and look.verdict == FAIL and not look.why:
+            look = look._replace(why='it tells of a guess that a line before has told of')
+        return look, failures
 
     def look(self, text, wall, bare=False):
         """The Look of one line (text), whatever was before it; None if no regex matches."""
@@ -2176,8 +2164,10 @@ class Filter:
 
     def look_at(self, block, wall, bare):
         regex, rows, texts, demanded = self.form(bare)
-        block = without_rfc5424(block)
-        for m in self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare, wall) if self.foreign else regex.finditer(block):
+        found = regex.finditer(block)
+        if self.foreign:
+            found = self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare, wall)
+        for m in found:
             if rows[m.lastindex] is None:
                 continue
             head = self.head(block[1:m.start()]) if self.tag_is_literal and not bare else (
@@ -6757,6 +6747,9 @@ def help_text():
 # Owns: what connections have said, for filters in fail2ban's own manner. Always true: each line is
 # looked at by itself, without its date, and never longer than its guard allows.
 
+PRIORITY = Regex(br'^<\d{1,3}>')       # which syslog over UDP has in front of a line
+
+
 class LineFilter:
     """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
     Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
@@ -6819,24 +6812,27 @@ class LineFilter:
         return most_telling([found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
-        """Yields a Sighting for each line of a tidy block that is a failure or a login; see Filter."""
+        """Yields a LogEvent for each line of a tidy block that is a failure or a login; see Filter."""
         if self.needed and not any(text in block for text in self.needed):
             return
         for start, end in with_lines(block, self.needed):
-            raw, times = block[start:end].rstrip(b'\r'), 1
-            if b'message repeated ' in raw:
-                raw, times = unwrapped(raw)
-            if not raw or self.rests and self.rests - REST_SECONDS <= wall < self.rests or self.needed and not self.may_match(raw):
+            raw = block[start:end].rstrip(b'\r')
+            if self.rests and self.rests - REST_SECONDS <= wall < self.rests:
                 continue
+            if not raw or self.needed and not self.may_match(raw):
+                continue
+            raw = PRIORITY.sub(b'', raw)
             found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
             if found and explained is not None:
                 explained.append(start)
-            when = None if found is None or found.verdict is None else moment(found.when)
+            when = None
+            if found and found.verdict is not None:
+                when = moment(found.when)
             if when is None or found.verdict == NOFAIL:
                 continue
             if found.ip and found.verdict == FAIL:
                 told = self.told(raw, found.fields) if self.keep_matches else None
-                yield LogEvent(found.ip, found.user, times, False, when, told)
+                yield LogEvent(found.ip, found.user, 1, False, when, told)
             elif found.ip and found.user:
                 yield LogEvent(found.ip, found.user, 0, True, when)
             elif found.verdict == FAIL:
@@ -6844,7 +6840,7 @@ class LineFilter:
 
     @staticmethod
     def told(raw, fields):
-        """What a Sighting tells: the line, and what its <F-...> have found."""
+        """What a LogEvent tells: the line, and what its <F-...> have found."""
         names = {known: tag.lower() for tag, known in TAG_NAMES.items()}
         return raw.decode('utf-8', 'backslashreplace'), {
             names.get(key, key): value for key, value in fields.items()
@@ -6864,12 +6860,17 @@ class LineFilter:
         return False
 
     def examine(self, block, wall):
-        """(Look or None, failures it counts) of the next line, a tidy block of one, for `test`."""
-        raw, times = unwrapped(block[1:-1].rstrip(b'\r'))
-        found = self.look(raw.decode('utf-8', 'backslashreplace'), wall) if raw else None
-        if found and found.verdict == FAIL and not found.ip:
-            found = found._replace(why='it names no address')
-        return found, times if found and found.verdict == FAIL and found.ip else 0
+        """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is one
+        that came again), for `test`."""
+        found, failures = None, 0
+        for raw in block[1:-1].split(b'\n'):
+            raw = PRIORITY.sub(b'', raw.rstrip(b'\r'))
+            found = self.look(raw.decode('utf-8', 'backslashreplace'), wall) if raw else None
+            if found and found.verdict == FAIL and found.ip:
+                failures += 1
+            elif found and found.verdict == FAIL:
+                found = found._replace(why='it names no address')
+        return found, failures
 
     def look(self, text, wall, date=None):
         """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
@@ -7039,14 +7040,6 @@ def special_groups(regex):
     """(group, 'alt' or 'tuple', the group it is for) of those named so."""
     found = [(key, re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)) for key in sorted(regex.groupindex)]
     return [(key, m.group(1), TAG_NAMES.get(m.group(2).upper(), m.group(2))) for key, m in found if m]
-
-
-def unwrapped(raw):
-    """(line, times) of a line that may say `message repeated 3 times: [ ... ]`."""
-    if not (b'message repeated ' in raw and LINE.match(without_rfc5424(b'\n' + raw)[1:])['times']):
-        return raw, 1                              # those words are a part of the message
-    m = re.match(br'(.*?)message repeated (\d{1,9}) times: \[ ?(.*?) ?\]$', raw, re.S)
-    return (m.group(1) + m.group(3), min(int(m.group(2)), MOST_TIMES)) if m else (raw, 1)
 
 
 ENGINES['lines'] = LineFilter
@@ -7771,7 +7764,7 @@ NAMED_THERE = Regex(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<
 SOFT = Regex(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
 SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
 PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
-PRIORITY = Regex(rb'\n<(\d{1,3})>')
+PRIORITIES = Regex(rb'\n<(\d{1,3})>')
 KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
 NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at: each costs as much as hundreds of known ones
 
@@ -7893,7 +7886,7 @@ class Digest:
         """Counts lines by their shape; True if the firewall has logged packets in some of them."""
         raw, examples, scans = rest.split(b'\n'), None, False
         if b'\n<' in rest:                         # the severity is in a number there
-            rest = PRIORITY.sub(lambda m: b'\n<%s>' % b'!!!!-...'[int(m.group(1)) & 7:][:1], rest)
+            rest = PRIORITIES.sub(lambda m: b'\n<%s>' % b'!!!!-...'[int(m.group(1)) & 7:][:1], rest)
         keys = rest.translate(None, DIGITS).split(b'\n')
         for shape, n in collections.Counter(keys).items():
             known = shape[:MESSAGE_LENGTH]
@@ -7908,8 +7901,6 @@ class Digest:
                 learnt = self.classify(examples[shape], tally)                    # which may clear them, too
                 self.shapes[known] = learnt
             found = self.shapes[known]
-            if found and b'message repeated ' in shape:
-                n = sum(read_line(line).times for line, key in zip(raw, keys) if key == shape)
             if found and found[2] is None:         # a built-in rule that shows lines
                 shown = [as_message(read_line(line).message) for line, key in zip(raw, keys) if key == shape][-1]
                 tally.note(found[0], found[1], n, now, now, [[now, clipped(shown)]])
@@ -7941,8 +7932,8 @@ class Digest:
         if fields is None:
             return
         explained.append(start)
-        if self.counts(rule, fields, now, line.times):
-            n = line.times if rule.options['maxretry'] == 1 else 1
+        if self.counts(rule, fields, now):
+            n = 1
             text = rule.text(fields, message)
             shown = clipped('%s: %s' % (program, message[:TEXT_LENGTH]))
             level = rule.options['report']
@@ -7953,7 +7944,7 @@ class Digest:
             if rule.options['mail']:
                 yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
 
-    def counts(self, rule, fields, now, times=1):
+    def counts(self, rule, fields, now):
         """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it does so here."""
         options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
         if options['resets']:
@@ -7963,7 +7954,7 @@ class Digest:
                 shorten(self.graces, 1000)
         if self.graces.get((rule.name, what), now) > now:
             return False
-        if self.fails.add((rule.name, what), now, times, options['findtime'], options['maxretry']) < options['maxretry']:
+        if self.fails.add((rule.name, what), now, 1, options['findtime'], options['maxretry']) < options['maxretry']:
             return False
         self.fails.forget((rule.name, what))
         return True
@@ -9146,7 +9137,7 @@ class Trial:
         for raw in block.split(b'\n')[:-1]:
             self.lines += 1
             tidied, best = tidy(raw + b'\n', self.before), (None, None, 0)
-            self.before = raw or self.before
+            self.before = tidied[tidied.rfind(b'\n', 0, -1) + 1:-1] or self.before
             for name, each in self.filters.items():
                 found, failures = each.examine(tidied, self.wall)
                 if found and (best[1] is None or failures > best[2]

@@ -48,7 +48,9 @@ def load(path, options):
 
 def look(made, text):
     """What a filter finds in a line of a log file; None if nothing."""
-    return failure(made.look(text, NOW))
+    # as the engine gets it
+    tidied = banwatch.tidy(text.encode('utf-8', 'surrogateescape') + b'\n')[1:-1]
+    return failure(made.look(banwatch.PRIORITY.sub(b'', tidied).decode('utf-8', 'surrogateescape'), NOW))
 
 
 def look_journal(made, text, when):

@@ -37,7 +37,7 @@ FORMS = [
 @pytest.mark.parametrize('head, date, host, program, pid', FORMS)
 def test_a_line_is_taken_apart(head, date, host, program, pid):
     line = banwatch.read_line(head + MESSAGE)
-    assert line == (date, host, program, pid, 1, MESSAGE)
+    assert line == (date, host, program, pid, MESSAGE)
 
 
 def test_a_line_without_a_tag_has_no_program():
@@ -68,9 +68,30 @@ def test_a_prefix_is_believed_only_where_logins_are_logged():
 
 
 def test_message_repeated_counts_but_never_more_than_a_hundred_times():
-    line = banwatch.read_line(b'Nov 20 13:00:00 h sshd[1]: message repeated 3 times: [ Failed x]')
-    assert (line.times, line.message) == (3, b'Failed x')
-    assert banwatch.read_line(b'Nov 20 13:00:00 h sshd[1]: message repeated 999999 times: [ x]').times == 100
+    head = b'Nov 20 13:00:00 h sshd[1]: '
+    assert banwatch.tidy(head + b'message repeated 3 times: [ Failed x]\n') == b'\n' + (head + b'Failed x\n') * 3
+    assert banwatch.tidy(head + b'message repeated 999999 times: [ x]\n').count(b'\n') == 101
+    assert banwatch.tidy(head + b'x\n' + head[:18] + b'last message repeated 2 times\n') == b'\n' + (head + b'x\n') * 3
+    assert banwatch.tidy(head[:18] + b'last message repeated 2 times\n', head + b'x') == b'\n' + (head + b'x\n') * 2
+
+
+@pytest.mark.parametrize('head', [
+    b'Thu Mar  7 12:34:56 2024 authpriv.warn sshd[1]: ', b'<38>Nov 20 13:00:00 h sshd[1]: ', b'2026-11-20T13:01:45Z h sshd: ', b'sshd[1]: ', b'',
+    b'[2026-11-20 12:27:01] ', b'<38>1 2026-11-20T13:03:54Z h sshd 24 - - '])
+def test_a_repeated_line_is_written_out_whatever_its_head(head):
+    assert [banwatch.read_line(line).message for line in banwatch.tidy(head + b'message repeated 2 times: [ no x]\r\n').split(b'\n')[1:-1]] == [b'no x'] * 2
+
+
+@pytest.mark.parametrize('line', [b'h sshd[1]: x message repeated 3 times: [ y]', b'h sshd[1]: message repeated 3 times: [ y', b'h x: last message repeated 2 times',
+                                  b'h sshd[1]: message repeated x times: [ y]', b'h sshd[1]: last message repeated 2 times ago'])
+def test_what_only_looks_like_a_repetition_is_a_line(line):
+    line = b'Nov 20 13:00:00 ' + line
+    assert banwatch.tidy(b'before\n' + line + b'\n') == b'\nbefore\n' + line + b'\n'
+
+
+def test_long_lines_that_come_again_and_again_fill_no_memory():
+    line = b'Nov 20 13:00:00 h sshd[1]: message repeated 100 times: [ %s]\n' % (b'x' * 8000)
+    assert len(banwatch.tidy(line * 16)) < 1 << 20
 
 
 # --- dates
@@ -104,7 +125,7 @@ def test_a_date_without_a_zone_is_in_the_zone_of_the_machine(utc, monkeypatch):
 @pytest.mark.parametrize('junk', [b'', b'\xff\xfe\x00', b'<', b'<999>', b'[', b'::::', b'\x1b[31m', b' ' * 5000, b'a' * 9000,
                                   b'[' * 5000, b'<84>1 ' + b'[x="' * 2000, b'Nov 20 13:00:00 ' + b'a ' * 4000])
 def test_junk_is_a_line_too(junk):
-    assert banwatch.read_line(junk).times == 1
+    assert banwatch.read_line(junk) and len(banwatch.tidy(junk + b'\n')) < 20000
 
 
 def test_days_are_counted_as_the_calendar_does():
