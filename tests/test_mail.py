@@ -282,7 +282,7 @@ def test_a_mail_without_news_is_two_lines_of_plain_text():
     ('from = a@b, c@d', "from: 'a@b, c@d' is more than one address"), ('from = x y', "from: 'x y': no mail address"),
     ('sendmail =', "sendmail: '' names no program"), ('sendmail = sendmail "-t', 'sendmail: '), ('sendmail = sendmail -t | tee x', 'sendmail: '),
     ('empty = perhaps', 'empty: '), ('other = 2', 'other: '), ('mailmax = many', 'mailmax: '), ('mailmax = -1', 'mailmax: '),
-    ('htmlmode = 6444', "htmlmode: '6444' is not a file mode (try 600, 644)"), ('htmlmode = rw-r--r--', 'is no file mode'), ('htmlmode = 044', 'is no file mode'),
+    ('htmlmode = 6444', "htmlmode: '6444' is not a file mode (try 600, 644)"), ('htmlmode = rw-r--r--', 'is not a file mode'), ('htmlmode = 044', 'is not a file mode'),
     ('subject = x', 'subject')])
 def test_each_wrong_value_is_told_with_file_and_line(line, complaint):
     _, found = banwatch.read_config('[report]\n' + line + '\n', 'test.conf')
