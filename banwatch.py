@@ -5066,7 +5066,7 @@ class FirewallSync(Worker):
         closing = self.state == CLOSING
         need, changes = self.need, self.take_changes()
         self.rebuilding = need == REBUILD
-        self.need = CHECK if closing else REBUILD              # until all has gone well
+        self.need = NOTHING          # what is asked for from now on comes afterwards
         if need < REBUILD and changes and not closing:
             commands = self.firewall.change(changes, self.machine.ticks())
             if commands is None:
@@ -5075,7 +5075,6 @@ class FirewallSync(Worker):
                 yield from self.run_one(command)
         if need >= CHECK:
             yield from self.compare(need == REBUILD, closing)
-        self.need = NOTHING
         if self.offload and self.new:
             yield from self.cut()
         self.new = []
@@ -5178,6 +5177,7 @@ class FirewallSync(Worker):
             self.complain(problem, '; writing all rules again' if first else '; trying again')
         self.trouble = problem
         self.attempts += 1
+        self.need = CHECK if self.state == CLOSING else REBUILD
         self.take_changes()
         if not first:
             self.wait(patience(self.attempts))
@@ -5775,6 +5775,7 @@ class Daemon:
         self.troubles = {}           # what is wrong, by where
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
+        self.came_from = ''          # what the summary counts this start as, if there was a run before
         self.control = None
         self.began = machine.ticks()
         self.offset = machine.wall() - machine.ticks()         # how the clocks stood to each other last
@@ -5824,6 +5825,8 @@ class Daemon:
         if not self.dry_run:
             self.open_runtime()
             self.restore()
+            if self.came_from:
+                self.tell_wings('count', self.came_from)
             if not self.machine.writable(self.config['state']):
                 self.note(self.config['state'], 'cannot be written')
         self.protect()
@@ -5877,7 +5880,7 @@ class Daemon:
             if jail:
                 jail.logins[ip, user] = until
         self.positions = state.sources
-        self.tell_wings('count', 'reboots' if state.booted else 'starts')
+        self.came_from = 'reboots' if state.booted else 'starts'
         if state.killed:
             self.tell_incident('banwatch', 'ended without having been stopped: was it killed, or the memory full?')
         if bans.tickets:

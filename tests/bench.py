@@ -1403,7 +1403,7 @@ def inside(bench, kind, *more):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)}
     pair = banwatch.listen_to_signals(daemon.loop, daemon.signalled)
 
-    def work(done=lambda: all(each.idle() for each in daemon.all_hands())):
+    def work(done=lambda: all(each.idle() for each in daemon.wall.syncs + daemon.wall.old)):
         until = time.monotonic() + PATIENCE
         while not done():
             daemon.loop.due()

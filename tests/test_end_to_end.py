@@ -191,7 +191,7 @@ def test_two_mistakes_before_the_right_password_ban_nobody(network, daemon):
     guess(network)
     assert poll(lambda: log(network).count('Bad password') == 3)
     assert guess(network, password=PASSWORDS['alice'])
-    assert banwatch.ask_daemon('banned') == []
+    assert banwatch.ask('banned') == []
 
 
 def log(network):
@@ -211,7 +211,7 @@ def test_a_host_of_the_lan_is_never_banned(network, daemon):
         log_in(network, network.lan, address, source, times=4)
     guess(network, times=3)                            # what counts elsewhere
     banwatch.wait_banned(ATTACKER[4])
-    assert len(banwatch.ask_daemon('banned')) == 1
+    assert len(banwatch.ask('banned')) == 1
     assert network.lan.reaches('192.168.1.1') and network.lan.reaches('2001:db8:2::1')
 
 
@@ -261,7 +261,7 @@ def test_a_ban_survives_a_killed_daemon_and_is_taken_up_by_the_next(network, dae
     banwatch.kill()
     assert not gets_through(network, 4) and not gets_through(network, 6)
     banwatch.start()
-    assert {row['ip'] for row in banwatch.ask_daemon('banned')} == {ATTACKER[4], ATTACKER[6]}
+    assert {row['ip'] for row in banwatch.ask('banned')} == {ATTACKER[4], ATTACKER[6]}
     assert poll(lambda: firewall(network) == rules), firewall(network)
     assert not gets_through(network, 4) and not gets_through(network, 6)
     assert banwatch.command('unban', '--all').returncode == 0
@@ -411,7 +411,7 @@ def test_the_fifth_wrong_password_for_another_daemon_is_a_ban_too(network, daemo
     for _ in range(4):
         assert not log_in(network, 'wrong')
     banwatch.wait_failures(server.__name__, 4)
-    assert banwatch.ask_daemon('banned') == [] and gets_through(network)
+    assert banwatch.ask('banned') == [] and gets_through(network)
     assert not log_in(network, 'wrong')
     assert [row['jail'] for row in banwatch.wait_banned(ATTACKER[4])] == [server.__name__]
     assert poll(lambda: not gets_through(network))

@@ -107,7 +107,7 @@ def test_a_batch_that_fails_since_ours_has_gone_is_followed_by_one_rebuild_at_on
     assert len(writes) == 1
     for name in {line.split(':')[0] for line in news(house, logged)}:
         told = [line for line in news(house, logged) if line.startswith(name + ':')]
-        assert sum('anew' in line for line in told) == 1 and len(told) <= 3, told
+        assert sum('writing all rules again' in line for line in told) == 1 and len(told) <= 3, told
     right(house)
 
 
@@ -485,7 +485,7 @@ def test_a_tool_in_trouble_stops_nobody_loses_nothing_and_is_told_once(router, k
     assert poll(lambda: re.search(text, here.wrong()), 25), here.wrong()
     here.alive()
     done = here.guard.command('ban', '192.0.2.99')
-    assert done.returncode == 1 and 'it is on record, but the firewall does not take it' in done.stderr and re.search(text, done.stderr), done
+    assert done.returncode == 1 and 'saved, but the firewall refused it' in done.stderr and re.search(text, done.stderr), done
     here.go_right()
     here.right()
     assert here.banned() == {'198.51.100.7', '198.51.100.8', '192.0.2.99'}
