@@ -54,10 +54,11 @@ import time
 
 
 class LazyModule:
-    """A module that is imported when it is first used: `banwatch status` needs few of these, and each costs a router time."""
+    """A module that is imported when it is first used: `banwatch status` needs few of these, and each
+    costs a router time."""
     names = {}                       # of all of them -> may a daemon need it?
 
-    def __init__(self, name, daemon=True):
+    def __init__(self, name, daemon):
         self.name = name
         self.names[name] = daemon
 
@@ -67,40 +68,21 @@ class LazyModule:
 
     @classmethod
     def load_for_daemon(cls):
-        """Imports what it may need: tomorrow an upgrade of Python may have taken the files away."""
+        """Imports what a daemon may need: an upgrade of Python may delete the files under it."""
         for name, daemon in cls.names.items():
             if daemon:
                 __import__(name)
 
 
-_socket = LazyModule('_socket', daemon=False)
-binascii = LazyModule('binascii')
-bisect = LazyModule('bisect')
-difflib = LazyModule('difflib', daemon=False)
-fcntl = LazyModule('fcntl')
-getopt = LazyModule('getopt', daemon=False)
-glob = LazyModule('glob')
-gzip = LazyModule('gzip', daemon=False)
-heapq = LazyModule('heapq')
-ipaddress = LazyModule('ipaddress')
-json = LazyModule('json')
-marshal = LazyModule('marshal', daemon=False)
-random = LazyModule('random')
-sched = LazyModule('sched')
-selectors = LazyModule('selectors')
-shlex = LazyModule('shlex')
-shutil = LazyModule('shutil', daemon=False)
-signal = LazyModule('signal')
-socket = LazyModule('socket')
-stat = LazyModule('stat')
-struct = LazyModule('struct')
-subprocess = LazyModule('subprocess')
-syslog = LazyModule('syslog', daemon=False)
-tempfile = LazyModule('tempfile', daemon=False)
-termios = LazyModule('termios')
-textwrap = LazyModule('textwrap')
-traceback = LazyModule('traceback', daemon=False)
-warnings = LazyModule('warnings')
+binascii, bisect, fcntl, glob, heapq, ipaddress, json, random, sched, selectors = (
+    LazyModule(name, True)
+    for name in 'binascii bisect fcntl glob heapq ipaddress json random sched selectors'.split())
+shlex, signal, socket, stat, struct, subprocess, termios, textwrap, warnings = (
+    LazyModule(name, True)
+    for name in 'shlex signal socket stat struct subprocess termios textwrap warnings'.split())
+_socket, difflib, getopt, gzip, marshal, shutil, syslog, tempfile, traceback = (
+    LazyModule(name, False)
+    for name in '_socket difflib getopt gzip marshal shutil syslog tempfile traceback'.split())
 
 VERSION = '0.1'
 
@@ -120,11 +102,11 @@ Command.__new__.__defaults__ = '', {}
 # `told` is (line, fields of its regex), if somebody wants to know.
 LogEvent = collections.namedtuple('LogEvent', 'ip user guesses login when told')
 LogEvent.__new__.__defaults__ = None,
-# Why an address has to go: where it was counted, and for how long.
+# A network to ban, for so many seconds, after so many failures; matches: (lines, fields) or None.
 BanOrder = collections.namedtuple('BanOrder', 'network failures seconds matches')
 BanOrder.__new__.__defaults__ = None,
-# A stretch of addresses that is never banned, as numbers, with the reason for the operator.
-Exempt = collections.namedtuple('Free', 'version first last why')
+# A range of addresses that is never banned, as numbers, with the reason for the operator.
+Exempt = collections.namedtuple('Exempt', 'version first last why')
 
 
 class Problem(Exception):
@@ -136,16 +118,17 @@ class Problem(Exception):
 
 
 class Regex:
-    """A compiled regex that is made when it is used first: a command that only asks the daemon needs none."""
+    """A compiled regex that is made when it is used first: a command that only asks the daemon needs
+    none."""
 
     def __init__(self, pattern, flags=0):
         self.source = pattern, flags
 
     def __getattr__(self, name):
-        regex = re.compile(*self.source)
+        made = re.compile(*self.source)
         for each in ('match', 'fullmatch', 'search', 'sub', 'split', 'findall', 'finditer'):
-            setattr(self, each, getattr(regex, each))          # from now on there is nothing between
-        return getattr(self, name) if name in self.__dict__ else getattr(regex, name)
+            setattr(self, each, getattr(made, each))           # from now on there is nothing between
+        return self.__dict__[name] if name in self.__dict__ else getattr(made, name)
 
 
 class Ticket:
@@ -159,7 +142,7 @@ class Ticket:
         self.until = until
         self.count = count           # how many bans of this network in this jail, this one included
         self.failures = failures     # that led to it
-        self.matches = None         # (lines, fields) of the log, if the jail has an action
+        self.matches = None          # (lines, fields) of the log, if the jail has an action
 
     @property
     def key(self):
@@ -180,7 +163,8 @@ def duration(text):
     for part in iter(lambda: DURATION.match(text, end), None):
         if not part.group(2) and (end or part.end() != len(text)):
             break                                  # a number without unit stands alone
-        total, end = total + float(part.group(1)) * SECONDS[part.group(2).lower()], part.end()
+        total += float(part.group(1)) * SECONDS[part.group(2).lower()]
+        end = part.end()
     if not end or end != len(text) or total > 100 * SECONDS['y']:
         raise ValueError('is not a duration (try 600, 10m, 2h30m, 7d)')
     return int(total) if total == int(total) else total
@@ -226,12 +210,18 @@ def network_of(text, ipv4prefix=32, ipv6prefix=128):
     """The network around `text` (an address or network) as text; a single address has no prefix."""
     if ipv4prefix == 32 and IPV4.fullmatch(text):
         return text
-    if '%' in text and '/' in text:
-        raise ValueError('a network has no zone')
-    net = ipaddress.ip_network(text if '/' in text else address(text), strict=False)
-    if '/' not in text:
+    if '/' in text:
+        if '%' in text:
+            raise ValueError('a network has no zone')
+        net = ipaddress.ip_network(text, strict=False)
+        mapped = getattr(net.network_address, 'ipv4_mapped', None)
+        if mapped and net.prefixlen >= 96:         # packets of IPv4 are never seen as ::ffff:a.b.c.d
+            net = ipaddress.ip_network('%s/%d' % (mapped, net.prefixlen - 96))
+    else:
+        net = ipaddress.ip_network(address(text))
         prefix = ipv4prefix if net.version == 4 else ipv6prefix
-        net = net if prefix == net.prefixlen else net.supernet(new_prefix=prefix)
+        if prefix != net.prefixlen:
+            net = net.supernet(new_prefix=prefix)
     return str(net) if net.prefixlen < net.max_prefixlen else str(net.network_address)
 
 
@@ -245,69 +235,77 @@ def span(text):
 
 @functools.lru_cache(maxsize=2048)
 def wide_span(text):
+    """The same for what is not a single IPv4 address, which takes longer."""
     net = ipaddress.ip_network(text)
     first = int(net.network_address)
     return net.version, first, first + net.num_addresses - 1
 
 
 def exempt(text, why):
-    """The row for an address or network that must never be banned, because it is `why`."""
+    """The Exempt of an address or network that must never be banned, because it is `why`."""
     return Exempt(*(span(network_of(text)) + ('%s (%s)' % (network_of(text), why),)))
 
 
-def merge_ranges(frees):
-    """version -> (first numbers, last numbers, whys) of the stretches that `frees` cover, in order; those
-    that overlap are one."""
+def merge_ranges(ranges):
+    """version -> (first numbers, last numbers, whys) of what these Exempts cover, in order; those that
+    overlap are one."""
     found = {4: ([], [], []), 6: ([], [], [])}
-    for version, first, last, why in sorted(frees):
+    for version, first, last, why in sorted(ranges):
         firsts, lasts, whys = found[version]
         if lasts and first <= lasts[-1]:
             lasts[-1] = max(last, lasts[-1])
         else:
-            firsts.append(first), lasts.append(last), whys.append(why)
+            firsts.append(first)
+            lasts.append(last)
+            whys.append(why)
     return found
 
 
-def exempt_reason(text, fences):
-    """Why a network must not be touched, '' if it may be; `fences` is what that function returns."""
+def exempt_reason(text, ranges):
+    """Why a network must not be touched, '' if it may be; `ranges` is what merge_ranges returns."""
     version, first, last = span(text)
-    firsts, lasts, whys = fences[version]
+    firsts, lasts, whys = ranges[version]
     n = bisect.bisect_right(firsts, last) - 1
     return whys[n] if n >= 0 and lasts[n] >= first else ''
 
 
-def spans_overlap(one, other):
-    """True if two spans share an address."""
-    return one[0] == other[0] and one[1] <= other[2] and other[1] <= one[2]
-
-
 def networks_overlap(one, other):
     """True if two networks share an address."""
-    return spans_overlap(span(one), span(other))
+    version, first, last = span(one)
+    other_version, other_first, other_last = span(other)
+    return version == other_version and first <= other_last and other_first <= last
 
 
 @functools.lru_cache(maxsize=None)
 def never_banned():
-    """What is no single machine's address, on whatever network."""
+    """Exempts of what is not a host: multicast, link-local, broadcast."""
     return tuple(exempt(text, why) for text, why in (
         ('0.0.0.0', 'no address'), ('255.255.255.255', 'broadcast'), ('224.0.0.0/4', 'multicast'),
-        ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'), ('ff00::/8', 'multicast')))
+        ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'),
+        ('ff00::/8', 'multicast')))
 
 
-def shorten(known, most):
-    """Deletes the oldest entries of a dict once it holds `most` and a tenth more: one by one, each would
-    have to be looked for behind the gaps that the others left."""
-    if len(known) > 1.1 * most:
-        for key in list(itertools.islice(known, len(known) - most)):
-            del known[key]
+def later_end(one, other):
+    """The later one of two ends, None for never."""
+    return None if one is None or other is None else max(one, other)
+
+
+def shorten(entries, most):
+    """Drops the oldest entries when a dict is 10 % over `most` (in bulk: one by one is quadratic)."""
+    if len(entries) > 1.1 * most:
+        for key in list(itertools.islice(entries, len(entries) - most)):
+            del entries[key]
 
 
 def printable(text):
     """`text` with all that could move a cursor, forge a line or break a terminal written as escapes."""
-    return text if text.isprintable() else ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
 
 
 def quoted(text):
+    """The same in quotes."""
     return "'%s'" % printable(text)
 
 
@@ -324,11 +322,12 @@ def plural(n, word, many=''):
 def table(head, rows):
     """Lines of a plain text table, each column as wide as it must be, numbers to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows)]
-    right = [all(row[i].replace(',', '').isdigit() for row in rows) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    right = [all(row[n].replace(',', '').isdigit() for row in rows) for n in range(len(head))]
     for row in [head] + rows:
-        yield '  '.join(cell.rjust(w) if r else cell.ljust(w)
-                        for cell, w, r in zip(row, widths, right)).rstrip()
+        cells = [cell.rjust(width) if number else cell.ljust(width)
+                 for cell, width, number in zip(row, widths, right)]
+        yield '  '.join(cells).rstrip()
 
 
 # ---- Conf ----------------------------------------------------------------------------------
@@ -2684,29 +2683,23 @@ class Judge:
 # all that is ours stands in chains, sets or a table of our own, which a packet enters before anything
 # else, so a ban also cuts what is established; no other rule is touched. An entry goes into the kernel
 # with the time it has left, where the kernel can count that down, so it ends without us too.
-#
-# A firewall of the kernel answers: settings() - what two of a kind may differ in; check(wanted) - the
-# Commands that show what the kernel has (the first never fails because something of ours is missing; if
-# another one does, None stands for what it shows); differences(shown, wanted) - what is wrong with
-# that, '' if nothing; rebuild(shown, wanted, now) - those that make it right, whatever is there;
-# change(changes, now) - those for some Changes, which may be repeated, None if only a rebuild can do it;
-# stop(shown) - those that leave nothing of ours. `wanted` is what `entries` returns.
 
-Scope = collections.namedtuple('Door', 'protocols ports forward')     # what a ban shuts; no ports: all of them
-# What has to happen to an entry: it is `there` already or not, `gone` or lasts until (None: for ever).
+# What a ban stops: packets of these protocols to these ports (none: all packets), forwarded ones too?
+Scope = collections.namedtuple('Scope', 'protocols ports forward')
+# What has to happen to an entry: is it `there` already, is it `gone` or until when (None: for ever).
 Change = collections.namedtuple('Change', 'network scope there gone until')
 
 
 def scope_of(options, hooks):
-    """The Door that a jail's bans shut; None if they stop nothing where these hooks are."""
+    """The Scope of a jail's bans; None if they stop nothing where these hooks are."""
     if not options['forward'] and 'INPUT' not in hooks:
         return None
-    return Scope(tuple(options['protocol']) if options['port'] else (), options['port'],
-                options['forward'] or len(hooks) < 2)
+    protocols = tuple(options['protocol']) if options['port'] else ()
+    return Scope(protocols, options['port'], options['forward'] or len(hooks) < 2)
 
 
 def entries_of(tickets, scopes):
-    """(network, Door) -> when the last of its tickets ends, None for never; `scopes` is jail -> Door."""
+    """(network, Scope) -> when the last of its tickets ends, None for never; `scopes` is jail -> Scope."""
     wanted = {}
     for ticket in tickets:
         scope = scopes.get(ticket.jail)
@@ -2716,60 +2709,79 @@ def entries_of(tickets, scopes):
     return wanted
 
 
-def later_end(one, other):
-    return None if one is None or other is None else max(one, other)
-
-
 def timeout(until, now, longest):
-    """Whole seconds until then, 0 for never, rounded up: the kernel never lets go before the ticket does."""
-    return 0 if until is None else int(min(max(1, -((now - until) // 1)), longest))
+    """Whole seconds until then, 0 for never, rounded up: the kernel never lifts a ban before its end."""
+    if until is None:
+        return 0
+    return int(min(max(1, -((now - until) // 1)), longest))
 
 
 class Null:
-    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`."""
-    family, capacity, longest, scopes = None, None, None, {}
+    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`. And
+    the contract of all firewalls: `wanted` is what entries_of returns, `shown` what the Commands of
+    `check` have printed."""
+    family = None                    # 4 or 6, None: both
+    capacity = None                  # bans that it can hold
+    longest = None                   # seconds that the kernel can count down, None: it cannot
+    scopes = {}                      # jail -> Scope
 
     def __init__(self, name):
         self.name = self.tool = name
 
     def settings(self):
+        """What two of a kind may differ in."""
         return self.name
 
+    def check(self, wanted):
+        """Commands that show what the kernel has. The first never fails because something of ours is
+        missing; if another one does, None stands for what it shows."""
+        return []
+
     def differences(self, shown, wanted):
+        """What is wrong with what the kernel has, in words; '' if nothing."""
         return ''
 
-    def counters(self, shown):
-        return {}
-
-    def commands(self, *asked):
+    def rebuild(self, shown, wanted, now):
+        """Commands that make it right, whatever is there."""
         return []
-    check = rebuild = change = stop = commands
+
+    def change(self, changes, now):
+        """Commands for some Changes, which may be repeated; None if only a rebuild can do it."""
+        return []
+
+    def stop(self, shown):
+        """Commands that leave nothing of ours."""
+        return []
+
+    def counters(self, shown):
+        """(jails, rule) -> packets that a rule of ours has dropped since it was made."""
+        return {}
 
 
 OURS = 'banwatch'                    # how all begins that we make in the kernel
 TRIAL = OURS + '-trial'              # and what `doctor` makes there for a moment
 
 
-class IPTables:
+class IPTables(Null):
     """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
-    packet meets some tens of them and not all. A changed sub-chain is written anew as a whole."""
+    packet meets some tens of them and not all. A changed sub-chain is written again as a whole."""
     LIST = '-n'                      # how ipset lists our sets: their names, for here each is a leftover
     capacity = 2000                  # each packet pays for each rule it meets
-    longest = None                   # seconds that the kernel can count down
     rank = 1                         # where our jump stands among a hook's rules
 
     def __init__(self, family, hooks, scopes, name=OURS):
         self.family = family
-        self.CHAIN = name
-        self.INNER = name + '-input'               # in front of it, for bans that leave alone what is forwarded
+        self.main = name
+        self.inner = name + '-input'               # in front of it, for bans that leave alone what is forwarded
         self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
-        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)       # bits of an address, that name its sub-chain
+        # bits of an address, and those that name its sub-chain
+        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)
         self.hooks = hooks           # ['INPUT', 'FORWARD']
-        self.scopes = scopes           # jail -> Door
-        self.inner = any(scope and not scope.forward for scope in scopes.values())
-        self.ours = re.compile(r'%s(-[0-9a-f]+|-input)?$' % self.CHAIN)
-        self.mine = re.compile(r'%s-%d(-\d+)?(-new)?$' % (self.CHAIN, family))
-        self.sets = {}               # Door -> the name of its set, 31 characters at most
+        self.scopes = scopes
+        self.has_inner = any(scope and not scope.forward for scope in scopes.values())
+        self.our_chain = re.compile(r'%s(-[0-9a-f]+|-input)?$' % name)
+        self.our_set = re.compile(r'%s-%d(-\d+)?(-new)?$' % (name, family))
+        self.sets = {}               # Scope -> the name of its set, 31 characters at most
         self.chains = {}             # chain -> the entries in it, as far as we have told the kernel
 
     def settings(self):
@@ -2777,27 +2789,31 @@ class IPTables:
 
     def home(self, net, scope):
         """The chain that an entry's rules stand in."""
-        return self.chain(net) if scope.forward else self.INNER
+        return self.chain(net) if scope.forward else self.inner
 
     def chain(self, net):
         """The sub-chain of a network; the main chain if it is wider than one."""
         first, last = (end >> (self.bits - self.lead) for end in span(net)[1:])
-        return self.CHAIN if first != last else '%s-%0*x' % (self.CHAIN, (self.lead + 3) // 4, first)
+        if first != last:
+            return self.main
+        return '%s-%0*x' % (self.main, (self.lead + 3) // 4, first)
 
     def entries_by_chain(self, wanted):
         """chain -> its entries; the chains that the hooks enter always."""
-        chains = {self.CHAIN: set()}
-        if self.inner:
-            chains[self.INNER] = set()
+        chains = {self.main: set()}
+        if self.has_inner:
+            chains[self.inner] = set()
         for net, scope in wanted:
             chains.setdefault(self.home(net, scope), set()).add((net, scope))
         return chains
 
     def rules(self, chain, chains):
-        """The rules of one of the chains that `spread` returns, as `iptables -S` prints them."""
-        found = {'-A %s -j %s' % (chain, self.CHAIN)} if chain == self.INNER else set()
-        if chain == self.CHAIN:
-            for name in set(chains) - {self.CHAIN, self.INNER}:
+        """The rules of one of the chains that `entries_by_chain` returns, as `iptables -S` prints them."""
+        found = set()
+        if chain == self.inner:
+            found.add('-A %s -j %s' % (chain, self.main))
+        if chain == self.main:
+            for name in set(chains) - {self.main, self.inner}:
                 found.add('-A %s -s %s -j %s' % (chain, self.network_of_chain(name), name))
         for each in chains[chain]:
             found.update('-A %s%s -j DROP' % (chain, match) for match in self.drops(each))
@@ -2806,7 +2822,8 @@ class IPTables:
     def drops(self, entry):
         """What the rules of one of the things in a chain match."""
         net, scope = entry
-        net = net if '/' in net else '%s/%d' % (net, self.bits)
+        if '/' not in net:
+            net = '%s/%d' % (net, self.bits)
         return [' -s %s%s' % (net, match) for match in port_matches(scope)]
 
     def network_of_chain(self, chain):
@@ -2817,29 +2834,35 @@ class IPTables:
 
     def check(self, wanted):
         """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
-        return [list_rules(self.tool, '-v'), Command(['ipset', 'list', self.LIST]), Command(['nft', 'list', 'flowtables'])]
+        return [list_rules(self.tool, '-v'), Command(['ipset', 'list', self.LIST]),
+                Command(['nft', 'list', 'flowtables'])]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has; here that does not matter."""
-        return {name: 0 for name in (shown[1] or '').split() if self.mine.match(name)}
+        return {name: 0 for name in (shown[1] or '').split() if self.our_set.match(name)}
 
     def counters(self, shown):
-        """(jails, rule) -> packets that a rule of ours has dropped since it was made."""
-        found, jails = {}, {ending: names for scope, names in jails_behind(self.scopes).items() for ending in self.endings(scope)}
+        found, jails = {}, {}
+        for scope, names in jails_behind(self.scopes).items():
+            for ending in self.endings(scope):
+                jails[ending] = names
         for row in (shown[0] or '').split('\n'):
             m = COUNTER.search(row)
-            if m and row.startswith('-A ' + self.CHAIN) and row.endswith('-j DROP'):
+            if m and row.startswith('-A ' + self.main) and row.endswith('-j DROP'):
                 rule = row[:m.start()]
-                found[next((names for ending, names in jails.items() if ending and rule.endswith(ending)), jails.get('', '')), rule] = int(m.group(1))
+                names = [jails[ending] for ending in jails if ending and rule.endswith(ending)]
+                found[names[0] if names else jails.get('', ''), rule] = int(m.group(1))
         return found
 
     @staticmethod
     def endings(scope):
+        """How the rules of a Scope end."""
         return port_matches(scope)
 
     def restore(self, rows):
+        """The Command that changes these rows, all of them or none."""
         text = '\n'.join(['*filter'] + rows + ['COMMIT', ''])
-        return [Command([self.tool + '-restore', '-w', '5', '--noflush'], text)]
+        return [Command([self.tool + '-restore'] + WAITS[0] + ['--noflush'], text)]
 
     def listing(self, shown):
         """(chains of ours -> their rules, hook -> its rules) in what `iptables -S` printed."""
@@ -2847,9 +2870,9 @@ class IPTables:
         for row in COUNTER.sub('', shown).split('\n'):
             word, _, rest = row.partition(' ')
             name = rest.partition(' ')[0]
-            if word == '-N' and self.ours.match(name):
+            if word == '-N' and self.our_chain.match(name):
                 chains[name] = []
-            elif word == '-A' and self.ours.match(name):
+            elif word == '-A' and self.our_chain.match(name):
                 chains.setdefault(name, []).append(row.rstrip())
             elif word == '-A' and name in ('INPUT', 'FORWARD'):
                 hooks.setdefault(name, []).append(row.rstrip())
@@ -2857,15 +2880,24 @@ class IPTables:
 
     def differences(self, shown, wanted):
         chains, hooks = self.listing(shown[0])
-        found = ['%s rule %s' % (hook, self.misplaced(hook, there))
-                 for hook, there in hooks.items() if self.misplaced(hook, there)]
+        found = []
+        for hook, there in hooks.items():
+            wrong = self.misplaced(hook, there)
+            if wrong:
+                found.append('%s rule %s' % (hook, wrong))
         spread = self.entries_by_chain(wanted)
         rules = {name: sorted(self.rules(name, spread)) for name in spread}
-        if {name: sorted(have) for name, have in chains.items()} != rules:
-            n, m = (sum(len(rules) for rules in some.values()) for some in (chains, rules))
-            found.append('chain %s missing' % self.CHAIN if self.CHAIN not in chains
-                         else '%d rules instead of %d' % (n, m) if n != m else 'other rules than ours')
-        found += ['set %s not wanted' % name for name in sorted(set(self.sizes(shown)) - set(self.sets.values()))]
+        have = {name: sorted(rows) for name, rows in chains.items()}
+        if have != rules:
+            n, m = (sum(map(len, some.values())) for some in (have, rules))
+            if self.main not in have:
+                found.append('chain %s missing' % self.main)
+            elif n != m:
+                found.append('%d rules instead of %d' % (n, m))
+            else:
+                found.append('other rules than ours')
+        for name in sorted(set(self.sizes(shown)) - set(self.sets.values())):
+            found.append('set %s not wanted' % name)
         return ', '.join(found)
 
     def rebuild(self, shown, wanted, now):
@@ -2874,21 +2906,20 @@ class IPTables:
         for hook, have in hooks.items():
             if self.misplaced(hook, have):
                 rows += self.unhook(hook, have)
-                rows += ['-I %s %d -j %s' % (hook, self.rank, self.entry(hook))] * (hook in self.hooks)
-        return self.restore(self.fill(self.chains, set(there) - set(self.chains), rows)) + self.leave(shown)
-
-    def leave(self, shown):
-        """Commands that destroy sets which are not wanted any more; those being filled go by themselves."""
+                if hook in self.hooks:
+                    rows.append('-I %s %d -j %s' % (hook, self.rank, self.entry(hook)))
+        rows = self.fill(self.chains, set(there) - set(self.chains), rows)
+        # sets that are not wanted any more; those being filled go by themselves
         used = {name + more for name in self.sets.values() for more in ('', '-new')}
-        return destroy(set(self.sizes(shown)) - used)
+        return self.restore(rows) + destroy(set(self.sizes(shown)) - used)
 
     def entry(self, hook):
         """The chain that a hook jumps to."""
-        return self.INNER if self.inner and hook == 'INPUT' else self.CHAIN
+        return self.inner if self.has_inner and hook == 'INPUT' else self.main
 
     def jumps(self, hook, there):
         """Our jumps among a hook's rules, to either chain, as often as they stand there."""
-        ours = ['-A %s -j %s' % (hook, chain) for chain in (self.CHAIN, self.INNER)]
+        ours = ['-A %s -j %s' % (hook, chain) for chain in (self.main, self.inner)]
         return [row for row in there if row in ours]
 
     def unhook(self, hook, there):
@@ -2905,7 +2936,8 @@ class IPTables:
         return '' if there[0] == jump else 'not first'
 
     def fill(self, names, gone=(), hooks=()):
-        """Rows that write these chains anew and delete those that are gone, once the hooks are changed."""
+        """Rows that write these chains from scratch and delete those that are gone, once the hooks are
+        changed."""
         rows = [':%s - [0:0]' % name for name in sorted(set(names) | set(gone))]
         for name in sorted(names):
             rows += sorted(self.rules(name, self.chains))
@@ -2913,13 +2945,16 @@ class IPTables:
 
     def change(self, changes, now):
         """Rewrites the sub-chains of what has changed, and the main chain, which is short."""
-        touched = {self.CHAIN}
+        touched = {self.main}
         for each in changes:
             chain = self.home(each.network, each.scope)
             touched.add(chain)
             inside = self.chains.setdefault(chain, set())
-            (inside.discard if each.gone else inside.add)((each.network, each.scope))
-        gone = {name for name in touched - {self.CHAIN, self.INNER} if not self.chains[name]}
+            if each.gone:
+                inside.discard((each.network, each.scope))
+            else:
+                inside.add((each.network, each.scope))
+        gone = {name for name in touched - {self.main, self.inner} if not self.chains[name]}
         for name in gone:
             del self.chains[name]
         return self.restore(self.fill(touched - gone, gone))
@@ -2930,7 +2965,8 @@ class IPTables:
         for hook, there in hooks.items():
             rows += self.unhook(hook, there)
         rows += ['-X %s' % name for name in sorted(chains)]
-        return (self.restore(rows) if rows else []) + destroy(self.sizes(shown))
+        commands = self.restore(rows) if rows else []
+        return commands + destroy(self.sizes(shown))
 
 
 def port_matches(scope, form=' -p {0} -m {0} --dport {1}'):
@@ -2938,15 +2974,12 @@ def port_matches(scope, form=' -p {0} -m {0} --dport {1}'):
     Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
     if not scope.ports:
         return ['']
-    return [form.format(protocol, port) for protocol in scope.protocols for port in scope.ports.split(',')]
+    ports = scope.ports.split(',')
+    return [form.format(protocol, port) for protocol in scope.protocols for port in ports]
 
 
-def list_rules(tool, *more):
-    return Command([tool, '-w', '5', '-S'] + list(more))
-
-
-# How iptables and its kin are told to wait for each other, with whatever the installed ones know of that: the lock came
-# with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore; see iptables(8)
+# How iptables and its kin are told to wait for each other, with whatever the installed ones know of
+# that: the lock came with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore.
 WAITS = (['-w', '5'], ['-w'], [])
 NO_SUCH_WAIT = Regex(r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
 LOCKED = 4                                         # iptables' exit code if something else changes its rules just now
@@ -2961,42 +2994,55 @@ def wait_form(command, n):
     """Such a Command in the n-th of these forms."""
     return command._replace(argv=command.argv[:1] + WAITS[n] + command.argv[3:])
 
+def list_rules(tool, *more):
+    """The Command that lists all rules."""
+    return Command([tool] + WAITS[0] + ['-S'] + list(more))
 
-COUNTER = Regex(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')        # as iptables -v, and nft print it
+
+# a rule's counter as iptables -v, and as nft print it
+COUNTER = Regex(r' -c (\d+) \d+| counter packets (\d+) bytes \d+')
 
 
 def jails_behind(scopes):
-    """Door -> names of its jails, as text."""
-    return {scope: ', '.join(jail for jail, each in scopes.items() if each == scope) for scope in scopes.values() if scope}
+    """Scope -> names of its jails, as text."""
+    found = {}
+    for jail, scope in scopes.items():
+        if scope:
+            found.setdefault(scope, []).append(jail)
+    return {scope: ', '.join(names) for scope, names in found.items()}
 
 
 def destroy(sets):
     """The Commands that destroy ipsets."""
-    return [Command(['ipset', 'restore'], ''.join('destroy %s\n' % name for name in sorted(sets)))] if sets else []
+    if not sets:
+        return []
+    return [Command(['ipset', 'restore'], ''.join('destroy %s\n' % name for name in sorted(sets)))]
 
 
 FOREIGN = -1                         # instead of a number of entries
 
 
 class IPSet(IPTables):
-    """Sets with timeouts, one for each Door, and one rule for each set and port in chain `banwatch`."""
+    """Sets with timeouts, one for each Scope, and one rule for each set and port in chain `banwatch`."""
     LIST = '-t'                      # with their sizes
     capacity = None
     longest = 2147483                # ipset(8): the largest timeout it takes
-    SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings, or counters, comment ...
+    SIZE = 'maxelem 1048576 timeout 0'         # `-exist` takes no set with other settings
 
     def __init__(self, family, hooks, scopes, name=OURS):
         IPTables.__init__(self, family, hooks, scopes, name)
         self.name = 'ipset' if family == 4 else 'ipset6'
+        self.inet = 'inet' if family == 4 else 'inet6'
         for scope in scopes.values():
             if scope and scope not in self.sets:
-                self.sets[scope] = '%s-%d%s' % (name, family, '-%d' % len(self.sets) if self.sets else '')
+                number = '-%d' % len(self.sets) if self.sets else ''
+                self.sets[scope] = '%s-%d%s' % (name, family, number)
 
     def entries_by_chain(self, wanted):
-        """chain -> its sets, whatever is in them."""
+        """chain -> the Scopes of its sets, whatever is in them."""
         chains = IPTables.entries_by_chain(self, ())
         for scope in self.sets:
-            chains[self.CHAIN if scope.forward else self.INNER].add(scope)
+            chains[self.main if scope.forward else self.inner].add(scope)
         return chains
 
     def endings(self, scope):
@@ -3008,51 +3054,56 @@ class IPSet(IPTables):
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
         found = {}
+        right = re.compile(r'family %s hashsize \d+ %s(?! [cfs])' % (self.inet, self.SIZE))
         for part in (shown[1] or '').split('\n\n'):
-            of = dict(row.split(': ', 1) for row in part.split('\n') if ': ' in row)
-            if self.mine.match(of.get('Name', '')):
-                right = of.get('Type') == 'hash:net' and re.match(
-                    r'family %s hashsize \d+ %s(?! [cfs])' % (self.inet, self.SIZE), of.get('Header', ''))
-                found[of['Name']] = int(of.get('Number of entries', 0)) if right else FOREIGN
+            fields = dict(row.split(': ', 1) for row in part.split('\n') if ': ' in row)
+            if self.our_set.match(fields.get('Name', '')):
+                ours = fields.get('Type') == 'hash:net' and right.match(fields.get('Header', ''))
+                found[fields['Name']] = int(fields.get('Number of entries', 0)) if ours else FOREIGN
         return found
-
-    @property
-    def inet(self):
-        return 'inet' if self.family == 4 else 'inet6'
 
     def differences(self, shown, wanted):
         found = [IPTables.differences(self, shown, wanted)]
         sizes, counted = self.sizes(shown), collections.Counter(scope for _, scope in wanted)
         for scope, name in self.sets.items():
             n = sizes.get(name)
-            if n != counted[scope]:
-                found.append('set %s missing' % name if n is None else
-                             'set %s is of another kind' % name if n == FOREIGN else
-                             'set %s has %d entries instead of %d' % (name, n, counted[scope]))
+            if n is None:
+                found.append('set %s missing' % name)
+            elif n == FOREIGN:
+                found.append('set %s is of another kind' % name)
+            elif n != counted[scope]:
+                found.append('set %s has %d entries instead of %d' % (name, n, counted[scope]))
         return ', '.join(filter(None, found))
 
     def rebuild(self, shown, wanted, now):
         """Fills new sets and swaps them with those in use, so that no packet slips through meanwhile."""
-        sizes, rows = self.sizes(shown), []
-        foreign = self.stop(shown) if FOREIGN in sizes.values() else []         # another kind cannot be swapped
+        rows, commands = [], []
+        if FOREIGN in self.sizes(shown).values():              # another kind cannot be swapped
+            commands, shown = self.stop(shown), ['', '']
         for scope, name in self.sets.items():
             for each in (name, name + '-new'):
                 rows.append('create %s hash:net family %s %s -exist' % (each, self.inet, self.SIZE))
             rows.append('flush %s-new' % name)
-            rows += ['add %s-new %s timeout %d' % (name, net, timeout(until, now, self.longest))
-                     for (net, at), until in wanted.items() if at == scope]
+            for (net, where), until in wanted.items():
+                if where == scope:
+                    rows.append('add %s-new %s timeout %d' % (name, net, timeout(until, now, self.longest)))
             rows += ['swap %s %s-new' % (name, name), 'destroy %s-new' % name]
-        fill = [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
-        if foreign:
-            shown = ['', '']
-        return foreign + fill + IPTables.rebuild(self, shown, wanted, now)
+        if rows:
+            commands.append(Command(['ipset', 'restore'], '\n'.join(rows + [''])))
+        return commands + IPTables.rebuild(self, shown, wanted, now)
 
     def change(self, changes, now):
-        rows = ['del %s %s -exist' % (self.sets[each.scope], each.network) if each.gone else
-                'add %s %s timeout %d -exist' % (self.sets[each.scope], each.network,
-                                                 timeout(each.until, now, self.longest))
-                for each in changes if each.there or not each.gone]
-        return [Command(['ipset', 'restore'], '\n'.join(rows + ['']))] if rows else []
+        rows = []
+        for each in changes:
+            name = self.sets[each.scope]
+            if not each.gone:
+                seconds = timeout(each.until, now, self.longest)
+                rows.append('add %s %s timeout %d -exist' % (name, each.network, seconds))
+            elif each.there:
+                rows.append('del %s %s -exist' % (name, each.network))
+        if not rows:
+            return []
+        return [Command(['ipset', 'restore'], '\n'.join(rows + ['']))]
 
 
 def nft_tables(listed):
@@ -3063,106 +3114,120 @@ def nft_tables(listed):
             rows.append(line.strip())
         elif line.startswith('\t') and line.endswith(' {'):
             rows = parts.setdefault(line[1:-2], [])
-        elif line.startswith('table ') and ' {' in line:              # behind that may stand who owns it
+        elif line.startswith('table ') and ' {' in line:       # behind that may stand who owns it
             parts = tables.setdefault(line[6:].partition(' {')[0], {})
     return tables
 
 
-class NFTables:
-    """A table of our own with a set for each Door and prefix length in use, and chains in front of those of
-    others. A network is looked up by its leading bits in a plain hash: an interval set is slow to change."""
+class NFTables(Null):
+    """A table of our own with a set for each Scope and prefix length in use, and chains in front of those
+    of others. A network is looked up by its leading bits in a plain hash: an interval set is slow to
+    change."""
     name = tool = 'nft'
-    family = capacity = None
     longest = 90000000               # nft reads a time of up to eight digits
 
     def __init__(self, hooks, scopes, name=OURS):
-        self.TABLE = 'inet ' + name
+        self.table = 'inet ' + name
         self.hooks = hooks
         self.scopes = scopes
-        self.numbers = {}            # Door -> its number
+        self.numbers = {}            # Scope -> its number
         for scope in scopes.values():
             if scope:
                 self.numbers.setdefault(scope, len(self.numbers))
-        self.sets = {}               # name of a set -> (Door, family, prefix length)
+        self.sets = {}               # name of a set -> (Scope, family, prefix length)
 
     def settings(self):
         return self.hooks, self.scopes
 
-    def place(self, net, scope):
+    def set_of(self, net, scope):
         """(name of a set, what it is for, the address that stands in it) for an entry."""
         family, bits = (6, 128) if ':' in net else (4, 32)
-        ip, _, length = net.partition('/')
-        length = int(length or bits)
-        name = 'v%d%s%s' % (family, '_%d' % length if length != bits else '',
-                            '_door%d' % self.numbers[scope] if self.numbers[scope] else '')
-        return name, (scope, family, length), ip
+        ip, _, prefix = net.partition('/')
+        prefix, name = int(prefix or bits), 'v%d' % family
+        if prefix != bits:
+            name += '_%d' % prefix
+        if self.numbers[scope]:
+            name += '_door%d' % self.numbers[scope]
+        return name, (scope, family, prefix), ip
 
-    def entries_by_chain(self, wanted):
+    def elements_by_set(self, wanted):
         """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
         self.sets, found = {}, {}
         for scope in self.numbers:
             for usual in ('0.0.0.0', '::', '::/64'):
-                name, use, _ = self.place(usual, scope)
+                name, use, _ = self.set_of(usual, scope)
                 self.sets[name], found[name] = use, {}
         for (net, scope), until in wanted.items():
-            name, use, ip = self.place(net, scope)
+            name, use, ip = self.set_of(net, scope)
             self.sets[name] = use
             found.setdefault(name, {})[ip] = until
         return found
 
     def rules(self, hook):
         """The rules of a chain, in the order of their sets' names: (set, rule)."""
-        for name, (scope, family, length) in sorted(self.sets.items()):
-            if hook == 'INPUT' or scope.forward:
-                ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
-                net = ipaddress.ip_network('%s/%d' % (zero, length))
-                mask = '' if length == net.max_prefixlen else ' & %s' % net.netmask
-                for match in port_matches(scope, '{0} dport {1} '):
-                    yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
+        for name, (scope, family, prefix) in sorted(self.sets.items()):
+            if hook != 'INPUT' and not scope.forward:
+                continue
+            ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
+            net = ipaddress.ip_network('%s/%d' % (zero, prefix))
+            mask = '' if prefix == net.max_prefixlen else ' & %s' % net.netmask
+            for match in port_matches(scope, '{0} dport {1} '):
+                yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
 
     def check(self, wanted):
         """Lists all but the elements, and asks for one element of each set: the one that stays longest."""
         last = {}
         for (net, scope), until in wanted.items():
-            name, _, ip = self.place(net, scope)
+            name, _, ip = self.set_of(net, scope)
             if name not in last or last[name][0] is not None and (until is None or until > last[name][0]):
                 last[name] = until, ip
-        rows = ''.join('get element %s %s { %s }\n' % (self.TABLE, name, ip) for name, (_, ip) in last.items())
-        return [Command(['nft', '-t', 'list', 'ruleset', 'inet'])] + [
-            Command(['nft', '-t', '-f', '-'], rows)] * bool(rows)
+        commands = [Command(['nft', '-t', 'list', 'ruleset', 'inet'])]
+        if last:
+            rows = ['get element %s %s { %s }\n' % (self.table, name, ip) for name, (_, ip) in last.items()]
+            commands.append(Command(['nft', '-t', '-f', '-'], ''.join(rows)))
+        return commands
 
     def listing(self, shown):
-        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if there is none."""
-        parts = nft_tables(shown).get(self.TABLE)
+        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if there is
+        none."""
+        parts = nft_tables(shown).get(self.table)
         if parts is None:
             return None
-        named = {kind: {part[len(kind) + 1:]: rows for part, rows in parts.items() if part.startswith(kind + ' ')}
-                 for kind in ('set', 'chain')}
-        return set(named['set']), named['chain']
+        sets, chains = set(), {}
+        for part, rows in parts.items():
+            kind, _, name = part.partition(' ')
+            if kind == 'set':
+                sets.add(name)
+            elif kind == 'chain':
+                chains[name] = rows
+        return sets, chains
 
     def differences(self, shown, wanted):
         there = self.listing(shown[0])
         if there is None:
-            return 'table %s missing' % self.TABLE
+            return 'table %s missing' % self.table
         sets, chains = there
         found = ['set %s missing' % name for name in sorted(set(self.sets) - sets)]
-        if re.search(r'^table %s \{\n\tflags .*\bdormant\b' % self.TABLE, shown[0], re.M):
-            found.append('table %s is switched off' % self.TABLE)
+        if re.search(r'^table %s \{\n\tflags .*\bdormant\b' % self.table, shown[0], re.M):
+            found.append('table %s is switched off' % self.table)
+        names = {hook.lower() for hook in self.hooks}
         for hook in self.hooks:
             have, rules = chains.get(hook.lower()), [name for name, _ in self.rules(hook)]
             if not have or not re.search(r'\bhook %s\b.*policy accept' % hook.lower(), have[0]):
                 found.append('chain %s missing' % hook.lower())
             elif [self.looks_up(row) for row in have[1:]] != rules:
                 found.append('chain %s has other rules than ours' % hook.lower())
-        if set(chains) - {hook.lower() for hook in self.hooks} or sets - set(self.sets):
-            found.append('more than ours in table %s' % self.TABLE)
+        if set(chains) - names or sets - set(self.sets):
+            found.append('more than ours in table %s' % self.table)
         if not found and None in shown:
             found.append('elements missing')
         return ', '.join(found)
 
     def counters(self, shown):
-        found, jails = {}, jails_behind(self.scopes)
-        for chain, rows in (self.listing(shown[0] or '') or ((), {}))[1].items():
+        found, jails, there = {}, jails_behind(self.scopes), self.listing(shown[0] or '')
+        if there is None:
+            return found
+        for chain, rows in there[1].items():
             for row in rows:
                 m, name = COUNTER.search(row), self.looks_up(row)
                 if m and name in self.sets:
@@ -3176,32 +3241,34 @@ class NFTables:
         return m and m.group(1)
 
     def rebuild(self, shown, wanted, now):
-        """All of it anew, in one transaction."""
-        elements = self.entries_by_chain(wanted)
-        rows = ['add table ' + self.TABLE, 'delete table ' + self.TABLE, 'table %s {' % self.TABLE]
+        """All of it from scratch, in one transaction."""
+        elements = self.elements_by_set(wanted)
+        rows = ['add table ' + self.table, 'delete table ' + self.table, 'table %s {' % self.table]
         for name, (_, family, _) in sorted(self.sets.items()):
             rows += ['set %s {' % name, 'type ipv%d_addr; flags timeout;' % family, '}']
         for hook in self.hooks:
-            rows += ['chain %s {' % hook.lower(), 'type filter hook %s priority -10; policy accept;' % hook.lower()]
+            chain = hook.lower()
+            rows += ['chain %s {' % chain, 'type filter hook %s priority -10; policy accept;' % chain]
             rows += [rule for _, rule in self.rules(hook)] + ['}']
-        rows += ['}'] + [self.elements('add', name, each, now) for name, each in elements.items() if each]
+        rows.append('}')
+        rows += [self.elements('add', name, each, now) for name, each in elements.items() if each]
         return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))]
 
     def elements(self, verb, name, each, now=None):
         """A row that adds or deletes these addresses; with `now`, each until its time."""
-        def lasting(until):
-            seconds = timeout(until, now, self.longest) if now is not None else 0
-            return ' timeout %ds' % seconds if seconds else ''
-        return '%s element %s %s { %s }' % (verb, self.TABLE, name, ', '.join(
-            ip + lasting(until) for ip, until in each.items()))
+        words = []
+        for ip, until in each.items():
+            seconds = 0 if now is None else timeout(until, now, self.longest)
+            words.append('%s timeout %ds' % (ip, seconds) if seconds else ip)
+        return '%s element %s %s { %s }' % (verb, self.table, name, ', '.join(words))
 
     def change(self, changes, now):
-        """None if a set is needed that is not there: then all has to be written anew. What may be there is
-        deleted first, since a kernel before 6.12 keeps the first timeout of an element; to delete what is
-        not there would fail, so before that it is added."""
+        """None if a set is needed that is not there: then all has to be written. What may be there is
+        deleted first, since a kernel before 6.12 keeps the first timeout of an element; to delete what
+        is not there would fail, so before that it is added."""
         old, new = {}, {}
         for each in changes:
-            name, _, ip = self.place(each.network, each.scope)
+            name, _, ip = self.set_of(each.network, each.scope)
             if name not in self.sets:
                 return None
             if each.there:
@@ -3210,28 +3277,34 @@ class NFTables:
                 new.setdefault(name, {})[ip] = each.until
         rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name, each in old.items()]
         rows += [self.elements('add', name, each, now) for name, each in new.items()]
-        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))] if rows else []
+        if not rows:
+            return []
+        return [Command(['nft', '-f', '-'], '\n'.join(rows + ['']))]
 
     def stop(self, shown):
         """A table that vanishes before we delete it is no failure."""
-        text = 'add table %s\ndelete table %s\n' % (self.TABLE, self.TABLE)
-        return [Command(['nft', '-f', '-'], text)] if self.listing(shown[0]) else []
+        if not self.listing(shown[0]):
+            return []
+        return [Command(['nft', '-f', '-'], 'add table %s\ndelete table %s\n' % (self.table, self.table))]
 
 
 # Which firewall: what `firewall = auto` looks at.
 
+IPTABLES_CHAINS = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
+
+
 def nft_tables_with_rules(listed):
-    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop; None
-    stands for those that iptables-nft keeps, which are its business."""
+    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop;
+    None stands for those that iptables-nft keeps, which are its business."""
+    empty = re.compile(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$')
     found = set()
     for name, parts in nft_tables(listed or '').items():
         chains = {part: rows for part, rows in parts.items() if part.startswith('chain ')}
-        if name not in ('inet ' + OURS, 'inet ' + TRIAL) and any(
-                not re.match(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$', row)
-                for chain, rows in chains.items() if not chain.startswith('chain banwatch') for row in rows):
-            kept = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
-            old = re.match(r'ip6? (filter|nat|mangle|raw|security)$', name) and kept & set(chains)
-            found.add(None if old else name)
+        rules = [row for chain, rows in chains.items() if not chain.startswith('chain banwatch')
+                 for row in rows if not empty.match(row)]
+        if rules and name not in ('inet ' + OURS, 'inet ' + TRIAL):
+            kept = re.match(r'ip6? (filter|nat|mangle|raw|security)$', name)
+            found.add(None if kept and IPTABLES_CHAINS & set(chains) else name)
     return found
 
 
@@ -3256,25 +3329,30 @@ def choose_kinds(shown, failed=()):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
         return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
-    return ['nft', 'iptables'], 'no rules here yet; iptables %s' % ('fails' if 'iptables' in failed else 'is not installed')
+    why = 'fails' if 'iptables' in failed else 'is not installed'
+    return ['nft', 'iptables'], 'no rules here yet; iptables ' + why
+
+
+# kind -> the firewalls that it stands for, one per family or one for both
+FIREWALLS = {
+    'none': lambda hooks, scopes: [Null('none')],
+    'command': lambda hooks, scopes: [Null('command')],
+    'nft': lambda hooks, scopes: [NFTables(hooks, scopes)],
+    'ipset': lambda hooks, scopes: [IPSet(4, hooks, scopes), IPSet(6, hooks, scopes)],
+    'iptables': lambda hooks, scopes: [IPTables(4, hooks, scopes), IPTables(6, hooks, scopes)]}
 
 
 def make_firewalls(kind, hooks, jails):
-    """The firewalls that `firewall =` names, one per family or one for both; `jails` is name -> Jail."""
-    scopes = {name: scope_of(jail.options, hooks) for name, jail in jails.items()}
-    if kind in ('none', 'command'):
-        return [Null(kind)]
-    if kind == 'nft':
-        return [NFTables(hooks, scopes)]
-    made = {'iptables': IPTables, 'ipset': IPSet}[kind]
-    return [made(4, hooks, scopes), made(6, hooks, scopes)]
+    """The firewalls of a kind; `jails` is name -> Jail."""
+    return FIREWALLS[kind](hooks, {name: scope_of(jail.options, hooks) for name, jail in jails.items()})
 
 
 def cut_connections(networks):
-    """The Command that ends the connections of these networks, those too that bypass every rule because their
-    flow is offloaded; conntrack(8)."""
-    text = ''.join('-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d'))
-    return Command(['conntrack', '-R', '/proc/self/fd/0'], text)     # for `-`, it wants a /dev/stdin, which OpenWrt lacks
+    """The Command that ends the connections of these networks, those too that bypass every rule because
+    their flow is offloaded; conntrack(8)."""
+    rows = ['-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d')]
+    # for `-`, it wants a /dev/stdin, which OpenWrt lacks
+    return Command(['conntrack', '-R', '/proc/self/fd/0'], ''.join(rows))
 
 
 def offloads(shown):
@@ -8079,77 +8157,105 @@ def as_message(raw, most=MESSAGE_LENGTH):
 # Owns: mails on their way. Says what a Tally holds, as text, as a page and as a mail, and sends it. Always
 # true: no text of the log comes out unescaped; what could not be sent is kept, and tried again.
 
-# what a summary says
 MANY_NETWORKS = 10                   # that failed for one account without being banned: guessing that hides
-SILENT = 12 * 3600                   # a source without a line for so long has lost its voice
+SILENT = 12 * 3600                   # a source without a line for so long is in doubt
 CHART_BARS = 36
 
 
 def summarise(report, facts):
-    """What is to be told, as a dict for JSON; moments by the wall clock. `facts` is what only the daemon, or who
-    stands in for it, knows: see Daemon.facts."""
+    """What is to be reported, as a dict for JSON; moments by the wall clock. `facts` is what only the
+    daemon, or who stands in for it, knows: see facts_of."""
     tally, now = report.whole(), facts['now']
     tally.fold()
     accounts = set(facts['accounts']) | {user for user, _, _ in tally['logins']}
-    shown = {user for (user,), cell in tally['users'].items() if cell[3] or user in accounts}
+    told = {user for (user,), cell in tally['users'].items() if cell[3] or user in accounts}
 
     def wall(ticks):
         return round(facts['wall'] - now + ticks)
     seconds = max(0, now - tally.begun)
     counts = collections.Counter({what: n for (what,), (n,) in tally['counts'].items()})
     noted = noted_lines(tally, facts, wall)
-    logins = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
-               'new': (user, ip) not in report.logins_reported}
-              for (user, ip, jail), (n, first, last) in tally['logins'].items()]
-    jails = [dict(zip(JAIL_COUNTS, cell), jail=jail, active=facts['active'].get(jail, 0))
-             for (jail,), cell in tally['jails'].items()]
-    jails += [dict(dict.fromkeys(JAIL_COUNTS, 0), jail=jail, active=n)
-              for jail, n in facts['active'].items() if (jail,) not in tally['jails']]
-    tried = {}                       # network -> names that were tried, most often first
-    for (net, user), (n, _) in sorted(tally['pairs'].items(), key=lambda row: -row[1][0]):
-        tried.setdefault(net, []).append(user)
-    addresses = [{'ip': net, 'jail': jail, 'failures': n, 'last': wall(last), 'bans': facts['bans'].get(net, 0),
-                  'until': None if net not in facts['until'] or facts['until'][net] is None else wall(facts['until'][net]),
-                  'active': net in facts['until'], 'users': [user for user in tried.get(net, ()) if user in shown][:8],
-                  'hidden': sum(user not in shown for user in tried.get(net, ()))}
-                 for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0])]
+    jails, addresses = jail_rows(tally, facts), address_rows(tally, facts, told, wall)
+    bans = {what: sum(row[what] for row in jails) for what in JAIL_COUNTS}
+    sources = [{'source': source, 'lines': n} for (source,), (n,) in tally['lines'].items()]
     return {
-        'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now), 'seconds': round(seconds),
-        'uptime': round(facts['uptime']), 'running': facts['running'], 'repeat': report.maybe_sent,
-        'reboots': counts['reboots'], 'starts': counts['starts'],
+        'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now),
+        'seconds': round(seconds), 'uptime': round(facts['uptime']), 'running': facts['running'],
+        'repeat': report.maybe_sent, 'reboots': counts['reboots'], 'starts': counts['starts'],
         'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
         'warnings': report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall),
-        'logins': sorted(logins, key=lambda row: (not row['new'], -row['last'])),
-        'bans': dict({what: sum(row[what] for row in jails) for what in JAIL_COUNTS}, active=sum(facts['active'].values())),
+        'logins': login_rows(report, tally, wall), 'bans': dict(bans, active=sum(facts['active'].values())),
         'jails': sorted(jails, key=lambda row: (-row['bans'], -row['failures'], row['jail'])),
-        'addresses': addresses, 'users': sorted(
-            [{'user': user, 'failures': tally['users'][user,][0], 'addresses': tally['users'][user,][1]} for user in shown],
-            key=lambda row: -row['failures']),
+        'addresses': addresses, 'users': by_number('failures', [
+            {'user': user, 'failures': tally['users'][user,][0], 'addresses': tally['users'][user,][1]}
+            for user in told]),
         'hours': hour_bars(tally, facts, wall), 'networks': neighbours(addresses),
-        'dropped': sorted([{'jails': jails, 'packets': n} for (jails,), (n,) in tally['drops'].items() if n],
-                          key=lambda row: -row['packets']),
-        'ports': sorted([{'port': port, 'packets': n} for (port,), (n,) in tally['ports'].items()],
-                        key=lambda row: -row['packets']),
-        'noted': [row for row in noted if row['level'] != 'warning'],
-        'other': other_lines(tally, wall),
-        'health': {'lines': sum(cell[0] for cell in tally['lines'].values()), 'memory': facts['memory'],
-                   'written': counts['written'], 'firewall': facts['firewall'], 'unmailed': counts['unmailed'],
-                   'sources': [{'source': source, 'lines': cell[0]} for (source,), cell in tally['lines'].items()],
-                   'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
+        'dropped': by_number('packets', [{'jails': jails, 'packets': n}
+                                         for (jails,), (n,) in tally['drops'].items() if n]),
+        'ports': by_number('packets', [{'port': port, 'packets': n}
+                                       for (port,), (n,) in tally['ports'].items()]),
+        'noted': [row for row in noted if row['level'] != 'warning'], 'other': other_lines(tally, wall),
+        'health': {
+            'lines': sum(row['lines'] for row in sources), 'memory': facts['memory'],
+            'written': counts['written'], 'firewall': facts['firewall'], 'unmailed': counts['unmailed'],
+            'sources': sources, 'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
+
+
+def by_number(what, rows):
+    """Rows, the largest number first."""
+    return sorted(rows, key=lambda row: -row[what])
+
+
+def login_rows(report, tally, wall):
+    """Logins, new ones first."""
+    rows = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
+             'new': (user, ip) not in report.logins_reported}
+            for (user, ip, jail), (n, first, last) in tally['logins'].items()]
+    return sorted(rows, key=lambda row: (not row['new'], -row['last']))
+
+
+def jail_rows(tally, facts):
+    """What each jail has done."""
+    rows = [dict(zip(JAIL_COUNTS, cell), jail=jail, active=facts['active'].get(jail, 0))
+            for (jail,), cell in tally['jails'].items()]
+    for jail, n in facts['active'].items():
+        if (jail,) not in tally['jails']:
+            rows.append(dict(dict.fromkeys(JAIL_COUNTS, 0), jail=jail, active=n))
+    return rows
+
+
+def address_rows(tally, facts, told, wall):
+    """The offenders; of the names that were tried, only the `told` ones are shown."""
+    tried = {}                       # network -> names that were tried, most often first
+    for (net, user), _ in sorted(tally['pairs'].items(), key=lambda row: -row[1][0]):
+        tried.setdefault(net, []).append(user)
+    rows = []
+    for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0]):
+        until, names = facts['until'].get(net), tried.get(net, ())
+        rows.append({
+            'ip': net, 'jail': jail, 'failures': n, 'last': wall(last), 'bans': facts['bans'].get(net, 0),
+            'until': None if until is None else wall(until), 'active': net in facts['until'],
+            'users': [user for user in names if user in told][:8],
+            'hidden': sum(user not in told for user in names)})
+    return rows
 
 
 def report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall):
     """What an owner must know: {'text', 'details': [moment, line] of the log}."""
-    rows = [] if facts['running'] else [('the daemon is not running: nobody is banned', [])]
-    rows += [(text, []) for text in itertools.chain(facts['wrong'], suspicions(report, tally, facts, accounts, seconds, wall))]
-    rows += [('%s (%s)' % (row['text'], often(row, seconds)), row['details']) for row in noted if row['level'] == 'warning']
+    rows = []
+    if not facts['running']:
+        rows.append(('the daemon is not running: nobody is banned', []))
+    rows += [(text, []) for text in facts['wrong']]
+    rows += [(text, []) for text in suspicions(report, tally, facts, accounts, seconds, wall)]
+    rows += [('%s (%s)' % (row['text'], often(row, seconds)), row['details'])
+             for row in noted if row['level'] == 'warning']
     rows += [(text, []) for text in mishaps(tally, counts, facts, seconds, wall)]
-    kinds, ranks = collections.Counter(), []       # how many of its kind stand before a row: no kind hides the others
-    for text, _ in rows:
+    kinds, ranked = collections.Counter(), []      # no kind hides the others
+    for text, details in rows:
         kind = re.sub(r'\S*\d\S*', '', text)[-30:]
-        ranks.append(kinds[kind] // 4)
+        ranked.append((kinds[kind] // 4, {'text': text, 'details': details}))
         kinds[kind] += 1
-    return [{'text': text, 'details': details} for _, (text, details) in sorted(zip(ranks, rows), key=lambda row: row[0])]
+    return [row for _, row in sorted(ranked, key=lambda row: row[0])]
 
 
 def suspicions(report, tally, facts, accounts, seconds, wall):
@@ -8160,11 +8266,13 @@ def suspicions(report, tally, facts, accounts, seconds, wall):
             yield '%s logged in from %s after %s (%s, %s)' % (
                 user, ip, plural(n, 'failure'), jail, hour_text(wall(when), seconds))
     for (user,), (n, networks, _, _) in tally['users'].items():
-        quiet = user in accounts and max(networks - len(banned), sum(
-            name == user and net not in banned for net, name in tally['pairs']))
+        if user not in accounts:
+            continue
+        quiet = sum(name == user and net not in banned for net, name in tally['pairs'])
+        quiet = max(networks - len(banned), quiet)
         if quiet >= MANY_NETWORKS:
-            yield ('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or a '
-                   'longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
+            yield ('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or '
+                   'a longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
     for (net, why), (n, last) in tally['ignored'].items():
         if n:
             yield '%s failed %s, last %s; it is never banned: %s' % (
@@ -8184,21 +8292,26 @@ def mishaps(tally, counts, facts, seconds, wall):
         if where != 'mail':
             yield '%s: %s (%s)' % (where, what, happened([cell]))
     for source, open_for, trouble in facts['sources']:
+        silent = min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]
         if trouble:
             yield '%s: %s' % (source, trouble)
-        elif min(seconds, open_for) >= SILENT and not tally['lines'].get((source,), [0])[0]:
-            yield '%s: not a line for %s: is it still the log? (see `source`)' % (source, duration_text(seconds))
+        elif silent:
+            yield '%s: not a line for %s: is it still the log? (see `source`)' % (
+                source, duration_text(seconds))
     for part in 'guessed', 'logins', 'ignored', 'incidents':
         if counts[part]:
             yield '%s: %s more that are not told here; the log has them' % (part, format(counts[part], ','))
-    for what, why in ('unmailed', 'there were more than `mailmax` in an hour'), ('unsent', 'sendmail failed four times'):
+    for what, why in (('unmailed', 'there were more than `mailmax` in an hour'),
+                      ('unsent', 'sendmail failed four times')):
         if counts[what]:
             yield '%s not sent at once, for %s' % (plural(counts[what], 'mail was', 'mails were'), why)
 
 
 def often(row, seconds):
     """'14:02', '3 times, 14:02–15:10'."""
-    return ('' if row['times'] == 1 else plural(row['times'], 'time') + ', ') + span_text(row, seconds)
+    if row['times'] == 1:
+        return span_text(row, seconds)
+    return '%s, %s' % (plural(row['times'], 'time'), span_text(row, seconds))
 
 
 def span_text(row, seconds):
@@ -8209,159 +8322,246 @@ def span_text(row, seconds):
 
 def noted_lines(tally, facts, wall):
     """What rules have found."""
-    def chosen(name, lines):
-        which = facts['details'].get(name, 'none')             # of a rule that is there no more
-        return {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:], 'firstlast': first_and_latest(lines, 2)}[which]
-    return sorted([{'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first), 'last': wall(last),
-                    'details': [[wall(when), line] for when, line in chosen(name, lines)]}
-                   for (level, name, text), (n, first, last, lines) in tally['rules'].items()],
-                  key=lambda row: -row['times'])
+    rows = []
+    for (level, name, text), (n, first, last, lines) in tally['rules'].items():
+        shown = {'all': lines, 'none': [], 'first': lines[:1], 'last': lines[-1:],
+                 'firstlast': first_and_latest(lines, 2)}[facts['details'].get(name, 'none')]
+        rows.append({'level': level, 'rule': name, 'text': text, 'times': n, 'first': wall(first),
+                     'last': wall(last), 'details': [[wall(when), line] for when, line in shown]})
+    return by_number('times', rows)
 
 
 def other_lines(tally, wall):
     """Groups of other log lines, what is severe first. The many that a program says once are one."""
     found, once = [], {}
-    for (program, template, level), (n, first, last, example) in tally['other'].items():
-        row = {'program': program, 'text': template, 'level': level, 'times': n, 'kinds': 1, 'first': wall(first),
-               'last': wall(last), 'example': example}
-        (once.setdefault(program, []) if n < FEW and not level else found).append(row)
+    for (program, pattern, level), (n, first, last, example) in tally['other'].items():
+        row = {'program': program, 'text': pattern, 'level': level, 'times': n, 'kinds': 1,
+               'first': wall(first), 'last': wall(last), 'example': example}
+        if n < FEW and not level:
+            once.setdefault(program, []).append(row)
+        else:
+            found.append(row)
     for program, rows in once.items():
         if len(rows) <= FEW:
             found += rows
         else:
-            found.append(dict(rows[0], kinds=len(rows), times=sum(row['times'] for row in rows), text='%d different lines' % len(rows),
-                              first=min(row['first'] for row in rows), last=max(row['last'] for row in rows)))
+            found.append(dict(
+                rows[0], kinds=len(rows), times=sum(row['times'] for row in rows),
+                text='%d different lines' % len(rows), first=min(row['first'] for row in rows),
+                last=max(row['last'] for row in rows)))
     return sorted(found, key=lambda row: (-LEVELS.get(row['level'], 0), -row['times'], row['program']))
 
 
 def hour_bars(tally, facts, wall):
     """Bars of a chart, without gaps, each of some full hours."""
-    known, last = {}, wall(facts['now']) // 3600
+    cells, last = {}, wall(facts['now']) // 3600
     for (hour,), (failures, bans) in tally['hours'].items():
-        cell = known.setdefault(min(last, hour), [0, 0])       # the clock may have been set since
-        cell[0], cell[1] = cell[0] + failures, cell[1] + bans
-    if not any(failures or bans for failures, bans in known.values()):
+        cell = cells.setdefault(min(last, hour), [0, 0])       # the clock may have been set since
+        cell[0] += failures
+        cell[1] += bans
+    if not any(failures or bans for failures, bans in cells.values()):
         return []
-    first = max(min(wall(tally.begun) // 3600, min(known)), last - PARTS['hours'].limit)
-    width = -(-(last - first + 1) // CHART_BARS)
-    return [{'start': start * 3600, 'hours': width, 'failures': sum(known.get(start + n, (0, 0))[0] for n in range(width)),
-             'bans': sum(known.get(start + n, (0, 0))[1] for n in range(width))}
-            for start in range(first, last + 1, width)]
+    first = max(min(wall(tally.begun) // 3600, min(cells)), last - PARTS['hours'].limit)
+    width, bars = -(-(last - first + 1) // CHART_BARS), []
+    for start in range(first, last + 1, width):
+        some = [cells.get(start + n, (0, 0)) for n in range(width)]
+        bars.append({'start': start * 3600, 'hours': width, 'failures': sum(cell[0] for cell in some),
+                     'bans': sum(cell[1] for cell in some)})
+    return bars
 
 
 def neighbours(addresses):
     """Networks (/24, /48) from which more than one address has failed."""
-    found = {}
+    cells = {}
     for row in addresses:
         net = network_of(row['ip'].partition('/')[0], 24, 48)
-        cell = found.setdefault(net, {'network': net, 'addresses': 0, 'failures': 0, 'bans': 0})
+        cell = cells.setdefault(net, {'network': net, 'addresses': 0, 'failures': 0, 'bans': 0})
         cell['addresses'] += 1
         cell['failures'] += row['failures']
         cell['bans'] += row['bans']
-    return sorted([cell for cell in found.values() if cell['addresses'] > 1], key=lambda cell: -cell['failures'])
+    return by_number('failures', [cell for cell in cells.values() if cell['addresses'] > 1])
 
 
 def hour_text(when, seconds=0):
     """'14:02', or 'Fri 14:02' if the period is longer than from one cron run to the next."""
-    return time.strftime('%H:%M' if seconds < DAY + HOUR else '%a %H:%M' if seconds < 6 * DAY else '%d %b %H:%M', local_time(when))
+    form = '%H:%M'
+    if seconds >= 6 * DAY:
+        form = '%d %b %H:%M'
+    elif seconds >= DAY + HOUR:
+        form = '%a %H:%M'
+    return time.strftime(form, local_time(when))
+
+
+def moment_text(when):
+    """'Fri 15 Jan 08:00'."""
+    return time.strftime('%a %d %b %H:%M', local_time(when))
+
+
+def until_text(until, now):
+    """'14:02', '28 Jan 14:02'."""
+    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', local_time(until))
 
 
 def verdict_text(summary):
     """'2 warnings, 14 bans, 1 login'."""
-    said = [plural(n, word) for n, word in (
-        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['other'] if row['level'] == 'err'), 'log error'), (summary['bans']['bans'], 'ban'),
-        (sum(row['times'] for row in summary['logins']), 'login')) if n]
     failures, bans = summary['bans']['failures'], summary['bans']['bans']
-    return ', '.join(said + [plural(failures, 'failure')] * bool(failures and not bans)) or 'all quiet'
+    errors = sum(row['times'] for row in summary['other'] if row['level'] == 'err')
+    logins = sum(row['times'] for row in summary['logins'])
+    numbers = [(len(summary['warnings']), 'warning'), (errors, 'log error'), (bans, 'ban'), (logins, 'login')]
+    if not bans:
+        numbers.append((failures, 'failure'))
+    return ', '.join(plural(n, word) for n, word in numbers if n) or 'all quiet'
 
 
 def subject_text(summary):
     """The subject of its mail."""
     days = round(summary['seconds'] / DAY)
-    return '[%s] %s — %s%s%s' % (
-        printable(summary['host']), verdict_text(summary), time.strftime('%a %d %b', local_time(summary['to'])),
-        ', covers %d days' % days if days > 1 else '', ' (may be a repeat)' if summary['repeat'] else '')
+    text = '[%s] %s — %s' % (printable(summary['host']), verdict_text(summary),
+                             time.strftime('%a %d %b', local_time(summary['to'])))
+    if days > 1:
+        text += ', covers %d days' % days
+    if summary['repeat']:
+        text += ' (may be a repeat)'
+    return text
 
 
 def is_empty(summary):
     """Is there nothing in it that anybody would want to read?"""
-    return not (any(summary[part] for part in ('warnings', 'logins', 'addresses', 'noted', 'other', 'ports'))
-                or any(summary['bans'][what] for what in JAIL_COUNTS) or summary['repeat'])
+    parts = 'warnings', 'logins', 'addresses', 'noted', 'other', 'ports', 'repeat'
+    return not (any(summary[part] for part in parts) or any(summary['bans'][what] for what in JAIL_COUNTS))
 
 
-# how a summary looks: (title, note, blocks); a block is (kind, what it shows): lines, quiet lines, warnings,
-# a table (head, rows, how many more there are) or a chart
-def report_sections(summary, most=1.0):
-    """Yields what there is to show; `most` is the part of the usual number of rows."""
-    seconds = summary['seconds']
+# how a summary looks: (title, note, blocks); a block is (kind, what it shows): lines, quiet lines,
+# warnings, a table (head, rows, how many more there are) or a chart
 
-    def some(rows, usual):
-        room = max(3, int(usual * most))
+class Outline:
+    """The sections of a summary; `most` is the part of the usual number of rows."""
+
+    def __init__(self, summary, most=1.0):
+        self.summary, self.most = summary, most
+        self.seconds = summary['seconds']
+
+    def some(self, rows, usual):
+        """(as many rows as are shown, how many more there are)."""
+        room = max(3, int(usual * self.most))
         return rows[:room], max(0, len(rows) - room)
 
-    def told(details):
-        return ['%s  %s' % (hour_text(when, seconds), line) for when, line in details]
+    def lines(self, rows, usual, kind, text):
+        """Blocks of rows that may have log lines for details."""
+        shown, more = self.some(rows, usual)
+        blocks = []
+        for row in shown:
+            details = ['%s  %s' % (hour_text(when, self.seconds), line) for when, line in row['details']]
+            blocks += [(kind, [text(row)]), ('quiet', details)]
+        if more:
+            blocks.append(('lines', ['+ %d more' % more]))
+        return blocks
 
-    def each(rows, usual, blocks):
-        shown, more = some(rows, usual)
-        return [block for row in shown for block in blocks(row)] + [('lines', ['+ %d more' % more] * bool(more))]
+    def table(self, head, rows, usual, cells):
+        """The block of a table; `cells` makes those of a row."""
+        shown, more = self.some(rows, usual)
+        return 'table', (head, [[printable(str(cell)) for cell in cells(row)] for row in shown], more)
 
-    def grid(head, rows, usual, row):
-        shown, more = some(rows, usual)
-        return 'table', (head, [[printable(str(cell)) for cell in row(each)] for each in shown], more)
-    yield '%s: %s' % (summary['host'], verdict_text(summary)), '', [('lines', [about_text(summary)])] + [
-        ('lines', ['An earlier mail may have told this already: banwatch ended before it knew whether that had gone.'])] * summary['repeat']
-    if summary['warnings']:
-        yield 'WARNING', '', each(summary['warnings'], 16, lambda row: (
-            ('warnings', [row['text']]), ('quiet', told(row['details']))))
-    if summary['logins']:
-        yield 'LOGINS', '', [grid(('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
-            'NEW' if row['new'] else '', row['user'], row['ip'], row['by'], row['times'], hour_text(row['last'], seconds)))]
-    bans = summary['bans']
-    if any(bans.values()):
-        said = [plural(bans['failures'], 'failure')] * bool(bans['failures']) + [plural(bans['bans'], 'new ban')] * bool(bans['bans'])
-        said += ['%s %s' % (format(bans[key], ','), text) for key, text in (
-            ('extended', 'extended'), ('ended', 'ended'), ('lifted', 'lifted by hand'),
-            ('active', 'active now' if summary['running'] and summary['health']['firewall'] != ['none'] else 'on record, nobody is blocked'))
-                 if bans[key]]
+    def sections(self):
+        """Yields what there is to show."""
+        summary = self.summary
+        about = [('lines', [about_text(summary)])]
+        if summary['repeat']:
+            about.append(('lines', ['An earlier mail may have told this already: banwatch ended before it '
+                                    'knew whether that had gone.']))
+        yield '%s: %s' % (summary['host'], verdict_text(summary)), '', about
+        if summary['warnings']:
+            yield 'WARNING', '', self.lines(summary['warnings'], 16, 'warnings', lambda row: row['text'])
+        if summary['logins']:
+            yield 'LOGINS', '', [self.table(
+                ('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
+                    'NEW' if row['new'] else '', row['user'], row['ip'], row['by'], row['times'],
+                    hour_text(row['last'], self.seconds)))]
+        if any(summary['bans'].values()):
+            yield 'BANS', self.bans_text(), self.bans()
+        if summary['hours'] and self.seconds >= 3600:
+            hours = summary['hours'][0]['hours']
+            each = 'hour' if hours == 1 else '%d hours' % hours
+            highest = format(max(bar['failures'] for bar in summary['hours']), ',')
+            note = 'failures per %s, %s at most' % (each, highest)
+            yield 'HOURS', note, [('chart', summary['hours'])]
+        if summary['networks']:
+            yield 'NETWORKS', '', [self.table(
+                ('NETWORK', 'ADDRESSES', 'FAILURES', 'BANS'), summary['networks'], 6,
+                lambda row: (row['network'], row['addresses'], row['failures'], row['bans']))]
+        if summary['dropped'] or summary['ports']:
+            yield 'FIREWALL', '', self.firewall()
+        if summary['noted']:
+            yield 'NOTED', '', self.lines(summary['noted'], 12, 'lines', lambda row: '%s (%s)' % (
+                row['text'], often(row, self.seconds)))
+        if summary['other']:
+            lines, kinds = (sum(row[what] for row in summary['other']) for what in ('times', 'kinds'))
+            note = '%s of %s that no jail and no rule explains' % (plural(lines, 'line'), plural(kinds, 'kind'))
+            shown, more = self.some(summary['other'], 14)
+            blocks = [block for row in shown for block in other_blocks(row, self.seconds)]
+            if more:
+                blocks.append(('lines', ['+ %d more' % more]))
+            yield 'OTHER LOG LINES', note, blocks
+        yield 'HEALTH', '', [('lines', [health_text(summary['health'], self.seconds)])]
+
+    def bans_text(self):
+        """'77 failures, 14 new bans, 3 active now'."""
+        bans, said = self.summary['bans'], []
+        active = 'active now'
+        if not self.summary['running'] or self.summary['health']['firewall'] == ['none']:
+            active = 'on record, nobody is blocked'
+        if bans['failures']:
+            said.append(plural(bans['failures'], 'failure'))
+        if bans['bans']:
+            said.append(plural(bans['bans'], 'new ban'))
+        for what, text in (('extended', 'extended'), ('ended', 'ended'), ('lifted', 'lifted by hand'),
+                           ('active', active)):
+            if bans[what]:
+                said.append('%s %s' % (format(bans[what], ','), text))
+        return ', '.join(said)
+
+    def bans(self):
+        """Tables of jails and of offenders."""
+        summary = self.summary
         jails = [row for row in summary['jails'] if any(row[what] for what in JAIL_COUNTS + ('active',))]
-        yield 'BANS', ', '.join(said), [
-            grid(('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
-                row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))] + [
-            grid(('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12, lambda row: (
-                row['ip'], row['jail'], row['failures'], row['bans'],
-                '' if not row['active'] else 'for ever' if row['until'] is None else until_text(row['until'], summary['to']),
-                names_text(row)))] * bool(summary['addresses'])
-    if summary['hours'] and seconds >= 3600:
-        yield 'HOURS', 'failures per %s, %s at most' % (
-            'hour' if summary['hours'][0]['hours'] == 1 else '%d hours' % summary['hours'][0]['hours'],
-            format(max(bar['failures'] for bar in summary['hours']), ',')), [('chart', summary['hours'])]
-    if summary['networks']:
-        yield 'NETWORKS', '', [grid(('NETWORK', 'ADDRESSES', 'FAILURES', 'BANS'), summary['networks'], 6, lambda row: (
-            row['network'], row['addresses'], row['failures'], row['bans']))]
-    if summary['dropped'] or summary['ports']:
-        ports, more = some(summary['ports'], 12)
-        yield 'FIREWALL', '', [grid(('BANNED BY', 'PACKETS DROPPED'), summary['dropped'], 6, lambda row: (
-            row['jails'], format(row['packets'], ',')))] * bool(summary['dropped']) + [
-            ('lines', ['packets that the firewall has logged, by port: ' + ', '.join(
-                '%s %s' % (row['port'], format(row['packets'], ',')) for row in ports) + ' + %d more' % more * bool(more)])] * bool(ports)
-    if summary['noted']:
-        yield 'NOTED', '', each(summary['noted'], 12, lambda row: (
-            ('lines', ['%s (%s)' % (row['text'], often(row, seconds))]), ('quiet', told(row['details']))))
-    if summary['other']:
-        lines, kinds = (sum(row[what] for row in summary['other']) for what in ('times', 'kinds'))
-        note = '%s of %s that no jail and no rule explains' % (plural(lines, 'line'), plural(kinds, 'kind'))
-        yield 'OTHER LOG LINES', note, each(summary['other'], 14, lambda row: other_blocks(row, seconds))
-    yield 'HEALTH', '', [('lines', [health_text(summary['health'], seconds)])]
+        blocks = [self.table(
+            ('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
+                row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))]
+
+        def until(row):
+            if not row['active']:
+                return ''
+            return 'for ever' if row['until'] is None else until_text(row['until'], summary['to'])
+        if summary['addresses']:
+            blocks.append(self.table(
+                ('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12,
+                lambda row: (row['ip'], row['jail'], row['failures'], row['bans'], until(row), names_text(row))))
+        return blocks
+
+    def firewall(self):
+        """Packets that were dropped, and logged."""
+        blocks, (ports, more) = [], self.some(self.summary['ports'], 12)
+        if self.summary['dropped']:
+            blocks.append(self.table(('BANNED BY', 'PACKETS DROPPED'), self.summary['dropped'], 6, lambda row: (
+                row['jails'], format(row['packets'], ','))))
+        if ports:
+            text = ', '.join('%s %s' % (row['port'], format(row['packets'], ',')) for row in ports)
+            if more:
+                text += ' + %d more' % more
+            blocks.append(('lines', ['packets that the firewall has logged, by port: ' + text]))
+        return blocks
 
 
 def other_blocks(row, seconds):
     """A group of other log lines: what they have in common, and one of them, if that says more."""
-    alone = row['times'] == 1 or row['text'] == row['example']
-    kind = {'err': 'warnings', 'warn': 'warnings'}.get(row['level'], 'lines')
-    text = '%s × %s%s: %s%s' % (format(row['times'], ','), row['program'] or '(no program)', ' ' + row['level'] if row['level'] else '',
-                                row['example'] if alone else row['text'], ' (%s)' % span_text(row, seconds) if alone else '')
-    return (kind, [text]), ('quiet', [] if alone else ['%s  %s' % (span_text(row, seconds), row['example'])])
+    text = '%s × %s' % (format(row['times'], ','), row['program'] or '(no program)')
+    kind = 'warnings' if row['level'] else 'lines'
+    if row['level']:
+        text += ' ' + row['level']
+    if row['times'] == 1 or row['text'] == row['example']:
+        return [(kind, ['%s: %s (%s)' % (text, row['example'], span_text(row, seconds))]), ('quiet', [])]
+    example = '%s  %s' % (span_text(row, seconds), row['example'])
+    return [(kind, ['%s: %s' % (text, row['text'])]), ('quiet', [example])]
 
 
 def about_text(summary):
@@ -8369,165 +8569,219 @@ def about_text(summary):
     seconds = summary['seconds']
     said = ['%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds)),
             'up ' + duration_text(summary['uptime'])]
-    said += [plural(summary['reboots'], 'reboot')] * bool(summary['reboots'])
-    said += [plural(summary['starts'], 'restart')] * bool(summary['starts'])
-    return ' · '.join(said + ['the clock was put %s by %s at %s' % (
-        'forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])), hour_text(step['when'], seconds))
-        for step in summary['steps'][:3]])
+    for what, word in ('reboots', 'reboot'), ('starts', 'restart'):
+        if summary[what]:
+            said.append(plural(summary[what], word))
+    for step in summary['steps'][:3]:
+        said.append('the clock was put %s by %s at %s' % (
+            'forward' if step['seconds'] > 0 else 'back', duration_text(abs(step['seconds'])),
+            hour_text(step['when'], seconds)))
+    return ' · '.join(said)
 
 
 def health_text(health, seconds):
     """'1,234 lines read, 0.01 a second · 24,680 kB of memory · firewall nft'."""
-    rate, let_go = health['lines'] / max(1, seconds), sum(health['let_go'].values())
-    said = ['%s read, %s a second' % (plural(health['lines'], 'line'), format(rate, ',.2f' if rate < 10 else ',.0f'))]
-    said += ['%s kB of memory' % format(health['memory'], ',')] * bool(health['memory'])
-    said += ['%s kB of state written' % format(-(-health['written'] // 1000), ',')] * bool(health['written'])
-    said += ['firewall ' + ' and '.join(health['firewall'])] * bool(health['firewall'])
-    return ' · '.join(said + ['%s too many to be told one by one' % format(let_go, ',')] * bool(let_go))
-
-
-def moment_text(when):
-    return time.strftime('%a %d %b %H:%M', local_time(when))
-
-
-def until_text(until, now):
-    return time.strftime('%H:%M' if until - now < DAY / 2 else '%d %b %H:%M', local_time(until))
+    rate = health['lines'] / max(1, seconds)
+    rate_text = format(rate, ',.2f' if rate < 10 else ',.0f')
+    said = ['%s read, %s a second' % (plural(health['lines'], 'line'), rate_text)]
+    if health['memory']:
+        said.append('%s kB of memory' % format(health['memory'], ','))
+    if health['written']:
+        said.append('%s kB of state written' % format(-(-health['written'] // 1000), ','))
+    if health['firewall']:
+        said.append('firewall ' + ' and '.join(health['firewall']))
+    left = sum(health['let_go'].values())
+    if left:
+        said.append('%s too many to be told one by one' % format(left, ','))
+    return ' · '.join(said)
 
 
 def names_text(row):
     """Names that were tried by an address; those that may be passwords are a number."""
-    hidden = plural(row['hidden'], 'possible password') if row['hidden'] else ''
-    return ', '.join(row['users'][:5] + [hidden] * bool(hidden))
+    names = row['users'][:5]
+    if row['hidden']:
+        names = names + [plural(row['hidden'], 'possible password')]
+    return ', '.join(names)
 
 
 # as text
 EIGHTHS = ' ▁▂▃▄▅▆▇█'
 PLAIN = {ord(a): b for a, b in zip('▁▂▃▄▅▆▇█·–—…×', '...::###---.x')}
 TEXT_WIDTH, TEXT_LINES, MAIL_BYTES = 80, 120, 32 * 1024
+STYLES = {'warnings': 'warning', 'quiet': 'quiet', 'lines': ''}
 
 
 def text_lines(summary, most=1.0):
-    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is TEXT_WIDTH columns at most."""
-    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
+    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is TEXT_WIDTH
+    columns at most."""
+    for n, (title, note, blocks) in enumerate(Outline(summary, most).sections()):
         if n:
             yield '', ''
-        yield 'title', shortened(printable(title + ('  ' + note if note else '')), TEXT_WIDTH)
+        if note:
+            title = '%s  %s' % (title, note)
+        yield 'title', shortened(printable(title), TEXT_WIDTH)
         for kind, shown in blocks:
             if kind == 'table':
                 yield from table_lines(*shown)
             elif kind == 'chart':
                 yield from chart_lines(shown)
+            elif kind == 'quiet':
+                for text in shown:
+                    yield 'quiet', shortened(' ' * 8 + printable(text), TEXT_WIDTH)
             else:
                 for text in shown:
-                    for line in wrapped(text) if kind != 'quiet' else [shortened(' ' * 8 + printable(text), TEXT_WIDTH)]:
-                        yield {'warnings': 'warning', 'quiet': 'quiet'}.get(kind, ''), line
+                    for line in wrapped(text):
+                        yield STYLES[kind], line
 
 
 def wrapped(text):
     """Lines of a paragraph, three at most."""
-    found = textwrap.wrap(printable(text), TEXT_WIDTH, initial_indent='  ', subsequent_indent='    ')
-    return found if len(found) < 4 else found[:2] + [shortened('    ' + ' '.join(line.strip() for line in found[2:]), TEXT_WIDTH)]
+    rows = textwrap.wrap(printable(text), TEXT_WIDTH, initial_indent='  ', subsequent_indent='    ')
+    if len(rows) < 4:
+        return rows
+    rest = '    ' + ' '.join(line.strip() for line in rows[2:])
+    return rows[:2] + [shortened(rest, TEXT_WIDTH)]
 
 
 def table_lines(head, rows, more):
-    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]             # 39: an IPv6 address
+    """Yields (style, line) of a table."""
+    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]     # 39: an IPv6 address
     for n, line in enumerate(table(head, rows)):
-        yield 'head' if n == 0 else '', shortened('  ' + line, TEXT_WIDTH)
+        yield '' if n else 'head', shortened('  ' + line, TEXT_WIDTH)
     if more:
         yield '', '  + %d more' % more
 
 
 def chart_lines(bars, height=4):
+    """Yields (style, line) of a chart."""
     highest = max(1, max(bar['failures'] for bar in bars))
-    wide = 2 if len(bars) > 25 else 3              # columns a bar: a day of hours, and the begun one, in TEXT_WIDTH
+    wide = 2 if len(bars) > 25 else 3              # columns a bar: a day of hours, and the begun one
     for level in reversed(range(height)):
-        eighths = [max(0, min(8, round(bar['failures'] * 8 * height / highest) - 8 * level)) for bar in bars]
-        yield 'bar', ('  ' + ''.join(EIGHTHS[max(n, level == 0 and bar['failures'] > 0)] * (wide - 1) + ' '
-                                     for n, bar in zip(eighths, bars))).rstrip()
+        columns = []
+        for bar in bars:
+            eighths = max(0, min(8, round(bar['failures'] * 8 * height / highest) - 8 * level))
+            if level == 0 and bar['failures']:
+                eighths = max(1, eighths)
+            columns.append(EIGHTHS[eighths] * (wide - 1) + ' ')
+        yield 'bar', ('  ' + ''.join(columns)).rstrip()
     every = 1 if wide > 2 and bars[0]['hours'] == 1 else 3
     labels = [bar_label(bar) if n % every == 0 else '' for n, bar in enumerate(bars)]
     yield 'head', ('  ' + ''.join(label.ljust(wide) for label in labels)).rstrip()
 
 
 def bar_label(bar):
+    """The hour that a bar begins with."""
     return time.strftime('%H', local_time(bar['start']))
 
 
 def report_text(summary, most=1.0):
     """The summary as plain text, TEXT_LINES lines at most."""
     if is_empty(summary):
-        about = list(itertools.takewhile(bool, (line.strip() for _, line in text_lines(summary))))[1:]
-        return '\n'.join([shortened('%s: all quiet, nothing to report.' % printable(summary['host']), TEXT_WIDTH)] + about + [''])
-    found = [line for _, line in text_lines(summary, most)]
-    if len(found) > TEXT_LINES:
-        found = found[:TEXT_LINES - 1] + ['+ %d more lines' % (len(found) - TEXT_LINES + 1)]
-    return '\n'.join(found) + '\n'
+        rows = (line.strip() for _, line in text_lines(summary))
+        about = list(itertools.takewhile(bool, rows))[1:]
+        quiet = shortened('%s: all quiet, nothing to report.' % printable(summary['host']), TEXT_WIDTH)
+        return '\n'.join([quiet] + about + [''])
+    rows = [line for _, line in text_lines(summary, most)]
+    if len(rows) > TEXT_LINES:
+        rows = rows[:TEXT_LINES - 1] + ['+ %d more lines' % (len(rows) - TEXT_LINES + 1)]
+    return '\n'.join(rows) + '\n'
 
 
 # as a page
 ESCAPES = {ord(c): '&#%d;' % ord(c) for c in '&<>"\''}
+
+
 def report_page(summary, most=1.0):
     """The summary as one HTML page that needs nothing else."""
-    out = ['<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-           '<title>%s</title><style>%s</style></head>\n<body><main>' % (escaped(subject_text(summary)), STYLE)]
-    for n, (title, note, blocks) in enumerate(report_sections(summary, most)):
+    out = ['<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+           'content="width=device-width"><title>%s</title><style>%s</style></head>\n<body><main>'
+           % (escaped(subject_text(summary)), STYLE)]
+    for n, (title, note, blocks) in enumerate(Outline(summary, most).sections()):
         if n == 0:
             out.append('<h1>%s</h1>' % escaped(title))
         else:
-            out.append('<section%s><h2>%s%s</h2>' % (' class="w"' if title == 'WARNING' else '', escaped(title), (
-                ' <i>%s</i>' % escaped(note)) if note else ''))
+            marked = ' class="w"' if title == 'WARNING' else ''
+            note = ' <i>%s</i>' % escaped(note) if note else ''
+            out.append('<section%s><h2>%s%s</h2>' % (marked, escaped(title), note))
         for kind, shown in blocks:
-            out += [table_html(*shown)] if kind == 'table' else [chart_html(shown)] if kind == 'chart' else [
-                '<p%s>%s</p>' % ({'warnings': ' class="x"', 'quiet': ' class="q"'}.get(kind, ''), escaped(text)) for text in shown]
+            if kind == 'table':
+                out.append(table_html(*shown))
+            elif kind == 'chart':
+                out.append(chart_html(shown))
+            else:
+                marked = {'warnings': ' class="x"', 'quiet': ' class="q"', 'lines': ''}[kind]
+                out += ['<p%s>%s</p>' % (marked, escaped(text)) for text in shown]
         out.append(tiles(summary) if n == 0 else '</section>')
     return '\n'.join(out + ['</main></body></html>', ''])
 
 
 def escaped(text):
+    """A text in HTML."""
     return printable(text).translate(ESCAPES)
 
 
 def tiles(summary):
     """The numbers that are looked at first."""
     bans = summary['bans']
-    return '<div class="k">%s</div>' % ''.join('<p><b>%s</b>%s</p>' % (format(n, ','), word + 's' * (n != 1 and word != 'active')) for n, word in (
-        (len(summary['warnings']), 'warning'), (sum(row['times'] for row in summary['logins']), 'login'), (bans['failures'], 'failure'),
-        (bans['bans'], 'ban'), (bans['active'], 'active')))
+    logins = sum(row['times'] for row in summary['logins'])
+    numbers = ((len(summary['warnings']), 'warning'), (logins, 'login'), (bans['failures'], 'failure'),
+               (bans['bans'], 'ban'))
+    rows = ['<p><b>%s</b>%s</p>' % (format(n, ','), word if n == 1 else word + 's') for n, word in numbers]
+    rows.append('<p><b>%s</b>active</p>' % format(bans['active'], ','))
+    return '<div class="k">%s</div>' % ''.join(rows)
 
 
 def table_html(head, rows, more):
-    right = [all(row[i].replace(',', '').isdigit() for row in rows) for i in range(len(head))]
+    """A table as HTML; columns of numbers stand to the right."""
+    right = [all(row[n].replace(',', '').isdigit() for row in rows) for n in range(len(head))]
 
-    def row(tag, cells):
-        return '<tr>%s</tr>' % ''.join('<%s%s>%s</%s>' % (
-            tag, ' class="n"' if r else ' class="x"' if cell == 'NEW' else ' class="l"' if len(cell) > 24 else '', escaped(cell), tag)
-            for r, cell in zip(right, cells))
-    return '<div class="t"><table>%s</table></div>%s' % (
-        row('th', head) + ''.join(row('td', cells) for cells in rows), '<p>+ %d more</p>' % more if more else '')
+    def row_html(tag, cells):
+        out = []
+        for is_number, cell in zip(right, cells):
+            marked = ''
+            if is_number:
+                marked = ' class="n"'
+            elif cell == 'NEW':
+                marked = ' class="x"'
+            elif len(cell) > 24:
+                marked = ' class="l"'
+            out.append('<%s%s>%s</%s>' % (tag, marked, escaped(cell), tag))
+        return '<tr>%s</tr>' % ''.join(out)
+    text = row_html('th', head) + ''.join(row_html('td', cells) for cells in rows)
+    text = '<div class="t"><table>%s</table></div>' % text
+    return text + '<p>+ %d more</p>' % more if more else text
 
 
 def chart_html(bars):
+    """A chart as HTML."""
     highest = max(1, max(bar['failures'] for bar in bars))
     every = 1 if len(bars) < 13 else 3
-    return '<table class="c"><tr>%s</tr><tr>%s</tr></table>' % (
-        ''.join('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
-            moment_text(bar['start']), bar['failures'], bar['bans'], -(-88 * bar['failures'] // highest)) for bar in bars),
-        ''.join('<th>%s</th>' % (bar_label(bar) if n % every == 0 else '') for n, bar in enumerate(bars)))
+    columns, labels = [], []
+    for n, bar in enumerate(bars):
+        columns.append('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
+            moment_text(bar['start']), bar['failures'], bar['bans'], -(-88 * bar['failures'] // highest)))
+        labels.append('<th>%s</th>' % (bar_label(bar) if n % every == 0 else ''))
+    return '<table class="c"><tr>%s</tr><tr>%s</tr></table>' % (''.join(columns), ''.join(labels))
 
 
 # as a mail (RFC 5322, 2045 to 2047)
 def mime_message(headers, plain, html=''):
     """The text of a mail; the headers are (name, text) pairs. All of it is ASCII."""
-    parts = [('plain', plain)] + [('html', html)] * bool(html)
     boundary = '=_banwatch'                        # no quoted-printable text has =_ in it
-    out = [mail_header(name, value) for name, value in headers] + ['MIME-Version: 1.0', 'Auto-Submitted: auto-generated']
-    if html:
-        out += ['Content-Type: multipart/alternative; boundary="%s"' % boundary, '']
-    for kind, body in parts:
-        out += ['--' + boundary] * bool(html) + [
-            'Content-Type: text/%s; charset=utf-8' % kind, 'Content-Transfer-Encoding: quoted-printable', '',
+    out = [mail_header(name, value) for name, value in headers]
+    out += ['MIME-Version: 1.0', 'Auto-Submitted: auto-generated']
+    if not html:
+        return '\n'.join(out + mime_part('plain', plain))
+    out += ['Content-Type: multipart/alternative; boundary="%s"' % boundary, '']
+    for kind, body in ('plain', plain), ('html', html):
+        out += ['--' + boundary] + mime_part(kind, body)
+    return '\n'.join(out + ['--%s--' % boundary, ''])
+
+
+def mime_part(kind, body):
+    """Lines of a text as a part of a mail."""
+    return ['Content-Type: text/%s; charset=utf-8' % kind, 'Content-Transfer-Encoding: quoted-printable', '',
             binascii.b2a_qp(body.encode('utf-8', 'backslashreplace')).decode()]
-    return '\n'.join(out + ['--%s--' % boundary, ''] * bool(html))
 
 
 UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
@@ -8535,22 +8789,23 @@ UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words
 
 def mail_header(name, value):
     """One line of a header, folded; whatever is not ASCII stands in encoded words (RFC 2047)."""
-    found, line = [], name + ':'
+    rows, line = [], name + ':'
     for n, piece in enumerate(UNPLAIN.split(' '.join(printable(value).split()))):
         for word in encoded_words(piece) if n % 2 else piece.split():
             if len(line) + 1 + len(word) > 76 and line != name + ':':
-                found.append(line)
+                rows.append(line)
                 line = ''
             line += ' ' + word
-    return '\n'.join(found + [line])
+    return '\n'.join(rows + [line])
 
 
 def encoded_words(text):
     """Yields encoded words, none of which ends within a letter."""
     raw, start = [c.encode() for c in text], 0
     for end in range(1, len(raw) + 1):
-        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:         # 39 become 64; a line is 76 at most
-            yield '=?utf-8?b?%s?=' % binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
+        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:      # 39 become 64; a line is 76 at most
+            coded = binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
+            yield '=?utf-8?b?%s?=' % coded
             start = end
 
 
@@ -8558,12 +8813,16 @@ def report_mail(summary, settings, now, chance):
     """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of [report]."""
     headers = headers_of(settings, summary['host'], subject_text(summary), now, chance)
     for most in (1.0, 0.5, 0.25, 0):
-        made = mime_message(headers, report_text(summary, most), '' if is_empty(summary) else report_page(summary, most))
+        page = '' if is_empty(summary) else report_page(summary, most)
+        made = mime_message(headers, report_text(summary, most), page)
         if len(made) <= MAIL_BYTES:
             return made
-    lines = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
-    for kept in range(len(lines), 0, -5):
-        made = mime_message(headers, '\n'.join(lines[:kept] + ['+ more, see: banwatch.py report', ''] * (kept < len(lines))))
+    rows = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
+    for kept in range(len(rows), 0, -5):
+        text = rows[:kept]
+        if kept < len(rows):
+            text = text + ['+ more, see: banwatch.py report', '']
+        made = mime_message(headers, '\n'.join(text))
         if len(made) <= MAIL_BYTES:
             break
     return made
@@ -8572,8 +8831,8 @@ def report_mail(summary, settings, now, chance):
 def headers_of(settings, host, title, now, chance):
     """The headers of a mail about `title`, sent `now` (by the wall clock)."""
     name = re.sub('[^A-Za-z0-9.-]', '-', host).strip('.-') or 'localhost'
-    return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']), ('Subject', title),
-            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
+    return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']),
+            ('Subject', title), ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
             ('Message-ID', '<%d.%d.banwatch@%s>' % (now, chance * 1e9, name))]
 
 

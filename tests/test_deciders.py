@@ -285,6 +285,18 @@ def test_ignoreip_takes_addresses_and_networks():
     assert court.see('203.0.113.10', 0)
 
 
+@pytest.mark.parametrize('text, means', [
+    ('::ffff:10.0.0.0/104', '10.0.0.0/8'), ('::ffff:192.0.2.7/128', '192.0.2.7'), ('::ffff:0:0/96', '0.0.0.0/0'), ('::/0', '::/0'),
+    ('::ffff:192.0.2.7', '192.0.2.7'), ('2001:db8::/32', '2001:db8::/32')])
+def test_an_ipv4_mapped_network_is_one_of_ipv4(text, means):
+    assert banwatch.network_of(text) == means
+
+
+def test_a_mapped_network_in_ignoreip_protects_what_it_means():
+    court = Court(maxretry=1, ignoreip='::ffff:10.0.0.0/104')
+    assert court.see('10.1.2.3', 0) is None and court.see('11.1.2.3', 0)
+
+
 def test_ignoreself_can_be_switched_off():
     assert Court(maxretry=1, protected=PROTECTED, ignoreself='false').see('192.168.1.77', 0)
 
