@@ -680,7 +680,7 @@ class Life(House):
         assert len(daemon.judge.bans.ends) <= 2 * len(daemon.judge.bans.tickets) + 64 and len(daemon.with_matches) <= 300
         assert all(len(rows) <= 1.1 * PARTS[part].limit for part, rows in daemon.wing('report').tally.parts.items())
         for jail in daemon.judge.jails.watching():
-            assert len(jail.logins) <= 1100 and len(jail.places) <= 4097
+            assert len(jail.logins) <= 1100 and len(jail.known_keys) <= 4097
             assert all(len(known) <= 1.1 * banwatch.SESSIONS + 1 for known in (jail.filter.sessions, jail.filter.parents, jail.filter.children))
         assert all(len(rows) <= 1100 for rows in daemon.wing('report').tally.below_cutoff.values()) and len(daemon.wing('report').tally.uncounted) <= 1000
         assert len(daemon.wing('report').digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.wing('report').digest.vocabulary) <= 165
