@@ -14,15 +14,16 @@ address, and bans offenders in the kernel's firewall, for longer each time.
 What it touches, as root
     runs      nft, ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
               logread or journalctl if they are the log source; the programs named in
-              `source = exec:...` and `[action ...]`; sendmail, for mails; logger and sshd -T for `doctor`,
-              the init system's own for `install`; itself, as byte code. Never a shell.
-    writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state` (/etc/banwatch.state),
-              nothing else (each with .new while it is written, .bad if it could not be used); a
-              FIFO that `source` names is made if it is missing; the page that `report --html` names;
-              `install` writes what it says, each step before it does it.
+              `source = exec:...` and `[action ...]`; sendmail, for mails; logger and sshd -T for
+              `doctor`, the init system's own for `install`; itself, as byte code. Never a shell.
+    writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state`
+              (/etc/banwatch.state), nothing else (each with .new while it is written, .bad if it
+              could not be used); a FIFO that `source` names is made if it is missing; the page that
+              `report --html` names; `install` writes what it says, each step before it does it.
     reads     the log files, its conf, filters (filter.d beside the conf, /etc/banwatch/filter.d,
               /etc/fail2ban/filter.d), /proc, the resolv.conf files, addresses and routes (netlink).
-    listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told otherwise.
+    listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told
+              otherwise.
 
 Map, from the ground up; a section names only itself and what stands above it:
 
@@ -40,9 +41,11 @@ Two doors: every new ban goes through Daemon.ban, every release through Daemon.u
 import sys
 
 if __name__ == '__main__':
-    # Nothing is imported from where this file lies, or from PYTHONPATH: who may write there would run his code as
-    # root. They stand before the standard library's own path, whose first entry is python3x.zip.
-    del sys.path[:next((n for n, place in enumerate(sys.path) if place.endswith('python%d%d.zip' % sys.version_info[:2])), 1)]
+    # Nothing is imported from where this file lies, or from PYTHONPATH: who may write there would
+    # run his code as root. They stand before the standard library's own path, whose first entry is
+    # python3x.zip.
+    OWN_PATH = [place.endswith('python%d%d.zip' % sys.version_info[:2]) for place in sys.path]
+    del sys.path[:OWN_PATH.index(True) if True in OWN_PATH else 1]
 
 import collections
 import errno
@@ -54,8 +57,8 @@ import time
 
 
 class LazyModule:
-    """A module that is imported when it is first used: `banwatch status` needs few of these, and each
-    costs a router time."""
+    """A module that is imported when it is first used: `banwatch status` needs few of these, and
+    each costs a router time."""
     names = {}                       # of all of them -> may a daemon need it?
 
     def __init__(self, name, daemon):
@@ -118,8 +121,8 @@ class Problem(Exception):
 
 
 class Regex:
-    """A compiled regex that is made when it is used first: a command that only asks the daemon needs
-    none."""
+    """A compiled regex that is made when it is used first: a command that only asks the daemon
+    needs none."""
 
     def __init__(self, pattern, flags=0):
         self.source = pattern, flags
@@ -127,12 +130,14 @@ class Regex:
     def __getattr__(self, name):
         made = re.compile(*self.source)
         for each in ('match', 'fullmatch', 'search', 'sub', 'split', 'findall', 'finditer'):
-            setattr(self, each, getattr(made, each))           # from now on there is nothing between
+            # from now on there is nothing between
+            setattr(self, each, getattr(made, each))
         return self.__dict__[name] if name in self.__dict__ else getattr(made, name)
 
 
 class Ticket:
-    """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in ticks."""
+    """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in
+    ticks."""
     __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'matches')
 
     def __init__(self, jail, network, since, until, count, failures):
@@ -191,14 +196,16 @@ def for_text(seconds):
     return duration_text(seconds) if seconds == FOREVER else 'for ' + duration_text(seconds)
 
 
-# what `ipaddress` would take for IPv4, and print the same; most addresses are known by this, soonest
+# what `ipaddress` would take for IPv4, and print the same; most addresses are known by this,
+# soonest
 DOTTED = r'(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)'
 IPV4, IPV4_RAW = Regex(DOTTED), Regex(DOTTED.encode())
 
 
 @functools.lru_cache(maxsize=2048)
 def address(text):
-    """The address in `text` as text: IPv4 for ::ffff:a.b.c.d, without zone; ValueError if it is none."""
+    """The address in `text` as text: IPv4 for ::ffff:a.b.c.d, without zone; ValueError if it is
+    none."""
     if IPV4.fullmatch(text):
         return text
     ip = ipaddress.ip_address(text.strip('[]').partition('%')[0])
@@ -215,7 +222,8 @@ def network_of(text, ipv4prefix=32, ipv6prefix=128):
             raise ValueError('a network has no zone')
         net = ipaddress.ip_network(text, strict=False)
         mapped = getattr(net.network_address, 'ipv4_mapped', None)
-        if mapped and net.prefixlen >= 96:         # packets of IPv4 are never seen as ::ffff:a.b.c.d
+        # packets of IPv4 are never seen as ::ffff:a.b.c.d
+        if mapped and net.prefixlen >= 96:
             net = ipaddress.ip_network('%s/%d' % (mapped, net.prefixlen - 96))
     else:
         net = ipaddress.ip_network(address(text))
@@ -247,8 +255,8 @@ def exempt(text, why):
 
 
 def merge_ranges(ranges):
-    """version -> (first numbers, last numbers, whys) of what these Exempts cover, in order; those that
-    overlap are one."""
+    """version -> (first numbers, last numbers, whys) of what these Exempts cover, in order; those
+    that overlap are one."""
     found = {4: ([], [], []), 6: ([], [], [])}
     for version, first, last, why in sorted(ranges):
         firsts, lasts, whys = found[version]
@@ -291,14 +299,16 @@ def later_end(one, other):
 
 
 def shorten(entries, most):
-    """Drops the oldest entries when a dict is 10 % over `most` (in bulk: one by one is quadratic)."""
+    """Drops the oldest entries when a dict is 10 % over `most` (in bulk: one by one is
+    quadratic)."""
     if len(entries) > 1.1 * most:
         for key in list(itertools.islice(entries, len(entries) - most)):
             del entries[key]
 
 
 def printable(text):
-    """`text` with all that could move a cursor, forge a line or break a terminal written as escapes."""
+    """`text` with all that could move a cursor, forge a line or break a terminal written as
+    escapes."""
     if text.isprintable():
         return text
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
@@ -401,7 +411,8 @@ def exempt_networks(text):
         except ValueError:
             bad.append(word)
     if bad:
-        raise ValueError('%s: no address or network (names are not looked up)' % quoted(' '.join(bad)))
+        raise ValueError('%s: no address or network (names are not looked up)'
+                         % quoted(' '.join(bad)))
     return tuple(found)
 
 
@@ -485,7 +496,8 @@ def source_list(text):
     """Log sources, one a line."""
     bad = [line for line in text_rows(text) if not is_source(line)]
     if bad:
-        raise ValueError('%s: no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, '
+        raise ValueError(
+            '%s: no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, '
                          'udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % quoted(' | '.join(bad)))
     return text_rows(text)
 
@@ -519,14 +531,16 @@ def command_line(text):
         raise ValueError('names no program')
     operator = OPERATOR.search(re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|<[^<>\s]+>', 'x', text))
     if operator:
-        raise ValueError('%s: %s is for a shell, which does not read this (try a script of your own, or quotes)'
+        raise ValueError(
+            '%s: %s is for a shell, which does not read this (try a script of your own, or quotes)'
                          % (quoted(text), printable(operator.group())))
     return words
 
 
 def command_reader(*tags):
-    """What reads an action's commands, one a line, as lists of arguments; these <tags> mean something
-    there. Text of the log is never an argument: a name like `-o ProxyCommand=...` would be an option."""
+    """What reads an action's commands, one a line, as lists of arguments; these <tags> mean
+    something there. Text of the log is never an argument: a name like `-o ProxyCommand=...` would
+    be an option."""
     def read(text):
         return [read_one(line) for line in text_rows(text)]
 
@@ -535,8 +549,10 @@ def command_reader(*tags):
         for tag in re.findall('<([A-Za-z][^<>]*)>', line):
             if tag == 'matches' or tag.startswith('F-'):
                 name = re.sub('[^A-Z0-9]', '_', tag.upper())
-                raise ValueError('%s: <%s> is text of the log, which is never put into an argument; your program '
-                                 'finds it as $BANWATCH_%s in its environment' % (quoted(line), tag, name))
+                raise ValueError(
+                    '%s: <%s> is text of the log, which is never put into an argument; your '
+                    'program finds it as $BANWATCH_%s in its environment'
+                    % (quoted(line), tag, name))
             if tag not in tags:
                 raise ValueError('%s: <%s> means nothing here (there are: %s)' % (
                     quoted(line), tag, ' '.join(tags)))
@@ -555,7 +571,9 @@ def mailboxes(text):
     words = [part.strip() for part in text.split(',')]
     for word in words:
         if not MAILBOX.fullmatch(word) or word.startswith('-'):
-            raise ValueError('%s: no mail address (try root, me@example.org, Me <me@example.org>; commas between)'
+            raise ValueError(
+                '%s: no mail address (try root, me@example.org, Me <me@example.org>; commas '
+                'between)'
                              % quoted(word))
     return ', '.join(words)
 
@@ -592,18 +610,20 @@ def valid_name(text):
 
 Option = collections.namedtuple('Option', 'section name read default help')
 
-# section 'banwatch', 'report': once for the program; 'DEFAULT': for every jail, where it may be set anew;
-# 'action', 'rule': for each [action NAME] and [rule NAME]
+# section 'banwatch', 'report': once for the program; 'DEFAULT': for every jail, where it may be set
+# anew; 'action', 'rule': for each [action NAME] and [rule NAME]
 OPTIONS = [Option(*row) for row in (
     ('banwatch', 'source', source_list, 'auto',
-     'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM ARGS |\n'
-     'udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a line, several allowed.'),
+     'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM\n'
+     'ARGS | udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a line, several\n'
+     'allowed.'),
     ('banwatch', 'firewall', one_of('auto', 'ipset', 'nft', 'iptables', 'command', 'none'), 'auto',
-     'auto | ipset | nft | iptables | command | none. auto does as the machine\'s own firewall does; ipset is\n'
-     'iptables with sets; command bans by `action` alone; none counts and reports but bans nobody.'),
+     "auto | ipset | nft | iptables | command | none. auto does as the machine's own firewall\n"
+     'does; ipset is iptables with sets; command bans by `action` alone; none counts and\n'
+     'reports but bans nobody.'),
     ('banwatch', 'chain', some_of('INPUT', 'FORWARD'), 'INPUT FORWARD',
-     'Which packets of a banned address are stopped: to the router itself (INPUT), through it (FORWARD;\n'
-     'then your LAN cannot talk to it either, since the answers do not get through).'),
+     'Which packets of a banned address are stopped: to the router itself (INPUT), through it\n'
+     '(FORWARD; then your LAN cannot talk to it either, since the answers do not get through).'),
     ('banwatch', 'runtime', absolute_path, '/var/run/banwatch',
      'Folder for the socket, the lock and the live state. Best on a RAM disk.'),
     ('banwatch', 'state', absolute_path, '/etc/banwatch.state',
@@ -615,44 +635,55 @@ OPTIONS = [Option(*row) for row in (
     ('banwatch', 'maxtracked', positive_count, '10000',
      'At most this many addresses with failures in memory; the least recently seen go first.'),
     ('banwatch', 'maxbans', unless('auto', positive_count), 'auto',
-     'At most this many bans; one more lifts that of whoever has been silent longest. auto is 20000, or 100\n'
-     'for each MB of RAM if that is less. Plain iptables holds 2000; ipset and nft are as fast with all of them.'),
+     'At most this many bans; one more lifts that of whoever has been silent longest. auto is\n'
+     '20000, or 100 for each MB of RAM if that is less. Plain iptables holds 2000; ipset and\n'
+     'nft are as fast with all of them.'),
     ('banwatch', 'dbpurgeage', positive_duration, '30d',
      'How long after its last ban an address is remembered, and banned longer next time.'),
     ('DEFAULT', 'enabled', flag, 'true', 'false switches a jail off.'),
     ('DEFAULT', 'filter', str, '',
-     'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the jail.\n'
-     'Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the built-in ones, in\n'
-     '/etc/fail2ban/filter.d (fail2ban\'s files work as they are).'),
-    ('DEFAULT', 'mode', str, '', 'How strict its filter is, if it knows modes: dropbear and sshd have normal, ddos, extra, aggressive.'),
+     'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the\n'
+     'jail. Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the\n'
+     "built-in ones, in /etc/fail2ban/filter.d (fail2ban's files work as they are)."),
+    ('DEFAULT', 'mode', str, '',
+     'How strict its filter is, if it knows modes: dropbear and sshd have normal, ddos, extra,\n'
+     'aggressive.'),
     ('DEFAULT', 'failregex', text_rows, '',
-     'Your own regexes, one a line, in fail2ban\'s language; without a `filter` they see the whole\n'
-     'line but its date.'),
-    ('DEFAULT', 'prefregex', str, '', 'A line must match this first; <F-CONTENT> in it is what the others see.'),
-    ('DEFAULT', 'maxlines', unless('', positive_count), '', 'How many lines a regex with <SKIPLINES> may span.'),
+     "Your own regexes, one a line, in fail2ban's language; without a `filter` they see the\n"
+     'whole line but its date.'),
+    ('DEFAULT', 'prefregex', str, '',
+     'A line must match this first; <F-CONTENT> in it is what the others see.'),
+    ('DEFAULT', 'maxlines', unless('', positive_count), '',
+     'How many lines a regex with <SKIPLINES> may span.'),
     ('DEFAULT', 'datepattern', str, '', 'How lines are dated, if in none of the usual ways.'),
     ('DEFAULT', 'ignoreregex', text_rows, '', 'Lines that match one of these are never failures.'),
     ('DEFAULT', 'source', source_list, '',
      'A log for this jail alone (also called logpath). Empty: those of [banwatch].'),
     ('DEFAULT', 'port', port_list, '',
-     'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them. Behind a port\n'
-     'forward, that is the inner port.'),
-    ('DEFAULT', 'protocol', some_of('tcp', 'udp'), 'tcp', 'tcp, udp or both; matters only with `port`.'),
+     'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them. Behind a\n'
+     'port forward, that is the inner port.'),
+    ('DEFAULT', 'protocol', some_of('tcp', 'udp'), 'tcp',
+     'tcp, udp or both; matters only with `port`.'),
     ('DEFAULT', 'forward', flag, 'true',
-     'Its bans also stop what the router forwards, if `chain` has FORWARD; false: to the router only.'),
+     'Its bans also stop what the router forwards, if `chain` has FORWARD; false: to the router\n'
+     'only.'),
     ('DEFAULT', 'action', name_list, '',
-     'Commands of your own that run at each ban and unban, besides the firewall: names of [action NAME].'),
+     'Commands of your own that run at each ban and unban, besides the firewall: names of [action\n'
+     'NAME].'),
     ('DEFAULT', 'maxretry', positive_count, '5', 'This many failures ...'),
     ('DEFAULT', 'findtime', positive_duration, '10m', '... within this time are a ban ...'),
     ('DEFAULT', 'bantime', ban_seconds, '10m', '... of this length, -1 for ever.'),
     ('DEFAULT', 'bantime.increment', flag, 'true', 'Each further ban of an address is longer:'),
-    ('DEFAULT', 'bantime.factor', decimal, '1', 'bantime x factor x 1, 2, 4, 8 ... up to bantime.maxtime'),
+    ('DEFAULT', 'bantime.factor', decimal, '1',
+     'bantime x factor x 1, 2, 4, 8 ... up to bantime.maxtime'),
     ('DEFAULT', 'bantime.multipliers', decimals, '',
      'or, if this is set, bantime x factor x the n-th of these; the last one serves from then on.'),
-    ('DEFAULT', 'bantime.maxtime', positive_duration, '4w', 'No ban is longer than this, but for those of -1.'),
+    ('DEFAULT', 'bantime.maxtime', positive_duration, '4w',
+     'No ban is longer than this, but for those of -1.'),
     ('DEFAULT', 'bantime.rndtime', duration, '0',
      'Add a random time up to this, so that a botnet cannot learn when a ban ends.'),
-    ('DEFAULT', 'bantime.overalljails', flag, 'false', 'Count the bans of all jails, not of this one alone.'),
+    ('DEFAULT', 'bantime.overalljails', flag, 'false',
+     'Count the bans of all jails, not of this one alone.'),
     ('DEFAULT', 'bantime.extend', duration, '0',
      'Each attempt seen during a ban makes it this much longer (0: not at all).'),
     ('DEFAULT', 'ignoreip', exempt_networks, '127.0.0.0/8 ::1',
@@ -661,40 +692,63 @@ OPTIONS = [Option(*row) for row in (
      'Nor are this machine, its LAN, the gateway and the resolvers. Leave this on.'),
     ('DEFAULT', 'ignorelogin', duration, '1h',
      'After a login, mistyping that same user\'s password from there is forgiven for this long.'),
-    ('DEFAULT', 'ipv4prefix', prefix_length(8, 32), '32', 'Count and ban IPv4 addresses by networks of this size.'),
-    ('DEFAULT', 'ipv6prefix', prefix_length(32, 128), '64', 'The same for IPv6, where an attacker owns a /64.'),
+    ('DEFAULT', 'ipv4prefix', prefix_length(8, 32), '32',
+     'Count and ban IPv4 addresses by networks of this size.'),
+    ('DEFAULT', 'ipv6prefix', prefix_length(32, 128), '64',
+     'The same for IPv6, where an attacker owns a /64.'),
     ('report', 'to', mailboxes, 'root', 'Who gets it; several with commas.'),
     ('report', 'from', mailbox, '', 'Its sender. Empty: root at this host\'s name.'),
     ('report', 'sendmail', command_line, 'sendmail -t -i',
-     'Gets the mail on standard input. On OpenWrt install msmtp-mta for it, and name your mail provider\n'
-     'in /etc/msmtprc.'),
-    ('report', 'empty', flag, 'true', 'false: no mail for a day on which nothing happened; true: a short one, but at most each 12 hours.'),
+     'Gets the mail on standard input. On OpenWrt install msmtp-mta for it, and name your mail\n'
+     'provider in /etc/msmtprc.'),
+    ('report', 'empty', flag, 'true',
+     'false: no mail for a day on which nothing happened; true: a short one, but at most each 12\n'
+     'hours.'),
     ('report', 'other', flag, 'true',
-     'Tell of log lines that no jail and no rule explains. false saves some 3 us a line; the built-in\n'
-     'rules are then not used either.'),
-    ('report', 'mailmax', positive_count, '6', 'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
-    ('report', 'htmlmode', file_mode, '600', 'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
-    ('action', 'actionstart', command_reader(*JAIL_TAGS), '', 'Runs once at the start, before any ban ...'),
-    ('action', 'actionstop', command_reader(*JAIL_TAGS), '', '... and once after all bans are lifted.'),
-    ('action', 'actionban', command_reader(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban: address-list add <ip> seconds=<bantime>'),
-    ('action', 'actionunban', command_reader(*JAIL_TAGS + TICKET_TAGS), '', 'For each ban that ends.'),
-    ('action', 'actionflush', command_reader(*JAIL_TAGS), '', 'Lifts all bans at the end, instead of actionunban for each.'),
+     'Tell of log lines that no jail and no rule explains. false saves some 3 us a line; the\n'
+     'built-in rules are then not used either.'),
+    ('report', 'mailmax', positive_count, '6',
+     'Rules with `mail` send this many mails an hour at most; the rest waits for the summary.'),
+    ('report', 'htmlmode', file_mode, '600',
+     'Who may read the page that `report --html` writes; 644 for a web server with its own user.'),
+    ('action', 'actionstart', command_reader(*JAIL_TAGS), '',
+     'Runs once at the start, before any ban ...'),
+    ('action', 'actionstop', command_reader(*JAIL_TAGS), '',
+     '... and once after all bans are lifted.'),
+    ('action', 'actionban', command_reader(*JAIL_TAGS + TICKET_TAGS), '',
+     'For each ban: address-list add <ip> seconds=<bantime>'),
+    ('action', 'actionunban', command_reader(*JAIL_TAGS + TICKET_TAGS), '',
+     'For each ban that ends.'),
+    ('action', 'actionflush', command_reader(*JAIL_TAGS), '',
+     'Lifts all bans at the end, instead of actionunban for each.'),
     ('action', 'actioncheck', command_reader(*JAIL_TAGS), '',
      'Each minute; if it fails: actionstop, actionstart, and actionban for all.'),
-    ('action', 'timeout', positive_duration, '10s', 'A command that takes longer is killed. It is tried three times.'),
-    ('rule', 'program', valid_regex, '', 'A regex that fits the whole name of the program that writes the line (kernel, dnsmasq.*). Empty: any.'),
+    ('action', 'timeout', positive_duration, '10s',
+     'A command that takes longer is killed. It is tried three times.'),
+    ('rule', 'program', valid_regex, '',
+     'A regex that fits the whole name of the program that writes the line (kernel, dnsmasq.*).\n'
+     'Empty: any.'),
     ('rule', 'regex', text_rows, '',
-     'Regexes, one a line, in fail2ban\'s language; they see the message, what stands behind `program[pid]: `.'),
+     "Regexes, one a line, in fail2ban's language; they see the message, what stands behind\n"
+     '`program[pid]: `.'),
     ('rule', 'report', one_of('warning', 'info', 'other', 'ignore'), 'info',
-     'warning: under WARNING. info: under NOTED. other: under OTHER LOG LINES. ignore: not at all.'),
-    ('rule', 'text', str, '', 'What the summary says (port scan by <HOST>). Empty: the message, its numbers and addresses as *.'),
-    ('rule', 'details', one_of('all', 'none', 'first', 'last', 'firstlast'), 'none', 'Which of the lines it shows: all | none | first | last | firstlast.'),
+     'warning: under WARNING. info: under NOTED. other: under OTHER LOG LINES.\n'
+     'ignore: not at all.'),
+    ('rule', 'text', str, '',
+     'What the summary says (port scan by <HOST>). Empty: the message, its numbers and addresses\n'
+     'as *.'),
+    ('rule', 'details', one_of('all', 'none', 'first', 'last', 'firstlast'), 'none',
+     'Which of the lines it shows: all | none | first | last | firstlast.'),
     ('rule', 'mail', flag, 'false', 'true: also one mail at once.'),
-    ('rule', 'key', str, '', 'Count each program, ip, user or F-NAME by itself, as a regex has captured it. Empty: all together.'),
+    ('rule', 'key', str, '',
+     'Count each program, ip, user or F-NAME by itself, as a regex has captured it. Empty: all\n'
+     'together.'),
     ('rule', 'maxretry', positive_count, '1', 'It takes this many lines ...'),
     ('rule', 'findtime', positive_duration, '10m', '... within this time.'),
-    ('rule', 'resets', valid_name, '', 'Name of another rule, which begins to count anew, for the same key, when this one fits ...'),
-    ('rule', 'grace', duration, '0', '... and whose lines are not counted for this long from then on.'),
+    ('rule', 'resets', valid_name, '',
+     'Name of another rule, which begins to count anew, for the same key, when this one fits ...'),
+    ('rule', 'grace', duration, '0',
+     '... and whose lines are not counted for this long from then on.'),
 )]
 ROWS = {(row.section, row.name): row for row in OPTIONS}
 ALIASES = {'logpath': 'source'}
@@ -710,36 +764,44 @@ JAILS = {
     'recidive': dict(OFF, maxretry='5', findtime='1d', bantime='1w'),
     'kernel-scan': dict(OFF, maxretry='15', forward='false')}
 NOTES = {
-    'luci': '; LuCI logs whatever its client sends, line breaks too. So this jail closes the web\'s ports\n'
-            '; only, and a login that it reports forgives nobody. (So do the logs of nginx and lighttpd.)',
-    'vsftpd': '; Filters for other daemons: enable what you run, and say where it logs if that is not syslog.',
-    'recidive': '; Who has been banned by the other jails so often is banned for longer, from everything. It counts only bans\n'
-                '; that close at least what its own do: not those of luci, unless it says `port = http,https` itself.',
-    'kernel-scan': '; Counts different ports in the lines that the router\'s own firewall logs for packets it drops\n'
-                   '; (OpenWrt: `option log 1` for the zone). Anybody can forge a packet\'s sender: think twice. So\n'
-                   '; its bans never touch what is forwarded.'}
+    'luci': '; LuCI logs whatever its client sends, line breaks too. So this jail closes the\n'
+            "; web's ports only, and a login that it reports forgives nobody. (So do the logs of\n"
+            '; nginx and lighttpd.)',
+    'vsftpd': '; Filters for other daemons: enable what you run, and say where it logs if that '
+              'is not syslog.',
+    'recidive': '; Who has been banned by the other jails so often is banned for longer, from\n'
+                '; everything. It counts only bans that close at least what its own do: not\n'
+                '; those of luci, unless it says `port = http,https` itself.',
+    'kernel-scan': "; Counts different ports in the lines that the router's own firewall logs\n"
+                   '; for packets it drops (OpenWrt: `option log 1` for the zone). Anybody can\n'
+                   "; forge a packet's sender: think twice. So its bans never touch what is\n"
+                   '; forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
-RULE = ('Rules of your own for the summary, besides the built-in ones. One with the name of a built-in rule\n'
-        'takes its place, option by option. There are:\n'
-        '    <rules>')
-ACTION = ('Commands of your own, for `action = NAME`. One a line; no shell: quotes hold words together, and\n'
-          'each <tag> is filled in inside its word:\n'
-          '    <%s>\n'
-          'and, of a ban,\n'
-          '    <%s>\n'
-          'Your program finds the same in its environment (BANWATCH_IP), and there only what comes from the\n'
-          'log, which is the attacker\'s text: BANWATCH_MATCHES, the lines of the failures, and what the filter\n'
-          'has captured, BANWATCH_F_USER and so on. In a script, write "$BANWATCH_F_USER", with the quotes.\n'
-          'Each jail runs its commands for itself, and from the start after a crash: name a list after <jail>,\n'
-          'and let actionstart begin with an empty one.\n'
-          '<ip> may be a network, and is a /64 for IPv6; <time> and <bantime> (its full length, -1 for ever) are in\n'
-          'seconds. That a running ban becomes longer is not told. At a stop, all together have some 4 s: with many\n'
-          'bans, give an actionflush. Bans by hand without -j belong to the jail `manual`.' % (
+RULE = (
+    'Rules of your own for the summary, besides the built-in ones. One with the name of a\n'
+    'built-in rule takes its place, option by option. There are:\n'
+    '    <rules>')
+ACTION = (
+    'Commands of your own, for `action = NAME`. One a line; no shell: quotes hold words\n'
+    'together, and each <tag> is filled in inside its word:\n'
+    '    <%s>\n'
+    'and, of a ban,\n'
+    '    <%s>\n'
+    'Your program finds the same in its environment (BANWATCH_IP), and there only what comes\n'
+    "from the log, which is the attacker's text: BANWATCH_MATCHES, the lines of the failures,\n"
+    'and what the filter has captured, BANWATCH_F_USER and so on. In a script, write\n'
+    '"$BANWATCH_F_USER", with the quotes. Each jail runs its commands for itself, and from\n'
+    'the start after a crash: name a list after <jail>, and let actionstart begin with an\n'
+    'empty one. <ip> may be a network, and is a /64 for IPv6; <time> and <bantime> (its full\n'
+    'length, -1 for ever) are in seconds. That a running ban becomes longer is not told. At a\n'
+    'stop, all together have some 4 s: with many bans, give an actionflush. Bans by hand\n'
+    'without -j belong to the jail `manual`.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
 NAMED_SECTIONS = {'action': ACTION, 'rule': RULE}  # kinds of sections that have a name of their own
 SECTIONS = {
-    'banwatch': 'banwatch.conf: every option with its default. All of it may be left out.\n'
-                'A comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m, 2h30m, 7d, 4w.\n'
+    'banwatch': 'banwatch.conf: every option with its default. All of it may be left out. A\n'
+                'comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m,\n'
+                '2h30m, 7d, 4w.\n'
                 'After a change: banwatch.py check, then banwatch.py reload.',
     'DEFAULT': 'For every jail; a jail may set each of these anew.',
     'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: '
@@ -748,7 +810,8 @@ NO_CONF = 'built-in defaults'        # what stands for the name of a conf file w
 
 
 class Config:
-    """What a conf file says; asked by section and option, it answers with the defaults filled in."""
+    """What a conf file says; asked by section and option, it answers with the defaults filled
+    in."""
 
     def __init__(self, name=NO_CONF):
         self.name = name
@@ -766,7 +829,8 @@ class Config:
             return written[option][0]
         known = built_in_rules() if row.section == 'rule' else JAILS
         # a built-in jail that is off is on as soon as its section stands in the conf
-        if option in known.get(section, ()) and not (option == 'enabled' and section in self.settings):
+        if option in known.get(section, ()) and not (option == 'enabled'
+                                                     and section in self.settings):
             return row.read(known[section][option])
         if row.section == 'DEFAULT' and option in self.settings.get('DEFAULT', ()):
             return self.settings['DEFAULT'][option][0]
@@ -799,7 +863,8 @@ class Config:
 
 
 def kind_of(section):
-    """Which rows of OPTIONS a section has: 'banwatch', 'report', 'action', 'rule', or as a jail 'DEFAULT'."""
+    """Which rows of OPTIONS a section has: 'banwatch', 'report', 'action', 'rule', or as a jail
+    'DEFAULT'."""
     kind = section.partition(' ')[0]
     if section in ('banwatch', 'report') or section != kind and kind in NAMED_SECTIONS:
         return kind
@@ -876,7 +941,9 @@ def lacking_actions(config):
                     config.where(section, 'action'), printable(name)))
         bans = any(config.options('action ' + name)['actionban'] for name in actions)
         if config['firewall'] == 'command' and not bans:
-            found.add('%s: firewall: command bans by `action` alone, but [%s] has none with an actionban' % (
+            found.add(
+                '%s: firewall: command bans by `action` alone, but [%s] has none with an actionban'
+                % (
                 config.where('banwatch', 'firewall'), jail))
     return sorted(found)
 
@@ -890,12 +957,14 @@ def take_entry(config, n, section, key, value):
         if section in SECTIONS or re.match(r'(action |rule )?[A-Za-z0-9][\w.-]{0,29}$', section):
             config.settings[section] = {}
             return ''
-        return "[%s]: a jail's name is up to 30 letters, digits, dots and dashes" % printable(section)
+        return "[%s]: a jail's name is up to 30 letters, digits, dots and dashes" % printable(
+            section)
     written = config.settings.get(section, {})
     key = ALIASES.get(key, key)
     row = ROWS.get((kind_of(section), key))
     if not row:
-        return '%s: no such option in [%s]%s' % (printable(key), printable(section), option_hint(key, section))
+        return '%s: no such option in [%s]%s' % (printable(key), printable(section),
+                                                 option_hint(key, section))
     if key in written:
         return '%s: stands in [%s] twice' % (key, section)
     written[key] = row.read(row.default), value, n
@@ -950,7 +1019,8 @@ def config_text(config):
                 out += comments(row.help) + [setting_text(row.name, config.text(section, row.name))]
         out.append('')
     out.append('; A jail. Without a `filter` of its own it takes the one that is named like it.')
-    jails = [name for name in config.settings if kind_of(name) == 'DEFAULT' and name not in SECTIONS]
+    jails = [name for name in config.settings if kind_of(name) == 'DEFAULT'
+             and name not in SECTIONS]
     for name in dict.fromkeys(list(JAILS) + jails):
         said = dict(JAILS.get(name, {}), enabled='true' if config.get(name, 'enabled') else 'false')
         said.update((key, value[1]) for key, value in config.settings.get(name, {}).items())
@@ -1000,12 +1070,15 @@ LEVEL = br'(?:[a-z]+\d?|<unknown>)\.[a-z]+ '
 HOST = br'[^\s:\[\]]+'
 UNIX_DATE = br'[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d'
 ISO_DATE = br'\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
-ANY_DATE = (br'[A-Z][a-z]{2} (?:[A-Z][a-z]{2} )?[ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?=[\]: ]))?'
-            br'|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?|\d{10}(?:\.\d+)?')
-# Header before the program tag. The three common syslog forms come first, for speed; the last one is
-# for all the rest. <PRI> of the facilities auth and authpriv lets logd's `log_prefix` pass, and only
-# there, where a login may be logged.
-HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST + br') (?:' + LEVEL + br')?)?'
+ANY_DATE = (
+    br'[A-Z][a-z]{2} (?:[A-Z][a-z]{2} )?[ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?=[\]: ]))?'
+    br'|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
+    br'|\d{10}(?:\.\d+)?')
+# Header before the program tag. The three common syslog forms come first, for speed; the last one
+# is for all the rest. <PRI> of the facilities auth and authpriv lets logd's `log_prefix` pass, and
+# only there, where a login may be logged.
+HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST + br') (?:'
+        + LEVEL + br')?)?'
         br'|(?P<date2>[A-Z][a-z]{2} ' + UNIX_DATE + br' \d{4}) (?:\[ *\d+\.\d+\] )?' + LEVEL +
         br'|(?P<date3>' + ISO_DATE + br') (?:(?P<host3>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'|(?!' + UNIX_DATE + br' |' + ISO_DATE + br' )'
@@ -1013,15 +1086,17 @@ HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
 HEADER = Regex(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b''))
-BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'        # of a daemon's own file
+BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'  # of a daemon's own file
 HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
 DATE_GROUPS = HEAD_DATES + ('date5',)
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
 ANY_TAG = TAG % br'(?P<program>[^\s:\[\]]*)'
-SHAPE = bytes.maketrans(b'123456789', b'000000000')      # two dates with digits in the same places look alike
+# two dates with digits in the same places look alike
+SHAPE = bytes.maketrans(b'123456789', b'000000000')
 LINE = Regex(b'(?:' + HEAD + ANY_TAG + b'|' + BARE + br')(?P<message>.*)', re.S)
 # what log daemons write instead of a line that comes again
-AGAIN = Regex(b'(?:' + HEAD + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<more>\d{1,9}) times?'
+AGAIN = Regex(b'(?:' + HEAD
+              + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<more>\d{1,9}) times?'
               b'|(?P<head>' + HEAD.replace(b'?P<', b'?P<x') .replace(b'(?(', b'(?(x') +
               ANY_TAG.replace(b'?P<', b'?P<y') + b'|' + BARE.replace(b'?P<', b'?P<z') +
               br')message repeated (?P<times>\d{1,9}) times: \[ ?(?P<message>.*?) ?\])\r?', re.S)
@@ -1045,10 +1120,10 @@ def first_group(m, names):
 
 
 def tidy(block, before=b''):
-    """A block of whole lines as all filters want it: with a newline in front; the headers of RFC 5424
-    written as those of RFC 3164; a line over PLAIN_LINE cut, with a mark so that it never ends like a
-    whole one; a line that says how often another one came written as that one, so often. That may be
-    the one `before` the block."""
+    """A block of whole lines as all filters want it: with a newline in front; the headers of RFC
+    5424 written as those of RFC 3164; a line over PLAIN_LINE cut, with a mark so that it never ends
+    like a whole one; a line that says how often another one came written as that one, so often.
+    That may be the one `before` the block."""
     block = b'\n' + block
     if b'\r' in block:
         block = block.replace(b'\r\n', b'\n')
@@ -1095,7 +1170,8 @@ def plain_head(m):
     date = b'' if date == b'-' else date + b' '
     pid = b'[%s]' % pid if pid.isdigit() else b''
     # of no facility that is believed more than others
-    return b'\n<%d>%s%s %s%s: ' % (8 + (int(priority) & 7), date, host.replace(b':', b'.'), program, pid)
+    return b'\n<%d>%s%s %s%s: ' % (8 + (int(priority) & 7), date, host.replace(b':', b'.'), program,
+                                   pid)
 
 
 MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
@@ -1112,7 +1188,8 @@ CALENDAR = 28 * 365.25 * 86400        # seconds after which days and weekdays ar
 
 
 def local_time(when):
-    """time.localtime; also after January 2038 where the system's time has 32 bits, as on OpenWrt 19.07."""
+    """time.localtime; also after January 2038 where the system's time has 32 bits, as on OpenWrt
+    19.07."""
     try:
         return time.localtime(when)
     except OverflowError:
@@ -1124,7 +1201,8 @@ def local_time(when):
 @functools.lru_cache(maxsize=256)
 def date_time(date, today):
     """Seconds since 1970 of a line's date (bytes), None if it is none. `today` (days since 1970, of
-    now) fills in a missing year: the one that brings the date nearest to, but not past, tomorrow."""
+    now) fills in a missing year: the one that brings the date nearest to, but not past,
+    tomorrow."""
     m = HEAD_DATE.match(date.decode('ascii', 'replace'))
     if m is None:
         return None
@@ -1146,7 +1224,8 @@ class Calendar:
     def __init__(self, today):
         self.today = today
         self.now = 0.0               # the time of the last date
-        self.starts = {}             # a date without its last four characters -> its time at 0:00 there
+        # a date without its last four characters -> its time at 0:00 there
+        self.starts = {}
 
     def __call__(self, date):
         """The time of a line with this date (bytes, seconds since 1970, or None)."""
@@ -1175,16 +1254,18 @@ class Calendar:
 
 
 def epoch(fields, offset):
-    """Seconds since 1970 of (year, month, day, hour, minute, second), `offset` seconds east of Greenwich,
-    or in this machine's zone for None."""
+    """Seconds since 1970 of (year, month, day, hour, minute, second), `offset` seconds east of
+    Greenwich, or in this machine's zone for None."""
     if offset is None:
         return time.mktime(fields + (0, 0, -1))
     year, month, day, hour, minute, second = fields
     if not (year and 1 <= month <= 12):
         raise ValueError('no date')
-    # Fliegel and Van Flandern (1968): days, in years that begin in March; calendar.timegm would cost half a megabyte
+    # Fliegel and Van Flandern (1968): days, in years that begin in March; calendar.timegm would
+    # cost half a megabyte
     years, months = (year + 4799, month + 9) if month < 3 else (year + 4800, month - 3)
-    days = day + (153 * months + 2) // 5 + 365 * years + years // 4 - years // 100 + years // 400 - 2472633
+    days = day + (153 * months
+                  + 2) // 5 + 365 * years + years // 4 - years // 100 + years // 400 - 2472633
     return ((days * 24 + hour) * 60 + minute) * 60 + second - offset
 
 
@@ -1202,7 +1283,8 @@ def zone_seconds(zone):
 
 DAYS = 'Mon Tue Wed Thu Fri Sat Sun'.split()
 FULL_DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
-FULL_MONTHS = 'January February March April May June July August September October November December'.split()
+FULL_MONTHS = ('January February March April May June July August September October '
+               'November December').split()
 OFFSET = r'[+-][01]\d(?::?\d\d)?'
 DATE_FIELDS = {
     'a': '(?P<a>%s)' % '|'.join(DAYS), 'A': '(?P<A>%s)' % '|'.join(FULL_DAYS),
@@ -1211,9 +1293,12 @@ DATE_FIELDS = {
     'm': '(?P<m>1[0-2]|0?[1-9])', 'Exm': '(?P<m>0[1-9]|1[0-2])',
     'Y': r'(?P<Y>\d{4})', 'ExY': r'(?P<Y>20\d\d)', 'y': r'(?P<y>\d\d)', 'Exy': r'(?P<y>\d\d)',
     'H': r'(?P<H>2[0-3]|[01]?\d)', 'ExH': r'(?P<H>[01]\d|2[0-3])', 'k': r' ?(?P<H>[0-2]?\d)',
-    'Exk': r' ?(?P<H>[01]?\d|2[0-3])', 'I': r'(?P<I>1[0-2]|0?[1-9])', 'l': r' ?(?P<I>1?\d)', 'Exl': r' ?(?P<I>1[0-2]|\d)',
-    'M': r'(?P<M>[0-5]?\d)', 'ExM': r'(?P<M>[0-5]\d)', 'S': r'(?P<S>6[01]|[0-5]?\d)', 'ExS': r'(?P<S>[0-5]\d|6[01])',
-    'f': r'(?P<f>\d{1,6})', 'p': '(?P<p>AM|PM)', 'j': r'(?P<j>36[0-6]|3[0-5]\d|[12]\d\d|0?[1-9]\d|0{0,2}[1-9])',
+    'Exk': r' ?(?P<H>[01]?\d|2[0-3])', 'I': r'(?P<I>1[0-2]|0?[1-9])', 'l': r' ?(?P<I>1?\d)',
+    'Exl': r' ?(?P<I>1[0-2]|\d)',
+    'M': r'(?P<M>[0-5]?\d)', 'ExM': r'(?P<M>[0-5]\d)', 'S': r'(?P<S>6[01]|[0-5]?\d)',
+    'ExS': r'(?P<S>[0-5]\d|6[01])',
+    'f': r'(?P<f>\d{1,6})', 'p': '(?P<p>AM|PM)',
+    'j': r'(?P<j>36[0-6]|3[0-5]\d|[12]\d\d|0?[1-9]\d|0{0,2}[1-9])',
     'w': '(?P<w>[0-6])', 'z': '(?P<z>Z|UTC|GMT|%s)' % OFFSET, 'Z': '(?P<Z>Z|[A-Z]{3,5})',
     'Exz': '(?P<z>(?:[A-Z]{1,5})?%s|[A-Z]{3,5}|Z)' % OFFSET, 'ExZ': '(?P<Z>[A-Z]{3,5}|Z)', '%': '%'}
 EPOCHS = {'EPOCH': r'(?P<epoch>\d{10,11}\b(?:\.\d{3,6})?)',
@@ -1223,7 +1308,8 @@ LINE_BEGIN = '{^LN-BEG}'
 
 
 class DateFormat:
-    """One way to write a date: `regex` finds it in a line (text), `group` is what is cut out there."""
+    """One way to write a date: `regex` finds it in a line (text), `group` is what is cut out
+    there."""
 
     def __init__(self, pattern):
         text, unbound = pattern, pattern.startswith('{UNB}')
@@ -1231,12 +1317,14 @@ class DateFormat:
         begin = text.startswith(LINE_BEGIN)
         text = text[len(LINE_BEGIN):] if begin else text
         word = text.lstrip('^').upper()
-        if word in EPOCHS:                         # alone: at the beginning, in [brackets], or in audit(...:1)
+        # alone: at the beginning, in [brackets], or in audit(...:1)
+        if word in EPOCHS:
             text = r'(?:^|(?<=^\[)|(?<=\baudit\())%s(?=:\d+\)|\b|\W|$)' % EPOCHS[word]
             unbound, begin = True, False
         elif word == 'TAI64N':
             text = TAI64N
-        text = re.sub(r'(?<!\\)\{(L?EPOCH)\}', lambda m: EPOCHS[m.group(1).upper()], text, flags=re.I)
+        text = re.sub(r'(?<!\\)\{(L?EPOCH)\}', lambda m: EPOCHS[m.group(1).upper()], text,
+                      flags=re.I)
         named = re.search('%[aAbBpc]', text)
         text = re.sub(r'%(%|Ex[a-zA-Z]|[a-zA-Z])', date_field, text)
         # what is cut out of the line: the first plain group, or all
@@ -1255,7 +1343,8 @@ class DateFormat:
             text = r'^(?:\W{0,2})?' + text
         elif not free_begin:
             text = r'(?=^|\b|\W)' + text
-        self.unbound = '**' in pattern or unbound and word not in EPOCHS       # may stand inside of a word
+        # may stand inside of a word
+        self.unbound = '**' in pattern or unbound and word not in EPOCHS
         self.anchored = word in EPOCHS or text.startswith(('^', '(^', '(?:^')) and not unbound
         self.regex = re.compile(text, re.I if named else 0)
         self.times = {}              # (text, now) -> seconds since 1970 or None
@@ -1281,9 +1370,10 @@ def date_field(m):
 
 
 def date_formats(pattern=''):
-    """The Templates that a `datepattern` (one a line; empty: all default ones) stands for; ValueError
-    says what is wrong. As in fail2ban, {^LN-BEG} alone means those at a line's beginning, {DATE}
-    each of them in that place, and a default one is looked for at the beginning first."""
+    """The Templates that a `datepattern` (one a line; empty: all default ones) stands for;
+    ValueError says what is wrong. As in fail2ban, {^LN-BEG} alone means those at a line's
+    beginning, {DATE} each of them in that place, and a default one is looked for at the beginning
+    first."""
     found = []
     for line in pattern.split('\n') if pattern.strip() else ['{DEFAULT}']:
         line = line.strip()
@@ -1296,7 +1386,8 @@ def date_formats(pattern=''):
             for default in DATES:
                 bare = default.replace(LINE_BEGIN, '').lstrip('^')
                 inner = {'EPOCH': '{EPOCH}', 'TAI64N': TAI64N}.get(bare, bare)
-                found.append(date_format(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
+                found.append(
+                    date_format(re.sub(r'\{DATE\}', lambda m: inner, line, flags=re.I), line))
         elif line:
             found.append(date_format(line, line))
     return found
@@ -1317,12 +1408,13 @@ def default_date_formats():
 
 @functools.lru_cache(maxsize=1)
 def anchored_date_formats():
-    return [DateFormat(LINE_BEGIN + text) for text in DATES if text[0] not in '^{' and text != 'EPOCH']
+    return [DateFormat(LINE_BEGIN + text) for text in DATES if text[0] not in '^{'
+            and text != 'EPOCH']
 
 
 def locate_date(line, choice):
-    """(template, its match) of the date in a line: the first template that begins the line, else the
-    one that stands nearest to its beginning; (None, None) if there is none."""
+    """(template, its match) of the date in a line: the first template that begins the line, else
+    the one that stands nearest to its beginning; (None, None) if there is none."""
     best, nearest = (None, None), len(line) + 1
     for template in choice:
         m = template.regex.search(line)
@@ -1337,7 +1429,8 @@ def locate_date(line, choice):
 
 def field_time(field, now):
     """Seconds since 1970 that a date's fields mean. What is missing is filled in from `now`: today
-    (yesterday, if that is in the future), this year (the last, if more than a day in the future)."""
+    (yesterday, if that is in the future), this year (the last, if more than a day in the
+    future)."""
     if field.get('epoch'):
         digits = field['epoch'].partition('.')[0]
         return float(field['epoch']) / (1 if len(digits) < 13 else 1e3 if len(digits) < 16 else 1e6)
@@ -1365,10 +1458,13 @@ def field_time(field, now):
     if today:
         when = moment(here.tm_year, here.tm_mon, here.tm_mday)
         return when if when <= now else moment(here.tm_year, here.tm_mon, here.tm_mday - 1)
-    for year in [year] if year else range(here.tm_year, here.tm_year - 9, -1):     # 2096 is 8 years before 2104
+    # 2096 is 8 years before 2104
+    for year in [year] if year else range(here.tm_year, here.tm_year - 9, -1):
         when = moment(year, month or 1, day or 1)
         there = time.localtime(when) if offset is None else time.gmtime(when + offset)
-        if field.get('j') or there.tm_mday == (day or 1) and (field.get('Y') or field.get('y') or when <= now + 86400):
+        if field.get('j') or there.tm_mday == (day
+                                               or 1) and (field.get('Y') or field.get('y')
+                                                          or when <= now + 86400):
             return when
     raise ValueError('no day')
 
@@ -1383,20 +1479,23 @@ def field_time(field, now):
 # about its connection, one with <F-MLFGAINED> is a login; <F-MLFID> is the connection; <F-CONTENT>
 # in prefregex is what the other regexes see. A filter with an option `program` is of our own kind,
 # as all built-in ones are: its regexes see the messages of these programs, from their first byte,
-# all at once in a whole block; its connections are (host, pid), unless <F-MLFID> says otherwise. Three
-# things are added there. An empty line parts a failregex into kinds: one guess makes a daemon write
-# several lines, but at most one of each kind; so a connection has made as many guesses as it has
-# lines of its most frequent kind. A line with <F-CHILD> may come from a process that was forked
+# all at once in a whole block; its connections are (host, pid), unless <F-MLFID> says otherwise.
+# Three things are added there. An empty line parts a failregex into kinds: one guess makes a daemon
+# write several lines, but at most one of each kind; so a connection has made as many guesses as it
+# has lines of its most frequent kind. A line with <F-CHILD> may come from a process that was forked
 # for one guess, with a pid of its own (PAM, when sshd asks for a keyboard-interactive password): it
 # belongs to a connection of the same address that has no such line yet, or to the next guess there.
-# A line with <F-DISTINCT> counts once for each text in there, one with <F-TIMES> as often as it says.
+# A line with <F-DISTINCT> counts once for each text in there, one with <F-TIMES> as often as it
+# says.
 
 FAIL, NOFAIL, LOGIN = range(3)
-# One regex of a filter of our own kind: where its groups are (0: it has none); `special` is a Special or None
+# One regex of a filter of our own kind: where its groups are (0: it has none); `special` is a
+# Special or None
 Row = collections.namedtuple('Row', 'kind verdict ip user child special')
 Special = collections.namedtuple('Special', 'distinct times mlfid')
-# The one regex over a block that all of them are part of. `rows`: number of the group that ends a row -> Row;
-# `texts`: the same -> the regex as it is written; `demands`: sets of texts, one of each must be in a block
+# The one regex over a block that all of them are part of. `rows`: number of the group that ends a
+# row -> Row; `texts`: the same -> the regex as it is written; `demands`: sets of texts, one of each
+# must be in a block
 BlockRegex = collections.namedtuple('Form', 'regex rows texts demands')
 # What one line is, for `test`: `verdict` one of FAIL NOFAIL LOGIN, or None with the reason `why`
 Look = collections.namedtuple('Look', 'verdict regex ip id user when fields why')
@@ -1410,7 +1509,8 @@ TAGS = {
 TAGS['ADDR'] = r'\[?(?:%(IP4)s|%(IP6)s)\]?' % TAGS
 TAGS['HOST'] = r'(?:%(ADDR)s|%(DNS)s)' % TAGS
 TAGS['SUBNET'] = r'\[?(?:%(IP4)s|%(IP6)s)(?:/%(CIDR)s)?\]?' % TAGS
-TAGS.update({'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
+TAGS.update(
+    {'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
 TAG_NAMES = {'ID': 'fid', 'PORT': 'fport'}
 OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES')
 MOST_TEXT = 512                                    # bytes of a name that are kept
@@ -1439,7 +1539,8 @@ BUILT_IN = 'built-in'
 FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
 SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
 PLAIN_WORD = Regex(r'[\w-]*')           # an option's value that cannot be a part of a regex
-PARAMETER = Regex(r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
+PARAMETER = Regex(
+    r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
 def conf_folder(conf):
@@ -1448,7 +1549,8 @@ def conf_folder(conf):
 
 
 def filter_folders(conf):
-    """Where filters are looked for: first in filter.d beside the conf, never in the current directory."""
+    """Where filters are looked for: first in filter.d beside the conf, never in the current
+    directory."""
     folder = conf_folder(conf)
     return ((os.path.join(folder, 'filter.d'),) if folder else ()) + FILTER_FOLDERS
 
@@ -1462,7 +1564,8 @@ def filter_spec(text):
     while inner[at:].strip():
         p = PARAMETER.match(inner, at)
         if p is None:
-            raise ValueError('%s: cannot make sense of [%s]' % (quoted(text), printable(inner[at:])))
+            raise ValueError('%s: cannot make sense of [%s]'
+                             % (quoted(text), printable(inner[at:])))
         params[p.group(1).lower()] = next((part for part in p.groups()[1:] if part is not None), '')
         at = p.end()
     return m.group(1), params
@@ -1480,8 +1583,8 @@ class Definition:
         self.folders, self.read = (), no_files
 
     def load(self, folders, read):
-        """Takes in the filter's file (its name is a path, or is looked for in these folders) and what
-        that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
+        """Takes in the filter's file (its name is a path, or is looked for in these folders) and
+        what that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
         self.folders, self.read, later = folders, read, []
         name, file = self.name, self.name + '.conf'
         if '/' in self.name:
@@ -1531,10 +1634,13 @@ class Definition:
         for name in names.split():
             if '/' in name:                        # as in fail2ban, from where this file lies
                 place = os.path.normpath(os.path.join(folder, name))
-                found = (None if folder == BUILT_IN else self.read(place), place, os.path.dirname(place))
+                found = (None if folder == BUILT_IN else self.read(place), place,
+                         os.path.dirname(place))
             else:
                 places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
-                found = next((self.fetch(f, name) + (f,) for f in places + [BUILT_IN] * (name == 'common.conf')
+                found = next(
+                    (self.fetch(f, name) + (f,)
+                     for f in places + [BUILT_IN] * (name == 'common.conf')
                               if self.fetch(f, name)[0] is not None), (None, name, folder))
             text, where, at = found
             if text is None and not name.endswith('.local'):
@@ -1557,7 +1663,8 @@ class Definition:
         """(text, section) of an option in force, nothing filled in yet; None if there is none."""
         if option in self.params and not back:
             text = self.params[option]
-            if option == 'logtype' and text == 'rfc5424':      # which is written as RFC 3164, see `tidy`
+            # which is written as RFC 3164, see `tidy`
+            if option == 'logtype' and text == 'rfc5424':
                 text = 'file'
             return text, 'Definition'
         for section in ('Init', 'Definition', 'DEFAULT'):
@@ -1593,7 +1700,8 @@ class Definition:
 
     def complaint(self, option, why):
         """A ValueError that says where the option stands."""
-        where, why = self.where(option), '%s%s' % (why, ' (%s)' % '; '.join(self.missing) if self.missing else '')
+        where, why = self.where(option), '%s%s' % (why, ' (%s)' % '; '.join(self.missing)
+                                                   if self.missing else '')
         return ValueError('%s: %s: %s' % (where, option, why) if where else str(why))
 
     def interpolated(self, text, section, option, back=0, depth=0):
@@ -1610,13 +1718,18 @@ class Definition:
             if name == '__name__':
                 return section
             again = 0
-            if at == 'known':                      # what it was before this file, or above this section
+            # what it was before this file, or above this section
+            if at == 'known':
                 again = back + 1 if name == option else 1
-                found = self.last(section, name, again) or self.last('DEFAULT', name) or self.last('Init', name)
+                found = self.last(section, name,
+                                  again) or self.last('DEFAULT', name) or self.last('Init', name)
             elif not at:
                 if name in self.params:
                     return self.interpolated(self.params[name], section, name, 0, depth + 1)
-                found = next(filter(None, (self.last(s, name) for s in (section, 'DEFAULT', 'Definition', 'Init'))), None)
+                found = next(
+                    filter(None,
+                           (self.last(s, name)
+                            for s in (section, 'DEFAULT', 'Definition', 'Init'))), None)
             else:
                 at = 'DEFAULT' if at == 'default' else at
                 found = self.last(at, name) or self.last('DEFAULT', name)
@@ -1646,7 +1759,9 @@ class Definition:
             row = self.last('Init', option) or self.last('Definition', option)
             found = row and (row[0], 'Definition')
         else:
-            row = self.last(at, option) or self.sections.get(at) is not None and self.last('DEFAULT', option)
+            row = self.last(at,
+                            option) or self.sections.get(at) is not None and self.last(
+                                'DEFAULT', option)
             found = row and (row[0], at)
         text = self.interpolated(found[0], found[1], name) if found else ''
         if m.group() in text:
@@ -1689,11 +1804,14 @@ def compile_regex(regex, flags, text):
 
 
 def reject_unfilled_tag(text):
-    """ValueError if a line of a failregex is a <tag> that nothing was filled in for: a mode, most likely."""
+    """ValueError if a line of a failregex is a <tag> that nothing was filled in for: a mode, most
+    likely."""
     m = re.fullmatch(r'\s*<([\w.?/-]+)>\s*', text)
     if m and m.group(1) not in TAGS:
         name, _, mode = m.group(1).partition('-')
-        raise ValueError('there is no %s%s' % (quoted(m.group(1)), ' (%s is no mode of it)' % quoted(mode) if mode else ''))
+        raise ValueError('there is no %s%s'
+                         % (quoted(m.group(1)), ' (%s is no mode of it)' % quoted(mode) if mode
+                            else ''))
 
 
 def native_row(text, n):
@@ -1706,21 +1824,25 @@ def native_row(text, n):
     unknown = re.search('</?(?!(?:/?F-(?:%s))>)[A-Z][A-Z0-9_/-]*>' % '|'.join(OWN_FIELDS),
                         re.sub('<(?:HOST|ADDR)>', '', text))
     if hosts > 1 or unknown:
-        raise ValueError('%s: with `program`, %s' % (quoted(text), 'there is one <HOST> at most' if hosts > 1
+        raise ValueError('%s: with `program`, %s'
+                         % (quoted(text), 'there is one <HOST> at most' if hosts > 1
                                                      else 'there is no ' + unknown.group()))
     if re.search(r'(?<!\\)(?:\\\\)*\\[1-9]', text):
-        raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))' % quoted(text))
+        raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))'
+                         % quoted(text))
     if any(inside and piece in ('\\D', '\\W') for piece, inside in pieces(text)):
         raise ValueError('%s: with `program`, there is no \\D or \\W in [...]' % quoted(text))
     body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]{1,255})\\]?' % n, text[1:])
     body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
-        '(?P<%s%d>' % (m.group(2).lower(), n) if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
+        '(?P<%s%d>' % (m.group(2).lower(), n)
+        if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
     body = body[:-1] if re.search(r'(?<!\\)(?:\\\\)*\$$', body) else body + '.*'
     return one_line(body) + '(?P<end%d>)' % n
 
 
 def pieces(regex):
-    """Yields (text, is it inside of a class?) of a regex's smallest parts: 'a', '\\s', '[^', ']', '(', ')?'."""
+    """Yields (text, is it inside of a class?) of a regex's smallest parts: 'a', '\\s', '[^', ']',
+    '(', ')?'."""
     inside = False
     for m in re.finditer(r'\\.|\[\^?\]?|\)\?(?!\?)|.', regex, re.S):
         piece = m.group()
@@ -1732,14 +1854,16 @@ def one_line(regex):
     """`regex` so that its classes do not match a newline."""
     return ''.join(piece + '\\n' if piece.startswith('[^') and not inside
                    else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s'
-                   else '[^%s\\n]' % piece.lower() if piece in ('\\D', '\\W') and not inside else piece
+                   else '[^%s\\n]' % piece.lower() if piece in ('\\D', '\\W') and not inside
+                   else piece
                    for piece, inside in pieces(regex))
 
 
 def without_groups(regex):
     """`regex` with each (x) as (?:x)."""
     found = list(pieces(regex))
-    return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)] else piece
+    return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)]
+                   else piece
                    for n, (piece, inside) in enumerate(found))
 
 
@@ -1759,8 +1883,8 @@ def optional_groups_as_branches(regex):
 
 
 def best_literals(regex):
-    """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex; None
-    if there is none worth looking for. Longer and fewer is better."""
+    """A set of texts (bytes), one of which at least stands in whatever matches a compiled regex;
+    None if there is none worth looking for. Longer and fewer is better."""
     return most_telling(required_literals(regex.pattern, regex.flags))
 
 
@@ -1785,11 +1909,14 @@ def parsed(pattern, flags=0):
 def most_telling(sets):
     """The most telling of some sets of texts."""
     sets = [found for found in sets if found and min(map(len, found)) > 2]
-    return max(sets, key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))), default=None)
+    return max(sets,
+               key=lambda found: (min(10, min(map(len, found))) - len(found), min(map(len, found))),
+               default=None)
 
 
 def literal_sets(parts, coding='utf-8'):
-    """Yields for each part of a parsed regex that must be there the set of texts that may stand for it."""
+    """Yields for each part of a parsed regex that must be there the set of texts that may stand for
+    it."""
     run = b''
     for op, arg in list(parts) + [('END', None)]:
         name = str(op)
@@ -1819,7 +1946,8 @@ def only_literal(texts):
 
 
 def with_lines(block, texts):
-    """(start, end) of the lines of a block in which one of these texts stands, in order; all for None."""
+    """(start, end) of the lines of a block in which one of these texts stands, in order; all for
+    None."""
     if texts is None:
         return [m.span() for m in re.finditer(b'[^\n]+', block)]
     found = {}
@@ -1834,7 +1962,8 @@ def with_lines(block, texts):
 
 @functools.lru_cache(maxsize=2048)
 def captured_address(text):
-    """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but is none."""
+    """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but
+    is none."""
     try:
         return text.decode() if IPV4_RAW.fullmatch(text) else address(text.decode())
     except ValueError:
@@ -1846,7 +1975,7 @@ def as_text(raw):                                  # of what is kept: a user's n
     return raw[:MOST_TEXT].decode('utf-8', 'backslashreplace')
 
 
-new_tuple = tuple.__new__                          # a namedtuple's own __new__ takes four times as long
+new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
 class Session:
@@ -1865,53 +1994,69 @@ def block_regex(tag, rest, texts, led, bare):
     """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
     written) of each row; is the regex to begin with the tag; may a line lack it?"""
     whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest if bare else b'\n' + HEAD + tag + rest
-    if led and not bare:                           # a line has one tag: after it, it is not tried again
+    # a line has one tag: after it, it is not tried again
+    if led and not bare:
         whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
-    regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'), re.M, 'what all of them make')
+    regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'),
+                          re.M, 'what all of them make')
     at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
     for n, (kind, text) in enumerate(texts):
         ip, user, distinct, times, mlfid = (at('%s%d' % (name, n), 0)
-                                            for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
+                                            for name in ('ip', 'user', 'distinct', 'times',
+                                                         'mlfid'))
         mlfid = mlfid or at('mlfid', 0)
         written[at('end%d' % n)] = text
         rows[at('end%d' % n)] = Row(
             kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
-            ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times or mlfid else None)
-    return BlockRegex(regex, rows, written, required_literals(regex.pattern if bare else tag + rest, regex.flags))
+            ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times
+            or mlfid else None)
+    return BlockRegex(regex, rows, written,
+                      required_literals(regex.pattern if bare else tag + rest, regex.flags))
 
 
 class Filter:
-    """A filter of our own kind: `scan` turns a block into LogEvents. Where its regexes are not built in, it looks at
-    one line at a time, under `guard`, which raises Runaway; at an ignoreregex always so."""
+    """A filter of our own kind: `scan` turns a block into LogEvents. Where its regexes are not
+    built in, it looks at one line at a time, under `guard`, which raises Runaway; at an ignoreregex
+    always so."""
     trouble, keep_matches = '', False     # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.origin = definition.origin
         self.definition, self.guard = definition, guard
-        self.foreign = definition.foreign or bool(failregex) or not all(PLAIN_WORD.fullmatch(text) for text in definition.params.values())
-        self.slow = {}               # 'failregex' or 'ignoreregex' -> (when one ran away lately, until when they rest)
+        self.foreign = definition.foreign or bool(failregex) or not all(
+            PLAIN_WORD.fullmatch(text) for text in definition.params.values())
+        # 'failregex' or 'ignoreregex' -> (when one ran away lately, until when they rest)
+        self.slow = {}
         self.last_runaway = 0
         self.meaning = definition.meaning(failregex, ignoreregex)
-        program, prefregex = definition.get('program'), definition.get('prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
+        program, prefregex = definition.get('program'), definition.get(
+            'prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
         parts = re.match(r'\^(.*)<F-CONTENT>\.\+\??</F-CONTENT>(.*?)\$$', prefregex, re.S)
         if parts is None:
-            raise definition.complaint('prefregex', 'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
-        before, after = (one_line(without_groups(re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
+            raise definition.complaint('prefregex',
+                                       'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
+        before, after = (
+            one_line(
+                without_groups(
+                    re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
                          for part in parts.groups())
         for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
             definition.told(option, compile_regex, text, 0, text)
         kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
         texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
-        rows = [definition.told('failregex', native_row, text, n) for n, (_, text) in enumerate(texts)]
+        rows = [definition.told('failregex', native_row, text, n) for n,
+                (_, text) in enumerate(texts)]
         self.ignore = [definition.told('ignoreregex', compile_line, text)
                        for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
         self.rest = ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode() + br'\r?$'
         self.texts = texts           # (kind, regex as it is written)
-        # may the regex begin with the tag, which C finds fast, and the header be looked at afterwards?
+        # may the regex begin with the tag, which C finds fast, and the header be looked at
+        # afterwards?
         self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
-        # of the last header: what stands between date and tag, its length, the date's shape, the host
+        # of the last header: what stands between date and tag, its length, the date's shape, the
+        # host
         self.known_head = None, 0, b'', None
         self.forms = {}              # may a line lack the tag? -> its Form
         try:
@@ -1922,7 +2067,8 @@ class Filter:
             raise
         self.sessions = {}           # (host, pid) -> Session, oldest first
         self.parents = {}            # ip -> identity of its latest session
-        self.children = {}           # ip -> {identity: Session} of those that may be a child of that
+        # ip -> {identity: Session} of those that may be a child of that
+        self.children = {}
         self.distinct = {}           # (ip, text) -> when it was seen last
         self.names = 0               # failures that named a host, not an address
 
@@ -1930,27 +2076,29 @@ class Filter:
         """The Form; with `bare` a line needs no tag."""
         if bare not in self.forms:
             try:
-                self.forms[bare] = block_regex(self.tag, self.rest, tuple(self.texts), self.tag_is_literal, bare)
+                self.forms[bare] = block_regex(self.tag, self.rest, tuple(self.texts),
+                                               self.tag_is_literal, bare)
             except ValueError as e:
                 raise ValueError('%s: %s' % (self.definition.name, e)) from None
         return self.forms[bare]
 
     def head(self, head):
-        """(date, host) of what stands in a line before its tag; None if that is no header. What follows
-        the date is kept: the next line most likely has the same there."""
+        """(date, host) of what stands in a line before its tag; None if that is no header. What
+        follows the date is kept: the next line most likely has the same there."""
         m = HEADER.fullmatch(head)
         if m is None:
             return None
         date, home = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
         if head.startswith(date or b' '):
             date = date or b''
-            self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(SHAPE), home
+            self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(
+                SHAPE), home
         return date, home
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
         """Yields a LogEvent for each line of a tidy block that is a login, or tells of guesses that
-        no line before it has told of. `moment` turns a line's date into its time. `explained`, if it is
-        a list, gets a position in each line that a regex matches."""
+        no line before it has told of. `moment` turns a line's date into its time. `explained`, if
+        it is a list, gets a position in each line that a regex matches."""
         (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
         if not all(any(text in block for text in texts) for texts in demanded):
             return
@@ -1973,7 +2121,8 @@ class Filter:
                 date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
             else:
                 at = m.start() - size
-                if block[at:at + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
+                if block[at:at
+                         + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
                     date, home = block[at - width + 1:at], known_home
                 else:
                     at = m.start()
@@ -1987,10 +2136,12 @@ class Filter:
                 explained.append(m.start())
             identity = home, pid
             session = sessions.get(identity) if pid else None
-            if session and latest and ip == session.ip and verdict == FAIL and not (special or self.ignore):
+            if session and latest and ip == session.ip and verdict == FAIL and not (
+                special or self.ignore):
                 told = session.lines.get(kind, 0) + 1
                 if told <= session.counted and latest - session.born <= SESSION_SECONDS:
-                    session.lines[kind] = told     # most lines tell nothing new: enough about this one
+                    # most lines tell nothing new: enough about this one
+                    session.lines[kind] = told
                     if not child:
                         self.parents[ip] = identity
                     continue
@@ -2010,13 +2161,15 @@ class Filter:
                 if (session is None or session.ip != ip and ip and session.ip
                         or when - session.born > SESSION_SECONDS):
                     session = self.session_for(identity, ip, kind, child, when)
-                ip, user, new = self.add_line(session, identity, ip, user, kind, verdict, child, new)
+                ip, user, new = self.add_line(session, identity, ip, user, kind, verdict, child,
+                                              new)
             if new > 0 and ip:
                 name = as_text(user) if user and verdict == FAIL else None
                 told = self.told(block, m, name) if self.keep_matches else None
                 yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
-                sessions.pop((home, pid), None)    # what comes later under this pid is another connection
+                # what comes later under this pid is another connection
+                sessions.pop((home, pid), None)
                 if ip and user:
                     yield LogEvent(ip, as_text(user), 0, True, when)
 
@@ -2033,12 +2186,14 @@ class Filter:
     def matches_in_lines(self, regex, block, demanded, led, wall):
         """Yields what a regex that is not built in finds in a block, line by line."""
         for start, end in with_lines(block, most_telling(demanded)):
-            m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1, end)
+            m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1,
+                             end)
             if m:
                 yield m
 
     def ignored(self, block, m, wall):
-        """Does an ignoreregex match? One that takes too long does not: else a long name would hide a guess."""
+        """Does an ignoreregex match? One that takes too long does not: else a long name would hide
+        a guess."""
         text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
         return bool(self.guarded('ignoreregex', wall, self.ignores, text))
 
@@ -2046,8 +2201,8 @@ class Filter:
         return any(regex.search(text) for regex in self.ignore)
 
     def guarded(self, option, wall, search, *arguments):
-        """What the regexes of an option find; None if they take too long for this line, or rest for having done that
-        again and again."""
+        """What the regexes of an option find; None if they take too long for this line, or rest for
+        having done that again and again."""
         runaways, rest = self.slow.get(option, ((), 0))
         if rest - REST_SECONDS <= wall < rest:
             return None
@@ -2056,13 +2211,20 @@ class Filter:
         except Runaway:
             runaways, until = after_runaway(runaways, wall)
             self.slow[option], self.last_runaway = (runaways, until or 0), wall
-            said = 'a regex of %s takes too long for some lines, which are skipped%s' if option == 'failregex' else (
-                'an ignoreregex takes too long for some lines of %s, which count%s')
-            self.trouble = said % (self.origin, '; %s rests for a minute' % ('the filter' if option == 'failregex' else 'it') if until else '')
+            if option == 'failregex':
+                said = 'a regex of %s takes too long for some lines, which are skipped'
+                who = 'the filter'
+            else:
+                said = 'an ignoreregex takes too long for some lines of %s, which count'
+                who = 'it'
+            self.trouble = said % self.origin
+            if until:
+                self.trouble += '; %s rests for a minute' % who
             return None
 
     def session_for(self, identity, ip, kind, child, when):
-        """The Session of a line whose connection is not known; a child's line may be its parent's."""
+        """The Session of a line whose connection is not known; a child's line may be its
+        parent's."""
         if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
             parent = self.sessions.get(self.parents.get(ip))
             if parent and kind not in parent.lines and when - parent.born <= SESSION_SECONDS:
@@ -2070,7 +2232,8 @@ class Filter:
         self.sessions.pop(identity, None)
         session = self.sessions[identity] = Session(when)
         if len(self.sessions) > 1.1 * SESSIONS:
-            for known in (self.sessions, self.parents, self.children):         # no faster do these grow
+            # no faster do these grow
+            for known in (self.sessions, self.parents, self.children):
                 shorten(known, SESSIONS)
         return session
 
@@ -2116,7 +2279,7 @@ class Filter:
                 break
             if child is not session and (child.user not in (None, session.user)
                                          or identity[0] != self.parents[session.ip][0]):
-                continue                           # it asked for another user's password, or elsewhere
+                continue  # it asked for another user's password, or elsewhere
             del waiting[identity]
             if (child is not session and child.ip == session.ip and len(child.lines) == 1
                     and session.born - child.born <= SESSION_SECONDS):
@@ -2145,8 +2308,8 @@ class Filter:
         return 1 if seen is None or when - seen > SESSION_SECONDS else 0
 
     def examine(self, block, wall):
-        """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is one
-        that came again), for `test`."""
+        """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is
+        one that came again), for `test`."""
         look, failures, last = self.look_at(block, wall, True), 0, None
         for event in self.scan(block, lambda date: look.when or 0.0, True):
             if not event.login:
@@ -2165,7 +2328,8 @@ class Filter:
         regex, rows, texts, demanded = self.form(bare)
         found = regex.finditer(block)
         if self.foreign:
-            found = self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare, wall)
+            found = self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare,
+                                          wall)
         for m in found:
             if rows[m.lastindex] is None:
                 continue
@@ -2179,16 +2343,21 @@ class Filter:
         ip = captured_address(m[row.ip]) if row.ip else None
         user = m[row.user] if row.user else None
         ignored = bool(self.ignore) and self.ignored(block, m, wall)
-        why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip else
+        why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip
+               else
                'its address is not known yet' if row.verdict == FAIL and not ip else '')
-        fields = {name: as_text(m[at]) for name, at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
+        fields = {name: as_text(m[at]) for name,
+                  at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
                   if at and m[at]}
-        return Look(None if why else row.verdict, texts[m.lastindex], ip or None, as_text(m[row.ip]) if row.ip else None,
-                    as_text(user) if user else None, date and date_time(date, int(wall) // 86400), fields, why)
+        return Look(None if why else row.verdict, texts[m.lastindex], ip or None,
+                    as_text(m[row.ip]) if row.ip else None,
+                    as_text(user) if user else None, date and date_time(date, int(wall) // 86400),
+                    fields, why)
 
 
 def after_runaway(runaways, now):
-    """(when regexes were aborted that still count, until when to rest) after another one; None: no need to."""
+    """(when regexes were aborted that still count, until when to rest) after another one; None: no
+    need to."""
     lately = [when for when in runaways if when > now - REST_SECONDS] + [now]
     return ([], now + REST_SECONDS) if len(lately) >= MOST_RUNAWAYS else (lately, None)
 
@@ -2223,9 +2392,10 @@ class History:
         return ()
 
 
-def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=unguarded, failregex=(), ignoreregex=()):
-    """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is a
-    file's text or None. ValueError says what is wrong with it, and where."""
+def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=unguarded,
+                failregex=(), ignoreregex=()):
+    """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is
+    a file's text or None. ValueError says what is wrong with it, and where."""
     name, given = filter_spec(spec)
     definition = Definition(name, dict(params or {}, **given))
     try:
@@ -2246,14 +2416,16 @@ def check_own(failregex):
     """ValueError if a regex of the conf has what only a file may have."""
     for text in failregex:
         if re.search(r'%\(\S+\)s', text):
-            raise ValueError('%s has %%(...)s, which only a file of filter.d may have' % quoted(text))
+            raise ValueError('%s has %%(...)s, which only a file of filter.d may have'
+                             % quoted(text))
 
 
 def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
     """The filter of a jail that has regexes of its own and no `filter`."""
     check_own(failregex)
     for text in failregex:
-        unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>' % '|'.join(name + '>' for name in TAGS), text)
+        unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>'
+                            % '|'.join(name + '>' for name in TAGS), text)
         if unknown:
             raise ValueError('%s has a tag that is not known: %s' % (quoted(text), unknown.group()))
     return line_engine(Definition('failregex', params, 'conf'), failregex, ignoreregex, guard)
@@ -2261,16 +2433,17 @@ def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
 
 # ---- Judge ---------------------------------------------------------------------------------
 # Owns: recent failures, tickets, history, who has logged in. Turns log events into bans; the daemon
-# and a replay both use it whole. Always true: what overlaps an exempt range is never banned, whatever
-# the log says; one ticket per (jail, network); no dict grows beyond its limit.
+# and a replay both use it whole. Always true: what overlaps an exempt range is never banned,
+# whatever the log says; one ticket per (jail, network); no dict grows beyond its limit.
 
 class Fails:
-    """Failures per (jail, network), in a sliding window. Each list is sorted, holds maxretry moments
-    at most, and nothing in it is older than findtime before its newest."""
+    """Failures per (jail, network), in a sliding window. Each list is sorted, holds maxretry
+    moments at most, and nothing in it is older than findtime before its newest."""
 
     def __init__(self, limit):
         self.limit = limit
-        self.recent = {}             # (jail, network) -> moments, oldest first; least recently seen first
+        # (jail, network) -> moments, oldest first; least recently seen first
+        self.recent = {}
 
     def add(self, key, when, guesses, findtime, maxretry):
         """How many failures lie within `findtime`, after `guesses` more at `when`."""
@@ -2303,7 +2476,8 @@ class Fails:
         self.recent.pop(key, None)
 
     def purge(self, now, findtimes):
-        """Drops what is older than its jail's findtime (name -> seconds), and jails not named there."""
+        """Drops what is older than its jail's findtime (name -> seconds), and jails not named
+        there."""
         for key in [key for key, seen in self.recent.items()
                     if key[0] not in findtimes or seen[-1] <= now - findtimes[key[0]]]:
             del self.recent[key]
@@ -2328,8 +2502,10 @@ class Bans:
 
     def __init__(self, limit):
         self.limit = limit
-        self.tickets = {}            # (jail, network) -> Ticket; who has been silent longest stands first
-        self.history = {}            # (jail, network) -> (bans so far, end of the last), oldest first
+        # (jail, network) -> Ticket; who has been silent longest stands first
+        self.tickets = {}
+        # (jail, network) -> (bans so far, end of the last), oldest first
+        self.history = {}
         self.ends = []               # heap of (until, key); rows that no longer hold are skipped
         self.dropped = 0             # bans that `limit` has cost
 
@@ -2394,7 +2570,8 @@ class Bans:
     def surplus(self):
         """The tickets that `limit` leaves no room for: of those who have been silent longest, for
         whoever attacks now is to be banned. The caller removes them."""
-        found = list(itertools.islice(self.tickets.values(), max(0, len(self.tickets) - self.limit)))
+        found = list(
+            itertools.islice(self.tickets.values(), max(0, len(self.tickets) - self.limit)))
         self.dropped += len(found)
         return found
 
@@ -2420,7 +2597,8 @@ class Jail:
         self.exempt, self.exempt_ranges = (), merge_ranges(())
         self.known_keys = {}         # address -> what `key_of` says of it
         self.logins = {}             # (ip, user) -> until when their failures are forgiven
-        self.matches = {}            # key -> (lines, fields) of its failures, if an action wants them
+        # key -> (lines, fields) of its failures, if an action wants them
+        self.matches = {}
         if filter and options['action']:
             filter.keep_matches = True
         self.failures = self.banned = self.ignored = 0         # since the start
@@ -2441,8 +2619,8 @@ class Jail:
         return exempt_reason(network, self.exempt_ranges)
 
     def key_of(self, ip):
-        """(why the address is never banned or '', key it is counted and banned by): the address itself
-        where its network holds an exempt one."""
+        """(why the address is never banned or '', key it is counted and banned by): the address
+        itself where its network holds an exempt one."""
         if len(self.known_keys) > 2048:
             self.known_keys.clear()
         net = ip
@@ -2459,7 +2637,8 @@ class Jail:
         return event.guesses == 1 and until > event.when
 
     def note_match(self, key, told, n):
-        """Keeps the lines that told of the last `n` failures of an address, and the latest fields."""
+        """Keeps the lines that told of the last `n` failures of an address, and the latest
+        fields."""
         rows, fields = self.matches.pop(key, ((), {}))
         line, found = told
         fields = dict(fields, **{name: value[:MATCH_FIELD] for name, value in found.items()})
@@ -2481,7 +2660,8 @@ class Jails:
     def __init__(self, config, read=no_files, guard=unguarded):
         self.problems = []
         self.listening = {}          # source -> jails
-        self.before = {}             # source -> its last line, which `last message repeated` may mean
+        # source -> its last line, which `last message repeated` may mean
+        self.before = {}
         self.hooks = config['chain']
         self.by_name = {MANUAL: Jail(MANUAL, config.options(MANUAL))}
         for name in config.jails():
@@ -2502,8 +2682,8 @@ class Jails:
         return [jail for jail in self.by_name.values() if jail.filter]
 
     def adopt(self, old):
-        """Takes over what the jails of an earlier configuration know, and filters that mean the same;
-        call before the first line."""
+        """Takes over what the jails of an earlier configuration know, and filters that mean the
+        same; call before the first line."""
         for name, jail in self.by_name.items():
             before = old.by_name.get(name)
             if before:
@@ -2539,8 +2719,9 @@ class Jails:
             yield from self.scan_tidy(source, self.tidied(source, block), moment, wall)
 
     def scan_tidy(self, source, block, moment, wall=0, explained=None):
-        """The same for a tidy block; the list `explained` gets a position in each line that a filter
-        knows. Anybody may send datagrams in another's name: a login that comes so forgives nobody."""
+        """The same for a tidy block; the list `explained` gets a position in each line that a
+        filter knows. Anybody may send datagrams in another's name: a login that comes so forgives
+        nobody."""
         forged = (source or '').startswith('udp:')
         for jail in self.listeners(source):
             bare = bool(jail.options['source'])
@@ -2583,7 +2764,8 @@ def as_wide(one, other, hooks):
 
 def port_spans(ports):
     """[(first, last), ...] of '22,8000:8080'."""
-    return [(int(part.partition(':')[0]), int(part.rpartition(':')[2])) for part in ports.split(',')]
+    return [(int(part.partition(':')[0]), int(part.rpartition(':')[2]))
+            for part in ports.split(',')]
 
 
 # What has become of a log event, for those who are told.
@@ -2633,7 +2815,8 @@ class Judge:
         if n < options['maxretry']:
             return None
         everywhere = self.jails.by_name if options['bantime.overalljails'] else None
-        seconds = ban_length(options, self.bans.earlier(jail.name, key[1], everywhere), self.chance())
+        seconds = ban_length(options, self.bans.earlier(jail.name, key[1], everywhere),
+                             self.chance())
         return BanOrder(key[1], max(n, event.guesses), seconds, jail.matches.pop(key, None))
 
     @staticmethod
@@ -2655,9 +2838,9 @@ class Judge:
         return ticket, end
 
     def after_ban(self, jail, network, now):
-        """Yields (jail, LogEvent) for the jails that count bans, after a new one. What is narrow since
-        anybody can forge its lines (luci, kernel-scan) adds up to nothing wider: a ban counts only
-        where it stops all that theirs would."""
+        """Yields (jail, LogEvent) for the jails that count bans, after a new one. What is narrow
+        since anybody can forge its lines (luci, kernel-scan) adds up to nothing wider: a ban counts
+        only where it stops all that theirs would."""
         if jail.filter and not isinstance(jail.filter, History):
             for other in self.jails.watching():
                 if isinstance(other.filter, History) and as_wide(
@@ -2680,13 +2863,16 @@ class Judge:
 
 # ---- Firewalls -----------------------------------------------------------------------------
 # Owns: which chains and sets the last batches have made. Turns tickets into Commands. Always true:
-# all that is ours stands in chains, sets or a table of our own, which a packet enters before anything
-# else, so a ban also cuts what is established; no other rule is touched. An entry goes into the kernel
-# with the time it has left, where the kernel can count that down, so it ends without us too.
+# all that is ours stands in chains, sets or a table of our own, which a packet enters before
+# anything else, so a ban also cuts what is established; no other rule is touched. An entry goes
+# into the kernel with the time it has left, where the kernel can count that down, so it ends
+# without us too.
 
-# What a ban stops: packets of these protocols to these ports (none: all packets), forwarded ones too?
+# What a ban stops: packets of these protocols to these ports (none: all packets), forwarded ones
+# too?
 Scope = collections.namedtuple('Scope', 'protocols ports forward')
-# What has to happen to an entry: is it `there` already, is it `gone` or until when (None: for ever).
+# What has to happen to an entry: is it `there` already, is it `gone` or until when (None: for
+# ever).
 Change = collections.namedtuple('Change', 'network scope there gone until')
 
 
@@ -2699,7 +2885,8 @@ def scope_of(options, hooks):
 
 
 def entries_of(tickets, scopes):
-    """(network, Scope) -> when the last of its tickets ends, None for never; `scopes` is jail -> Scope."""
+    """(network, Scope) -> when the last of its tickets ends, None for never; `scopes` is jail ->
+    Scope."""
     wanted = {}
     for ticket in tickets:
         scope = scopes.get(ticket.jail)
@@ -2710,16 +2897,17 @@ def entries_of(tickets, scopes):
 
 
 def timeout(until, now, longest):
-    """Whole seconds until then, 0 for never, rounded up: the kernel never lifts a ban before its end."""
+    """Whole seconds until then, 0 for never, rounded up: the kernel never lifts a ban before its
+    end."""
     if until is None:
         return 0
     return int(min(max(1, -((now - until) // 1)), longest))
 
 
 class Null:
-    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`. And
-    the contract of all firewalls: `wanted` is what entries_of returns, `shown` what the Commands of
-    `check` have printed."""
+    """firewall = none: counts and reports, bans nobody. firewall = command: leaves it to `action`.
+    And the contract of all firewalls: `wanted` is what entries_of returns, `shown` what the
+    Commands of `check` have printed."""
     family = None                    # 4 or 6, None: both
     capacity = None                  # bans that it can hold
     longest = None                   # seconds that the kernel can count down, None: it cannot
@@ -2733,8 +2921,8 @@ class Null:
         return self.name
 
     def check(self, wanted):
-        """Commands that show what the kernel has. The first never fails because something of ours is
-        missing; if another one does, None stands for what it shows."""
+        """Commands that show what the kernel has. The first never fails because something of ours
+        is missing; if another one does, None stands for what it shows."""
         return []
 
     def differences(self, shown, wanted):
@@ -2765,14 +2953,16 @@ TRIAL = OURS + '-trial'              # and what `doctor` makes there for a momen
 class IPTables(Null):
     """Rules in chain `banwatch`, spread over sub-chains by an address's leading bits, so that a
     packet meets some tens of them and not all. A changed sub-chain is written again as a whole."""
-    LIST = '-n'                      # how ipset lists our sets: their names, for here each is a leftover
+    # how ipset lists our sets: their names, for here each is a leftover
+    LIST = '-n'
     capacity = 2000                  # each packet pays for each rule it meets
     rank = 1                         # where our jump stands among a hook's rules
 
     def __init__(self, family, hooks, scopes, name=OURS):
         self.family = family
         self.main = name
-        self.inner = name + '-input'               # in front of it, for bans that leave alone what is forwarded
+        # in front of it, for bans that leave alone what is forwarded
+        self.inner = name + '-input'
         self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
         # bits of an address, and those that name its sub-chain
         self.bits, self.lead = (32, 5) if family == 4 else (128, 16)
@@ -2808,7 +2998,8 @@ class IPTables(Null):
         return chains
 
     def rules(self, chain, chains):
-        """The rules of one of the chains that `entries_by_chain` returns, as `iptables -S` prints them."""
+        """The rules of one of the chains that `entries_by_chain` returns, as `iptables -S` prints
+        them."""
         found = set()
         if chain == self.inner:
             found.add('-A %s -j %s' % (chain, self.main))
@@ -2833,7 +3024,8 @@ class IPTables(Null):
         return '%s/%d' % (made(first), self.lead)
 
     def check(self, wanted):
-        """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set up."""
+        """Lists the rules, our sets, and what packets may pass the rules by, which fw4 may have set
+        up."""
         return [list_rules(self.tool, '-v'), Command(['ipset', 'list', self.LIST]),
                 Command(['nft', 'list', 'flowtables'])]
 
@@ -2936,8 +3128,8 @@ class IPTables(Null):
         return '' if there[0] == jump else 'not first'
 
     def fill(self, names, gone=(), hooks=()):
-        """Rows that write these chains from scratch and delete those that are gone, once the hooks are
-        changed."""
+        """Rows that write these chains from scratch and delete those that are gone, once the hooks
+        are changed."""
         rows = [':%s - [0:0]' % name for name in sorted(set(names) | set(gone))]
         for name in sorted(names):
             rows += sorted(self.rules(name, self.chains))
@@ -2970,8 +3162,8 @@ class IPTables(Null):
 
 
 def port_matches(scope, form=' -p {0} -m {0} --dport {1}'):
-    """What stands in front of a rule's target: a match per protocol and port, or [''] for all packets.
-    Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
+    """What stands in front of a rule's target: a match per protocol and port, or [''] for all
+    packets. Not `multiport`, which a router may lack: one rule refused is a whole batch refused."""
     if not scope.ports:
         return ['']
     ports = scope.ports.split(',')
@@ -2981,8 +3173,9 @@ def port_matches(scope, form=' -p {0} -m {0} --dport {1}'):
 # How iptables and its kin are told to wait for each other, with whatever the installed ones know of
 # that: the lock came with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore.
 WAITS = (['-w', '5'], ['-w'], [])
-NO_SUCH_WAIT = Regex(r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
-LOCKED = 4                                         # iptables' exit code if something else changes its rules just now
+NO_SUCH_WAIT = Regex(
+    r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
+LOCKED = 4  # iptables' exit code if something else changes its rules just now
 
 
 def waits_for_others(command):
@@ -3023,7 +3216,8 @@ FOREIGN = -1                         # instead of a number of entries
 
 
 class IPSet(IPTables):
-    """Sets with timeouts, one for each Scope, and one rule for each set and port in chain `banwatch`."""
+    """Sets with timeouts, one for each Scope, and one rule for each set and port in chain
+    `banwatch`."""
     LIST = '-t'                      # with their sizes
     capacity = None
     longest = 2147483                # ipset(8): the largest timeout it takes
@@ -3049,10 +3243,12 @@ class IPSet(IPTables):
         return self.drops(scope)
 
     def drops(self, scope):
-        return ['%s -m set --match-set %s src' % (match, self.sets[scope]) for match in port_matches(scope)]
+        return ['%s -m set --match-set %s src' % (match, self.sets[scope])
+                for match in port_matches(scope)]
 
     def sizes(self, shown):
-        """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make them."""
+        """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make
+        them."""
         found = {}
         right = re.compile(r'family %s hashsize \d+ %s(?! [cfs])' % (self.inet, self.SIZE))
         for part in (shown[1] or '').split('\n\n'):
@@ -3076,7 +3272,8 @@ class IPSet(IPTables):
         return ', '.join(filter(None, found))
 
     def rebuild(self, shown, wanted, now):
-        """Fills new sets and swaps them with those in use, so that no packet slips through meanwhile."""
+        """Fills new sets and swaps them with those in use, so that no packet slips through
+        meanwhile."""
         rows, commands = [], []
         if FOREIGN in self.sizes(shown).values():              # another kind cannot be swapped
             commands, shown = self.stop(shown), ['', '']
@@ -3086,7 +3283,8 @@ class IPSet(IPTables):
             rows.append('flush %s-new' % name)
             for (net, where), until in wanted.items():
                 if where == scope:
-                    rows.append('add %s-new %s timeout %d' % (name, net, timeout(until, now, self.longest)))
+                    rows.append('add %s-new %s timeout %d'
+                                % (name, net, timeout(until, now, self.longest)))
             rows += ['swap %s %s-new' % (name, name), 'destroy %s-new' % name]
         if rows:
             commands.append(Command(['ipset', 'restore'], '\n'.join(rows + [''])))
@@ -3120,9 +3318,9 @@ def nft_tables(listed):
 
 
 class NFTables(Null):
-    """A table of our own with a set for each Scope and prefix length in use, and chains in front of those
-    of others. A network is looked up by its leading bits in a plain hash: an interval set is slow to
-    change."""
+    """A table of our own with a set for each Scope and prefix length in use, and chains in front of
+    those of others. A network is looked up by its leading bits in a plain hash: an interval set is
+    slow to change."""
     name = tool = 'nft'
     longest = 90000000               # nft reads a time of up to eight digits
 
@@ -3172,24 +3370,28 @@ class NFTables(Null):
             net = ipaddress.ip_network('%s/%d' % (zero, prefix))
             mask = '' if prefix == net.max_prefixlen else ' & %s' % net.netmask
             for match in port_matches(scope, '{0} dport {1} '):
-                yield name, '%s%s saddr%s @%s counter drop' % (match.replace(':', '-'), ip, mask, name)
+                yield name, '%s%s saddr%s @%s counter drop' % (
+                    match.replace(':', '-'), ip, mask, name)
 
     def check(self, wanted):
-        """Lists all but the elements, and asks for one element of each set: the one that stays longest."""
+        """Lists all but the elements, and asks for one element of each set: the one that stays
+        longest."""
         last = {}
         for (net, scope), until in wanted.items():
             name, _, ip = self.set_of(net, scope)
-            if name not in last or last[name][0] is not None and (until is None or until > last[name][0]):
+            if name not in last or last[name][0] is not None and (
+                until is None or until > last[name][0]):
                 last[name] = until, ip
         commands = [Command(['nft', '-t', 'list', 'ruleset', 'inet'])]
         if last:
-            rows = ['get element %s %s { %s }\n' % (self.table, name, ip) for name, (_, ip) in last.items()]
+            rows = ['get element %s %s { %s }\n' % (self.table, name, ip) for name,
+                    (_, ip) in last.items()]
             commands.append(Command(['nft', '-t', '-f', '-'], ''.join(rows)))
         return commands
 
     def listing(self, shown):
-        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if there is
-        none."""
+        """(names of sets, chain -> its rules, the first of them the hook) of our table; None if
+        there is none."""
         parts = nft_tables(shown).get(self.table)
         if parts is None:
             return None
@@ -3236,7 +3438,8 @@ class NFTables(Null):
 
     @staticmethod
     def looks_up(row):
-        """The set that a rule of ours looks into; what else stands in it, nft versions print differently."""
+        """The set that a rule of ours looks into; what else stands in it, nft versions print
+        differently."""
         m = re.search(r' @(\w+) (?:counter packets \d+ bytes \d+ )?drop$', row)
         return m and m.group(1)
 
@@ -3248,7 +3451,8 @@ class NFTables(Null):
             rows += ['set %s {' % name, 'type ipv%d_addr; flags timeout;' % family, '}']
         for hook in self.hooks:
             chain = hook.lower()
-            rows += ['chain %s {' % chain, 'type filter hook %s priority -10; policy accept;' % chain]
+            rows += ['chain %s {' % chain,
+                     'type filter hook %s priority -10; policy accept;' % chain]
             rows += [rule for _, rule in self.rules(hook)] + ['}']
         rows.append('}')
         rows += [self.elements('add', name, each, now) for name, each in elements.items() if each]
@@ -3263,9 +3467,9 @@ class NFTables(Null):
         return '%s element %s %s { %s }' % (verb, self.table, name, ', '.join(words))
 
     def change(self, changes, now):
-        """None if a set is needed that is not there: then all has to be written. What may be there is
-        deleted first, since a kernel before 6.12 keeps the first timeout of an element; to delete what
-        is not there would fail, so before that it is added."""
+        """None if a set is needed that is not there: then all has to be written. What may be there
+        is deleted first, since a kernel before 6.12 keeps the first timeout of an element; to
+        delete what is not there would fail, so before that it is added."""
         old, new = {}, {}
         for each in changes:
             name, _, ip = self.set_of(each.network, each.scope)
@@ -3275,7 +3479,8 @@ class NFTables(Null):
                 old.setdefault(name, {})[ip] = None
             if not each.gone:
                 new.setdefault(name, {})[ip] = each.until
-        rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name, each in old.items()]
+        rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name,
+                each in old.items()]
         rows += [self.elements('add', name, each, now) for name, each in new.items()]
         if not rows:
             return []
@@ -3285,17 +3490,20 @@ class NFTables(Null):
         """A table that vanishes before we delete it is no failure."""
         if not self.listing(shown[0]):
             return []
-        return [Command(['nft', '-f', '-'], 'add table %s\ndelete table %s\n' % (self.table, self.table))]
+        return [
+            Command(['nft', '-f', '-'],
+                    'add table %s\ndelete table %s\n' % (self.table, self.table))]
 
 
 # Which firewall: what `firewall = auto` looks at.
 
-IPTABLES_CHAINS = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING', 'chain POSTROUTING'}
+IPTABLES_CHAINS = {'chain INPUT', 'chain FORWARD', 'chain OUTPUT', 'chain PREROUTING',
+                   'chain POSTROUTING'}
 
 
 def nft_tables_with_rules(listed):
-    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to drop;
-    None stands for those that iptables-nft keeps, which are its business."""
+    """Names of the nft tables in `nft -t list ruleset` that hold rules of others, or a policy to
+    drop; None stands for those that iptables-nft keeps, which are its business."""
     empty = re.compile(r'type \w+ hook .*policy accept;$|comment "|.*\bjump banwatch(-input)?$')
     found = set()
     for name, parts in nft_tables(listed or '').items():
@@ -3310,7 +3518,8 @@ def nft_tables_with_rules(listed):
 
 def iptables_has_rules(listed):
     """True if `iptables -S` shows rules or policies that are not ours."""
-    return any(re.match(r'-P \w+ DROP|-A (?!banwatch)', row) and not re.search(r' -j banwatch(-input)?$', row)
+    return any(re.match(r'-P \w+ DROP|-A (?!banwatch)', row)
+               and not re.search(r' -j banwatch(-input)?$', row)
                for row in (listed or '').split('\n'))
 
 
@@ -3319,13 +3528,15 @@ PROBES = {'nft': Command(['nft', '-t', 'list', 'ruleset']),
 
 
 def choose_kinds(shown, failed=()):
-    """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this, None for a
-    program that is missing, or one of those that have `failed`."""
+    """(kinds of firewall to try, in this order; why) on a machine whose PROBES have shown this,
+    None for a program that is missing, or one of those that have `failed`."""
     tables = nft_tables_with_rules(shown['nft'])
     native = sorted(tables - {None})
     if native:
-        return ['nft', 'ipset', 'iptables'], 'rules stand in the nft table %s' % printable(native[0])
-    if None in tables or iptables_has_rules(shown['iptables']) or iptables_has_rules(shown['ip6tables']):
+        return ['nft', 'ipset',
+                'iptables'], 'rules stand in the nft table %s' % printable(native[0])
+    if None in tables or iptables_has_rules(shown['iptables']) or iptables_has_rules(
+        shown['ip6tables']):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
         return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
@@ -3344,13 +3555,15 @@ FIREWALLS = {
 
 def make_firewalls(kind, hooks, jails):
     """The firewalls of a kind; `jails` is name -> Jail."""
-    return FIREWALLS[kind](hooks, {name: scope_of(jail.options, hooks) for name, jail in jails.items()})
+    return FIREWALLS[kind](hooks,
+                           {name: scope_of(jail.options, hooks) for name, jail in jails.items()})
 
 
 def cut_connections(networks):
-    """The Command that ends the connections of these networks, those too that bypass every rule because
-    their flow is offloaded; conntrack(8)."""
-    rows = ['-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks for side in ('-s', '-d')]
+    """The Command that ends the connections of these networks, those too that bypass every rule
+    because their flow is offloaded; conntrack(8)."""
+    rows = ['-D -f ipv%d %s %s\n' % (span(net)[0], side, net) for net in networks
+            for side in ('-s', '-d')]
     # for `-`, it wants a /dev/stdin, which OpenWrt lacks
     return Command(['conntrack', '-R', '/proc/self/fd/0'], ''.join(rows))
 
@@ -3364,11 +3577,13 @@ def offloads(shown):
 # Owns: the format. Two files hold it, the live one in `runtime` and the kept one on flash:
 #     {"banwatch": 1,                     format
 #      "boot": "…", "ticks": s, "wall": s   boot id, boot clock and wall clock when it was written
-#      "bans":    [[jail, network, seconds left (-1: for ever), seconds since its start, count, failures]]
+#      "bans":    [[jail, network, seconds left (-1: for ever), seconds since its start, count,
+# failures]]
 #      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
 #      "report":  {...}}                    what a wing of that name has to keep
 #   and in the live one
-#     "unkept":  s                         seconds for which the kept one has lacked something of this (null: it does not)
+#     "unkept":  s                         seconds for which the kept one has lacked something of
+# this (null: it does not)
 #      "running": true                      false once it has been told to stop
 #      "fails":   [[jail, network, [seconds since each failure]]]
 #      "logins":  [[jail, ip, user, seconds left]]
@@ -3394,8 +3609,8 @@ def packed(value):
 
 
 def dump(bans, fails, logins, sources, wings, clocks, dirty_since=None, running=True):
-    """The live state as text. `clocks` is (boot id, ticks, wall); `dirty_since` is since when the kept
-    one lacks something; `running` whether the daemon goes on."""
+    """The live state as text. `clocks` is (boot id, ticks, wall); `dirty_since` is since when the
+    kept one lacks something; `running` whether the daemon goes on."""
     now = clocks[1]
     state, rows = dump_bans(bans, clocks)
     state.update((wing.name, wing.dump(now)) for wing in wings if wing.keeps)
@@ -3418,15 +3633,18 @@ def dump_bans(bans, clocks):
     longest = sorted(bans.tickets.values(), key=lambda t: (t.until is not None, -(t.until or 0)))
     latest = reversed(list(bans.history.items()))
     return head, {
-        'bans': ([t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2), t.count, t.failures]
+        'bans': (
+            [t.jail, t.network, round(t.left(now), 2), round(now - t.since, 2), t.count, t.failures]
                  for t in longest),
         'history': ([jail, net, n, round(now - last, 2)] for (jail, net), (n, last) in latest)}
 
 
 def dump_kept(bans, wings, clocks):
-    """The kept state as text, at most KEPT_BYTES: the wings, the longest bans, the latest history."""
+    """The kept state as text, at most KEPT_BYTES: the wings, the longest bans, the latest
+    history."""
     state, rows = dump_bans(bans, clocks)
-    for most in KEPT_ROWS, KEPT_ROWS // 4, 1:      # what an attacker has filled leaves room for the bans
+    # what an attacker has filled leaves room for the bans
+    for most in KEPT_ROWS, KEPT_ROWS // 4, 1:
         kept = {wing.name: wing.dump(clocks[1], True, most) for wing in wings if wing.keeps}
         room = KEPT_BYTES - 200 - len(packed(kept))
         if room > KEPT_BYTES / 2:
@@ -3443,7 +3661,8 @@ def dump_kept(bans, wings, clocks):
 
 
 def load(text, clocks):
-    """The Restored state in `text`, in this machine's ticks; ValueError if it is not a state at all."""
+    """The Restored state in `text`, in this machine's ticks; ValueError if it is not a state at
+    all."""
     state = json.loads(text)
     if type(state) is not dict or state.get('banwatch') != FORMAT:
         raise ValueError('not a state file of this version')
@@ -3472,7 +3691,8 @@ def load(text, clocks):
     except ValueError:
         pass
     return Restored(
-        restored['bans'], dict(restored['history']), dict(restored['fails']), dict(restored['logins']),
+        restored['bans'], dict(restored['history']), dict(restored['fails']),
+        dict(restored['logins']),
         sources, state, lost, gone, not same_boot, offset, dirty_since,
         same_boot and state.get('running') is True, '')
 
@@ -3481,7 +3701,8 @@ def elapsed(state, clocks):
     """Seconds since a state was written."""
     boot, now, wall = clocks
     try:
-        if state.get('boot') == boot and checked_number(state.get('ticks')) <= now + 1:    # it was rounded
+        # it was rounded
+        if state.get('boot') == boot and checked_number(state.get('ticks')) <= now + 1:
             return max(0, now - state['ticks'])
         then = checked_number(state.get('wall'))
         return wall - then if SANE <= then <= wall < then + TOO_LONG else 0
@@ -3526,7 +3747,8 @@ def load_history(row, now, gone):
 def load_fails(row, now, gone):
     """(key, moments) in a row."""
     jail, net, ages = row
-    return checked_key(jail, net), sorted(now - checked_number(age, 0) - gone for age in ages[:1000])
+    return checked_key(jail, net), sorted(now - checked_number(age, 0) - gone
+                                          for age in ages[:1000])
 
 
 def load_login(row, now, gone):
@@ -3579,7 +3801,8 @@ class Loop:
 
     def at(self, when, function):
         """A timer that calls `function` once, for `cancel`."""
-        self.made += 1               # before Python 3.10, timers of equal time and priority are equal
+        # before Python 3.10, timers of equal time and priority are equal
+        self.made += 1
         return self.timers.enterabs(when, self.made, self.call, (function,))
 
     def after(self, seconds, function):
@@ -3605,22 +3828,26 @@ class Loop:
 
     def wait(self, seconds):
         for key, _ in self.selector.select(None if seconds is None else max(0, seconds)):
-            if self.selector.get_map().get(key.fd) is key:         # not closed by a handler before it
+            # not closed by a handler before it
+            if self.selector.get_map().get(key.fd) is key:
                 self.call(key.data)
 
 
 def traced(e):
     """The traceback of an exception."""
     try:
-        # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for it, which python3-light lacks
+        # as 4-tuples: from whole frames Python 3.11 and later draws ^^^^, and wants unicodedata for
+        # it, which python3-light lacks
         frames = [tuple(frame) for frame in traceback.extract_tb(e.__traceback__)]
-        return ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames) + traceback.format_exception_only(type(e), e))
+        return ''.join(['Traceback (most recent call last):\n'] + traceback.format_list(frames)
+                       + traceback.format_exception_only(type(e), e))
     except ImportError:                            # an upgrade of Python has taken it away
         return repr(e)
 
 
 class Program:
-    """A Command that runs to its end: `done(problem, output, exit code)`, problem '' if that is 0."""
+    """A Command that runs to its end: `done(problem, output, exit code)`, problem '' if that is
+    0."""
 
     def __init__(self, machine, command, done, seconds):
         self.machine, self.done, self.name = machine, done, os.path.basename(command.argv[0])
@@ -3702,7 +3929,8 @@ class Program:
         self.process.stderr.close()
         self.machine.loop.cancel(self.timer)
         self.machine.programs.discard(self)
-        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'), self.process.returncode)
+        self.done(self.problem(self.read[err]), self.read[out].decode('utf-8', 'surrogateescape'),
+                  self.process.returncode)
 
     def problem(self, err):
         said = [line for line in err.decode('utf-8', 'replace').split('\n')
@@ -3717,7 +3945,8 @@ class Program:
         return ''
 
 
-SLOW_SECONDS, GUARD_TOTAL = 0.02, 1                # what is slow; how much of that there may be in a minute
+# what is slow; how much of that there may be in a minute
+SLOW_SECONDS, GUARD_TOTAL = 0.02, 1
 GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
 
 
@@ -3728,12 +3957,14 @@ class Machine:
         self.loop = Loop(self.ticks, self.log)
         self.programs = set()
         self.waits = {}              # iptables or another of its kin -> which of WAITS it takes
-        self.alone, self.turns = False, collections.deque()    # does one run that waits for nobody? what is next
+        # does one run that waits for nobody? what is next
+        self.alone, self.turns = False, collections.deque()
         self.lock_fd = None
         self.outward = set()         # interfaces that a default route goes through, or did
         self.written = 0             # bytes of state files, for `status`
         self.guards = self.guarding = False
-        self.slow_since, self.slow = 0, 0          # since when so many seconds went into slow searches
+        # since when so many seconds went into slow searches
+        self.slow_since, self.slow = 0, 0
 
     # clocks and chance
     def ticks(self):
@@ -3770,7 +4001,8 @@ class Machine:
 
     def accounts(self):
         """Names of the accounts of this machine."""
-        return [line.partition(':')[0] for line in self.read('/etc/passwd').split('\n') if ':' in line]
+        return [line.partition(':')[0] for line in self.read('/etc/passwd').split('\n')
+                if ':' in line]
 
     def age(self, path):
         """Seconds since a file was changed, None if it is not there."""
@@ -3796,7 +4028,9 @@ class Machine:
     def end_of(self, path, size):
         """The last bytes of a file, as text; '' if it cannot be read."""
         try:
-            with open(path, 'rb', opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as f:     # a FIFO has no end
+            # a FIFO has no end
+            with open(path, 'rb', opener=lambda path,
+                      flags: os.open(path, flags | os.O_NONBLOCK)) as f:
                 f.seek(max(0, os.fstat(f.fileno()).st_size - size))
                 return f.read(size).decode('utf-8', 'replace')
         except OSError:
@@ -3819,7 +4053,8 @@ class Machine:
             return None
 
     def guard(self, search, *arguments):
-        """What `search` returns; Runaway if that takes longer than GUARD_SECONDS of processor time."""
+        """What `search` returns; Runaway if that takes longer than GUARD_SECONDS of processor
+        time."""
         if not self.guards:
             signal.signal(signal.SIGVTALRM, self.abort)
             self.guards = True
@@ -3835,7 +4070,8 @@ class Machine:
         return found
 
     def charge(self, seconds):
-        """Adds up slow searches; Runaway if there is more of it than GUARD_TOTAL within a minute."""
+        """Adds up slow searches; Runaway if there is more of it than GUARD_TOTAL within a
+        minute."""
         now = self.ticks()
         if now - self.slow_since > 60:
             self.slow_since, self.slow = now, 0
@@ -3855,22 +4091,26 @@ class Machine:
 
     # programs
     def spawn(self, argv, stdin, more={}, tether=None):
-        """A process in a session of its own. Whoever has `tether`, a terminal of ours, hears when we are gone."""
+        """A process in a session of its own. Whoever has `tether`, a terminal of ours, hears when
+        we are gone."""
         path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
         environment = dict(more, PATH=os.environ.get('PATH', SBIN) + ':' + SBIN, LC_ALL='C')
         # in UTF-8, whatever our own locale is: it may have no way to write a name of the log
         argv = [word.encode('utf-8', 'surrogateescape') for word in [path] + list(argv[1:])]
-        environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key, value in environment.items()}
+        environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key,
+                       value in environment.items()}
         return subprocess.Popen(
             argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             bufsize=0, cwd='/', start_new_session=True, env=environment,
-            preexec_fn=None if tether is None else functools.partial(fcntl.ioctl, tether, termios.TIOCSCTTY, 0))
+            preexec_fn=None if tether is None
+            else functools.partial(fcntl.ioctl, tether, termios.TIOCSCTTY, 0))
 
     def spawn_tethered(self, argv):
-        """(process, the end of a terminal that is to stay open): when we die, however that happens, the kernel
-        hangs it up, and the process gets SIGHUP. (-, None) where there are no such terminals."""
+        """(process, the end of a terminal that is to stay open): when we die, however that happens,
+        the kernel hangs it up, and the process gets SIGHUP. (-, None) where there are no such
+        terminals."""
         try:
             ours, theirs = os.openpty()
         except OSError:
@@ -3898,11 +4138,12 @@ class Machine:
             Program(self, command, done, seconds)
         except (OSError, ValueError) as e:         # ValueError: a NUL in the conf
             why = getattr(e, 'strerror', None) or str(e)
-            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why, '', None)
+            done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why,
+                 '', None)
 
     def run_in_turn(self, command, done, seconds, tries=0):
-        """Runs iptables or its kin. What of WAITS a tool takes is found out once; those that wait for nobody run one at
-        a time, and again where somebody else was at it."""
+        """Runs iptables or its kin. What of WAITS a tool takes is found out once; those that wait
+        for nobody run one at a time, and again where somebody else was at it."""
         tool = command.argv[0]
         form = self.waits.setdefault(tool, 0)
         alone = not WAITS[form]
@@ -3916,10 +4157,13 @@ class Machine:
                 self.alone = False
             if problem and not alone and NO_SUCH_WAIT.search(problem):
                 # -restore learned both at once, and takes the first alone for nothing
-                self.waits[tool] = 2 if tool.endswith('-restore') else max(self.waits[tool], form + 1)
+                self.waits[tool] = 2 if tool.endswith('-restore') else max(
+                    self.waits[tool], form + 1)
                 self.run_in_turn(command, done, seconds)
             elif form and code == LOCKED and tries < LOCK_TRIES:
-                self.loop.after(LOCK_SECONDS, functools.partial(self.run_in_turn, command, done, seconds, tries + 1))
+                self.loop.after(LOCK_SECONDS,
+                                functools.partial(self.run_in_turn, command, done, seconds,
+                                                  tries + 1))
             else:
                 done(problem, output)
             if self.turns and not self.alone:
@@ -3972,11 +4216,13 @@ class Machine:
         """Writes a file of ours as a whole: after a crash there is the old one or the new one."""
         new = path + '.new'
         self.remove(new)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                     0o600)
         try:
             with open(fd, 'wb') as f:
                 os.fchmod(fd, mode)
-                f.write(text if isinstance(text, bytes) else text.encode('utf-8', 'backslashreplace'))
+                f.write(text if isinstance(text, bytes)
+                        else text.encode('utf-8', 'backslashreplace'))
                 f.flush()
                 os.fsync(f.fileno())
             os.rename(new, path)
@@ -3993,7 +4239,8 @@ class Machine:
 
     # what `install` needs
     def whole_text(self, path):
-        """Text of a file, None if there is none; bytes that are no UTF-8 are written back by `surrogateescape`."""
+        """Text of a file, None if there is none; bytes that are no UTF-8 are written back by
+        `surrogateescape`."""
         try:
             with open(path, 'rb') as f:
                 return f.read().decode('utf-8', 'surrogateescape')
@@ -4018,8 +4265,8 @@ class Machine:
         os.symlink(target, path)
 
     def compile(self, path, hashed=False):
-        """Puts the byte code of a program beside it, where Python looks for it; with a hash of its source instead of
-        its time, where others may change that."""
+        """Puts the byte code of a program beside it, where Python looks for it; with a hash of its
+        source instead of its time, where others may change that."""
         import importlib.util
         with open(path, 'rb') as f:
             source = f.read()
@@ -4031,7 +4278,8 @@ class Machine:
             loader.source_to_code(source, os.path.basename(path))), 0o644)
 
     def compiled(self, path, whole=True):
-        """Is the byte code there, made by this Python of what the program is now, and, if that matters, whole?"""
+        """Is the byte code there, made by this Python of what the program is now, and, if that
+        matters, whole?"""
         import importlib.util
         try:
             there = os.stat(path)
@@ -4044,7 +4292,8 @@ class Machine:
             if head[4]:
                 with open(path, 'rb') as f:
                     return head[8:] == importlib.util.source_hash(f.read())
-            return struct.unpack('<II', head[8:]) == (int(there.st_mtime) & 0xffffffff, there.st_size & 0xffffffff)
+            return struct.unpack('<II', head[8:]) == (int(there.st_mtime) & 0xffffffff,
+                                                      there.st_size & 0xffffffff)
         except (OSError, EOFError, ValueError, TypeError, struct.error):
             return False
 
@@ -4070,7 +4319,8 @@ class Machine:
             raise ValueError(e.strerror) from None
         with open(fd, 'rb') as f:
             there = os.fstat(fd)
-            if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or there.st_mode & 0o022:
+            if not stat.S_ISREG(
+                there.st_mode) or there.st_uid != os.geteuid() or there.st_mode & 0o022:
                 raise ValueError('not a file of our own')
             if there.st_size > 64 << 20:
                 raise ValueError('too large')
@@ -4086,7 +4336,8 @@ class Machine:
 
     # network
     def networks(self):
-        """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are unknown."""
+        """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are
+        unknown."""
         found = [(text, 'a resolver') for text in self.resolvers()]
         addresses, gateways, outward = read_netlink()
         self.outward = outward or self.outward     # while the line is down, its network is no LAN
@@ -4117,7 +4368,9 @@ class Machine:
 
     def passes(self, ip):
         """Does a packet from an address of the loopback get through to us?"""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+        with socket.socket(socket.AF_INET,
+                           socket.SOCK_DGRAM) as here, socket.socket(
+                               socket.AF_INET, socket.SOCK_DGRAM) as there:
             here.settimeout(PACKET_SECONDS)
             try:
                 here.bind(('127.0.0.1', 0))
@@ -4140,8 +4393,8 @@ class Machine:
             pass
 
     def become_byte_code(self):
-        """Starts this process anew from byte code if it had to compile its source: what that leaves behind is 20 MB.
-        Comes back if it had not, or if that cannot be."""
+        """Starts this process anew from byte code if it had to compile its source: what that leaves
+        behind is 20 MB. Comes back if it had not, or if that cannot be."""
         top = self.top()
         if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
             os.close(int(os.path.basename(sys.argv[0])))           # it has been read
@@ -4163,7 +4416,8 @@ class Machine:
         return self.top().f_globals.get('LIBRARY') == os.path.dirname(os.path.realpath(__file__))
 
     def become(self, code):
-        """Starts this process anew from the code of the whole program; comes back if that cannot be."""
+        """Starts this process anew from the code of the whole program; comes back if that cannot
+        be."""
         import importlib.util
         try:
             with tempfile.TemporaryFile() as f:
@@ -4172,16 +4426,18 @@ class Machine:
                 os.set_inheritable(f.fileno(), True)
                 path = '/proc/self/fd/%d' % f.fileno()
                 if not os.path.samefile(sys.executable, '/proc/self/exe'):
-                    return                         # a wrapper's word for another Python, or one that is being upgraded
+                    return  # a wrapper's word for another Python, or one that is being upgraded
                 open(path, 'rb').close()
                 # -I: or modules would be looked for beside that file, in /tmp
-                os.execv(sys.executable, [sys.executable, '-IS', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
+                os.execv(sys.executable,
+                         [sys.executable, '-IS', '-X', 'banwatch=' + __file__, path] + sys.argv[1:])
         except (OSError, ValueError, TypeError):
             pass                                   # then as it is
 
     def log_to_syslog(self):
         syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
-        self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line) for line in text.split('\n')]
+        self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line)
+                                 for line in text.split('\n')]
         self.loop.log = self.log
 
     def log(self, text):
@@ -4202,7 +4458,8 @@ def interface(index):
 
 
 def read_netlink():
-    """(addresses as (ip, peer, prefix length, interface), default gateways, their interfaces): rtnetlink(7)."""
+    """(addresses as (ip, peer, prefix length, interface), default gateways, their interfaces):
+    rtnetlink(7)."""
     addresses, gateways, outward = [], [], set()
     for body in netlink_dump(22, 20):              # RTM_GETADDR, RTM_NEWADDR
         family, bits, _, _, index = struct.unpack_from('=BBBBI', body)
@@ -4272,8 +4529,8 @@ def patience(attempts):
 
 
 class Worker:
-    """Does one thing at a time: `work()` is a script, a generator that yields Commands and is sent what
-    each has printed; one that fails is thrown into it as Failed."""
+    """Does one thing at a time: `work()` is a script, a generator that yields Commands and is sent
+    what each has printed; one that fails is thrown into it as Failed."""
     seconds = 10                     # for a Command
 
     def __init__(self, machine, name):
@@ -4390,21 +4647,26 @@ def with_name(name, problem):
 # lines, each once; one that ends or fails is opened again, later and later, and neither spins nor
 # disturbs the others.
 
-LIVE, RECENT, OLD = range(3)         # lines count: as of now; at their own time, else now; ... else not
+# lines count: as of now; at their own time, else now; ... else not
+LIVE, RECENT, OLD = range(3)
 CHUNK = 1 << 17
-SOON = 0.001                         # seconds to the next chunk: signals and clients come in between
+# seconds to the next chunk: signals and clients come in between
+SOON = 0.001
 BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
-MARK = 64                            # bytes before an offset that tell whether it is still the same file
+# bytes before an offset that tell whether it is still the same file
+MARK = 64
 RETIRE = 600                         # a renamed file that has been quiet for so long is let go
 SEEN = 100                           # lines of a program by which it is known what it tells again
-SILENCE = 300                        # seconds after which the ring is asked whether there is nothing to hear
+# seconds after which the ring is asked whether there is nothing to hear
+SILENCE = 300
 RING_SECONDS = 10                    # to read it
 SETTLE = 1                           # seconds in which a program that was started tells old lines
 PATIENCE = 60                        # seconds between attempts, at most
 
 
 class LineSplitter:
-    """Makes whole lines of what comes in pieces. A line over PLAIN_LINE keeps its beginning only."""
+    """Makes whole lines of what comes in pieces. A line over PLAIN_LINE keeps its beginning
+    only."""
 
     def __init__(self):
         self.partial, self.held = b'', 0           # held: bytes read since the last newline
@@ -4428,10 +4690,12 @@ class LineSplitter:
 
 
 class Source:
-    """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or OLD."""
+    """One place that lines come from; `deliver(source, block, age)` takes them, age LIVE, RECENT or
+    OLD."""
     fills = False                    # does it get hold of what was written while it did not listen?
 
-    def __init__(self, spec, argument, machine, deliver, poll=1, complain=lambda source, reason: None):
+    def __init__(self, spec, argument, machine, deliver, poll=1, complain=lambda source,
+                 reason: None):
         self.spec = spec             # as the conf names it
         self.argument = argument     # what to open: a path, an address, a command
         self.machine, self.loop, self.deliver, self.poll = machine, machine.loop, deliver, poll
@@ -4536,9 +4800,9 @@ class Pipe(Source):
 
 
 class Child(Source):
-    """A program that prints log lines, such as `logread -f`. It is killed with its whole group. What it
-    prints at first may be what it has printed before, if its log daemon tells its memory again: so
-    the first second is compared with what was seen last, and not counted twice."""
+    """A program that prints log lines, such as `logread -f`. It is killed with its whole group.
+    What it prints at first may be what it has printed before, if its log daemon tells its memory
+    again: so the first second is compared with what was seen last, and not counted twice."""
     process = settling = tether = None
 
     def open(self, position):
@@ -4622,18 +4886,21 @@ class Child(Source):
         try:
             process.wait(1)                        # it has been killed: this does not take long
         except subprocess.TimeoutExpired:
-            pass                                   # it hangs in the kernel, on a dead file server perhaps
+            # it hangs in the kernel, on a dead file server perhaps
+            pass
 
 
 class Logread(Child):
-    """OpenWrt's `logread -f`. When its log daemon is replaced it loses lines, or goes deaf without a word; but the
-    daemon's ring still has them. So the ring is read at each start, as soon as the follower is sure to listen, and
-    what of it is new comes first; and after a silence its last line is asked for. A line tells its second, so it is
-    known again as often as it was told, in whatever order."""
+    """OpenWrt's `logread -f`. When its log daemon is replaced it loses lines, or goes deaf without
+    a word; but the daemon's ring still has them. So the ring is read at each start, as soon as the
+    follower is sure to listen, and what of it is new comes first; and after a silence its last line
+    is asked for. A line tells its second, so it is known again as often as it was told, in whatever
+    order."""
     fills = True
     SOCKET = '/dev/log'              # each log daemon makes it anew
     asked = 0                        # when
-    ring, ring_until = None, 0       # what the follower may tell although the ring has told it, and how long
+    # what the follower may tell although the ring has told it, and how long
+    ring, ring_until = None, 0
 
     def open(self, position):
         self.socket = inode(self.SOCKET)
@@ -4644,7 +4911,8 @@ class Logread(Child):
 
     def ask_ring(self):
         self.asked = self.machine.ticks()
-        self.machine.run(Command(['logread']), functools.partial(self.read_ring, self.process), RING_SECONDS)
+        self.machine.run(Command(['logread']), functools.partial(self.read_ring, self.process),
+                         RING_SECONDS)
 
     def take(self, block):
         if self.settling:
@@ -4661,7 +4929,8 @@ class Logread(Child):
         self.pass_on(block, LIVE)
 
     def read_ring(self, process, problem, output):
-        """Hands over what the ring has and was not seen yet, then what the follower has told meanwhile."""
+        """Hands over what the ring has and was not seen yet, then what the follower has told
+        meanwhile."""
         if process is not self.process or not self.settling:
             return
         if problem:
@@ -4671,40 +4940,49 @@ class Logread(Child):
         ring = ring[:ring.rfind(b'\n') + 1]
         new, age = self.new_lines(ring), RECENT if self.seen else OLD
         if self.seen and new == ring:
-            self.complain(self, 'lines are lost: more were written than the ring holds, or it was emptied')
-        self.ring, self.ring_until = collections.Counter(checksums(ring)), self.machine.ticks() + RING_SECONDS
+            self.complain(self,
+                          'lines are lost: more were written than the ring holds, or it was '
+                          'emptied')
+        self.ring, self.ring_until = collections.Counter(
+            checksums(ring)), self.machine.ticks() + RING_SECONDS
         self.loop.cancel(self.settling)
         self.settling, block, self.first = None, self.first, b''
         self.pass_on(new, age)
         self.take(block)
 
     def new_lines(self, block):
-        """What of a block was not seen yet. What stands before the oldest line that is remembered was."""
+        """What of a block was not seen yet. What stands before the oldest line that is remembered
+        was."""
         numbers = checksums(block)
-        at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(self.seen) == SEEN and self.seen[0] in numbers else 0
+        at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(
+            self.seen) == SEEN and self.seen[0] in numbers else 0
         return lines_not_in(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
 
     def complaint(self):
-        """It has lost its log daemon, and will go on with what a new one is told after it has found it."""
+        """It has lost its log daemon, and will go on with what a new one is told after it has found
+        it."""
         Child.complaint(self)
         if self.said:
             self.loop.after(0, functools.partial(self.is_lost, self.process))
 
     def is_lost(self, process):
         if process is self.process:
-            self.settled()                         # what it has told so far: the ring may have it no more
+            # what it has told so far: the ring may have it no more
+            self.settled()
             self.fail(self.said)
 
     def check(self):
-        """A new log daemon is known by its socket: the follower may go on waiting for the old one. And the ring's last
-        line is asked for after a silence."""
+        """A new log daemon is known by its socket: the follower may go on waiting for the old one.
+        And the ring's last line is asked for after a silence."""
         now = self.machine.ticks()
         if self.process and inode(self.SOCKET) not in (None, self.socket):
             self.settled()                         # what has been told so far
             self.fail('its log daemon was replaced')
-        elif self.process and not self.settling and now - max(self.asked, self.last or 0) >= SILENCE:
+        elif self.process and not self.settling and now - max(
+            self.asked, self.last or 0) >= SILENCE:
             self.asked = now
-            self.machine.run(Command(['logread', '-l', '1']), functools.partial(self.heard, self.process), RING_SECONDS)
+            self.machine.run(Command(['logread', '-l', '1']),
+                             functools.partial(self.heard, self.process), RING_SECONDS)
 
     def heard(self, process, problem, output):
         """The ring's last line is known: the follower should have told it by now, or very soon."""
@@ -4726,13 +5004,15 @@ def inode(path):
 
 
 def checksums(block, most=None):
-    """One number for each of the last lines of a block; without the day and hour of logd's and ISO's dates, or a ring
-    that is told in another time zone would be another ring."""
-    return [binascii.crc32(line[13:] if line[13:14] == b':' else line) for line in block.split(b'\n')[:-1][-most if most else 0:]]
+    """One number for each of the last lines of a block; without the day and hour of logd's and
+    ISO's dates, or a ring that is told in another time zone would be another ring."""
+    return [binascii.crc32(line[13:] if line[13:14] == b':' else line)
+            for line in block.split(b'\n')[:-1][-most if most else 0:]]
 
 
 def lines_not_in(block, told):
-    """The lines of a block that are not among the `told`, a Counter of checksums; those that are count down there."""
+    """The lines of a block that are not among the `told`, a Counter of checksums; those that are
+    count down there."""
     new = []
     for line, number in zip(block.split(b'\n'), checksums(block)):
         if told[number] > 0:
@@ -4747,8 +5027,8 @@ def is_checksums(position):
 
 
 def count_replayed(seen, lines):
-    """How many of the first `lines` were seen before: as many as end like what was seen last. Lines are
-    compared as a sequence: two equal ones in one second are two guesses."""
+    """How many of the first `lines` were seen before: as many as end like what was seen last. Lines
+    are compared as a sequence: two equal ones in one second are two guesses."""
     for n in range(len(lines) if seen else 0, 0, -1):
         some = min(n, len(seen))
         if lines[n - 1] == seen[-1] and lines[n - some:n] == seen[-some:]:
@@ -4757,7 +5037,8 @@ def count_replayed(seen, lines):
 
 
 class Datagrams(Source):
-    """syslog over UDP. A datagram is one line, whatever it holds; its sender is not to be trusted."""
+    """syslog over UDP. A datagram is one line, whatever it holds; its sender is not to be
+    trusted."""
     sock = None
 
     def open(self, position):
@@ -4792,7 +5073,8 @@ class Datagrams(Source):
 
 class OpenFile:
     """One log file that a Tail has open."""
-    __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen', 'age')
+    __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen',
+                 'age')
 
     def __init__(self, fd, path, offset, now, age):
         self.fd, self.path, self.offset = fd, path, offset
@@ -4810,7 +5092,8 @@ class OpenFile:
         self.head = fingerprint(self.fd, 0, min(2 * MARK, at))
 
     def position(self):
-        return [self.path, list(self.identity), self.offset - self.cutter.held, self.mark, self.head]
+        return [self.path, list(self.identity), self.offset - self.cutter.held, self.mark,
+                self.head]
 
 
 def file_identity(info):
@@ -4835,7 +5118,8 @@ class Tail(Source):
             try:
                 self.resume(*row)
             except (OSError, TypeError, ValueError, LookupError, OverflowError):
-                pass                               # a position that makes no sense is as good as none
+                # a position that makes no sense is as good as none
+                pass
         self.discover(RECENT if known else OLD, near_end=not known)
         self.look()
 
@@ -4875,9 +5159,11 @@ class Tail(Source):
         return more
 
     def rewound(self, file, size):
-        """If a file is not the one it was, starts it anew, after what is left of the old one in a copy."""
+        """If a file is not the one it was, starts it anew, after what is left of the old one in a
+        copy."""
         at = file.offset - file.cutter.held
-        if size >= file.offset and fingerprint(file.fd, at - file.mark[0], file.mark[0]) == file.mark:
+        if size >= file.offset and fingerprint(file.fd, at - file.mark[0],
+                                               file.mark[0]) == file.mark:
             return
         copy = self.find(file.path, at, file.mark, file.head)
         while copy and self.read(copy):
@@ -4886,8 +5172,8 @@ class Tail(Source):
         file.remember()
 
     def find(self, path, offset, mark, head, known=None):
-        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset. A
-        file that nothing was read of is known by its inode alone."""
+        """Opens what log rotation has made of a file (renamed it, or copied it) at its old offset.
+        A file that nothing was read of is known by its inode alone."""
         beside = set(glob.glob(glob.escape(path) + '*') + glob.glob(self.argument)
                      + glob.glob(glob.escape(os.path.realpath(path)) + '*'))
         dated = []
@@ -4912,14 +5198,16 @@ class Tail(Source):
         return None
 
     def resume(self, path, known, offset, mark, head):
-        """Goes on where an earlier run left off, also if the file has been renamed or copied since."""
+        """Goes on where an earlier run left off, also if the file has been renamed or copied
+        since."""
         for size, _ in (mark, head):
             if not 0 <= size <= min(2 * MARK, offset) or offset > 1 << 50:
                 raise ValueError('no position')
         self.find(path, offset, mark, head, known)
 
     def discover(self, age=None, near_end=False):
-        """Opens files that have come; lets go of those that have gone. True if there are new ones."""
+        """Opens files that have come; lets go of those that have gone. True if there are new
+        ones."""
         now, paths = self.machine.ticks(), sorted(glob.glob(self.argument))
         there, new, trouble = set(), False, '' if paths else 'waiting for it to appear'
         for path in paths:
@@ -4945,7 +5233,8 @@ class Tail(Source):
         return new
 
     def age_of_new(self, path):
-        """LIVE for the next file of one that is followed (rotation), RECENT for one that just came."""
+        """LIVE for the next file of one that is followed (rotation), RECENT for one that just
+        came."""
         return LIVE if any(file.path == path for file in self.files.values()) else RECENT
 
     def follow(self, path, start, age):
@@ -4982,7 +5271,8 @@ def open_log(path):
 
 def same_file(fd, offset, mark, head):
     """True if a file is still the one whose fingerprints these are."""
-    return (os.fstat(fd).st_size >= offset >= mark[0] and fingerprint(fd, offset - mark[0], mark[0]) == mark
+    return (os.fstat(fd).st_size >= offset >= mark[0]
+            and fingerprint(fd, offset - mark[0], mark[0]) == mark
             and fingerprint(fd, 0, head[0]) == head)
 
 
@@ -5027,34 +5317,41 @@ def make_source(spec, machine, *more):
 # true: one batch per firewall is under way at a time; what must never be banned is not in it; after
 # a failure all is written from scratch, for something of ours may just have gone.
 
-MOST_CUT = 256                       # networks at a time: for each, conntrack goes through all connections
-ANSWER_SECONDS = 13                  # for the kernel, then a client is told that it has not answered yet
+# networks at a time: for each, conntrack goes through all connections
+MOST_CUT = 256
+# for the kernel, then a client is told that it has not answered yet
+ANSWER_SECONDS = 13
 
 # What a FirewallSync has to do next; each includes the one before.
 NOTHING, CHANGES, CHECK, REBUILD = range(4)
 # Where it stands: on trial, somebody else tells of its trouble; closing, it takes out what is ours.
 ON_TRIAL, IN_USE, CLOSING = 'on trial', 'in use', 'closing'
-# What is known of its firewall: nothing; that a Command has succeeded; that all has been written once.
+# What is known of its firewall: nothing; that a Command has succeeded; that all has been written
+# once.
 UNTRIED, ANSWERED, BUILT = range(3)
 
 
 class FirewallSync(Worker):
-    """Makes one firewall equal to the tickets: change by change, as a whole where it is in doubt."""
+    """Makes one firewall equal to the tickets: change by change, as a whole where it is in
+    doubt."""
 
     def __init__(self, firewall, machine, bans, refused, before=None, tell=None, tell_drops=None):
         Worker.__init__(self, machine, firewall.name)
         self.firewall, self.bans = firewall, bans
         self.refused = refused       # Ticket -> why it must not be in the kernel, or ''
-        self.before = before         # the one in this place before; what it has under way ends first
+        # the one in this place before; what it has under way ends first
+        self.before = before
         self.tell = tell             # of what went wrong: (name, problem)
         self.tell_drops = tell_drops               # of (jails, packets that were dropped)
-        self.changed = {}            # (network, Scope) -> was it in the kernel, as far as it was told?
+        # (network, Scope) -> was it in the kernel, as far as it was told?
+        self.changed = {}
         self.need, self.state, self.proven = REBUILD, IN_USE, UNTRIED
         self.rebuilding = False      # does what is under way write all from scratch?
         self.repaired = ''           # what was wrong with the rules when they were looked at last
         self.written = 0             # when all was written last
         self.offload = False         # may connections bypass the rules?
-        self.new = []                # networks whose connections must end once their ban is in the kernel
+        # networks whose connections must end once their ban is in the kernel
+        self.new = []
         self.uncut = ''              # why such ones could not be ended
         self.removed = False         # was there something of ours to take out at the end?
         self.counted = None          # (jails, rule) -> packets, when the kernel was looked at last
@@ -5132,7 +5429,8 @@ class FirewallSync(Worker):
         self.state, self.need, self.changed = CLOSING, CHECK, {}
 
     def closed(self, tries=1):
-        """True when nothing of ours is left, or never was: what has never worked may fail so often."""
+        """True when nothing of ours is left, or never was: what has never worked may fail so
+        often."""
         if self.state != CLOSING or self.running:
             return False
         gave_up = self.trouble and self.proven == UNTRIED and self.attempts >= tries
@@ -5140,7 +5438,8 @@ class FirewallSync(Worker):
 
     # doing it
     def work(self):
-        """Tells the kernel what has changed; then, if in doubt, compares all of it and repairs that."""
+        """Tells the kernel what has changed; then, if in doubt, compares all of it and repairs
+        that."""
         closing = self.state == CLOSING
         need, changes = self.need, self.take_changes()
         self.rebuilding = need == REBUILD
@@ -5164,8 +5463,8 @@ class FirewallSync(Worker):
         return output
 
     def compare(self, rebuild, closing):
-        """Looks at what the kernel has, and repairs what is wrong. Only the first Command of a check
-        must not fail; another one that does has shown None."""
+        """Looks at what the kernel has, and repairs what is wrong. Only the first Command of a
+        check must not fail; another one that does has shown None."""
         wanted, shown = {}, []
         if not (rebuild or closing):
             wanted = self.wanted()
@@ -5201,7 +5500,8 @@ class FirewallSync(Worker):
         connections must end: new ones, banned from all ports."""
         made = []
         for (net, scope), there in self.changed.items():
-            tickets = [self.bans.tickets.get((jail, net)) for jail in self.jails_of_scope.get(scope, ())]
+            tickets = [self.bans.tickets.get((jail, net))
+                       for jail in self.jails_of_scope.get(scope, ())]
             tickets = [ticket for ticket in tickets if ticket and not self.refused(ticket)]
             wanted = entries_of(tickets, self.firewall.scopes)
             made.append(Change(net, scope, there, not wanted, wanted.get((net, scope))))
@@ -5211,9 +5511,9 @@ class FirewallSync(Worker):
         return made
 
     def count(self, counters):
-        """Reports how many packets rules have dropped since they were looked at last. What is changed
-        in between may count from 0 again, and what it had counted since then is lost. What was there
-        before the first look has been reported by a daemon that was killed."""
+        """Reports how many packets rules have dropped since they were looked at last. What is
+        changed in between may count from 0 again, and what it had counted since then is lost. What
+        was there before the first look has been reported by a daemon that was killed."""
         before, self.counted = self.counted, counters
         if before is None or not self.tell_drops:
             return
@@ -5246,10 +5546,11 @@ class FirewallSync(Worker):
         Worker.succeeded(self)
 
     def failed(self, problem):
-        """Nothing is lost: the tickets stay, and all of them are written from scratch. At once if it
-        was a change that failed; with patience if it was that."""
+        """Nothing is lost: the tickets stay, and all of them are written from scratch. At once if
+        it was a change that failed; with patience if it was that."""
         first = not (self.attempts or self.state == CLOSING or self.rebuilding)
-        news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)     # nft counts lines
+        # nft counts lines
+        news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)
         ever = self.proven > UNTRIED or self.state != CLOSING
         if news and ever and self.state != ON_TRIAL:
             self.complain(problem, '; writing all rules again' if first else '; trying again')
@@ -5262,7 +5563,8 @@ class FirewallSync(Worker):
 
     def answer(self):
         again = self.trouble and not self.retry                # at once
-        if not (again or self.state == ON_TRIAL and self.trouble):         # another firewall may take it
+        # another firewall may take it
+        if not (again or self.state == ON_TRIAL and self.trouble):
             Worker.answer(self)
 
     def accept(self):
@@ -5273,8 +5575,8 @@ class FirewallSync(Worker):
 
 
 class Wall(Worker):
-    """The firewalls of this machine. For `firewall = auto` its script finds out what the machine's own
-    firewall is; then it takes the first kind of firewall that works."""
+    """The firewalls of this machine. For `firewall = auto` its script finds out what the machine's
+    own firewall is; then it takes the first kind of firewall that works."""
 
     def __init__(self, machine, bans, refused, note, tell, tell_drops, dry_run=False):
         Worker.__init__(self, machine, 'firewall')
@@ -5286,16 +5588,18 @@ class Wall(Worker):
         self.old = []                # those that still have to take out their rules
         self.config, self.jails = None, {}
         self.kind = 'none'           # what the conf says
-        self.kinds, self.why = [], ''              # kinds that may be tried, the first in use; and why
+        # kinds that may be tried, the first in use; and why
+        self.kinds, self.why = [], ''
         self.best = None             # the kind that `auto` would like most
         self.probe = False           # has it to be found out which?
         self.trying = False          # is `auto` still looking for one that works?
         self.tried = []              # what `auto` has tried, and why that does not work
         self.ending = False
-        self.look_soon = self.look_late = None     # timers, after the machine's firewall has reloaded
+        self.look_soon = self.look_late = None  # timers, after the machine's firewall has reloaded
 
     def set(self, kind, config, jails):
-        """Takes over a configuration: the kind of firewall that it says, or the one that is found."""
+        """Takes over a configuration: the kind of firewall that it says, or the one that is
+        found."""
         self.kind, self.config, self.jails = kind, config, jails
         if kind == 'auto':
             self.probe = True
@@ -5327,8 +5631,8 @@ class Wall(Worker):
         self.wire()
 
     def wire(self):
-        """Puts the first of `kinds` to work; what is there already takes the configuration over, what
-        is there from another kind goes when it has taken out its rules."""
+        """Puts the first of `kinds` to work; what is there already takes the configuration over,
+        what is there from another kind goes when it has taken out its rules."""
         there = {sync.firewall.tool: sync for sync in self.old + self.syncs}
         kind, hooks = self.kinds[0], self.config['chain']
         self.syncs, self.old = [], []
@@ -5340,7 +5644,8 @@ class Wall(Worker):
                 sync = self.sync(firewall, sync)
             sync.state = ON_TRIAL if self.trying and sync.proven < BUILT else IN_USE
             self.syncs.append(sync)
-        others = () if self.dry_run else FOREIGN_KINDS[kind]   # a daemon that was killed may have left them
+        # a daemon that was killed may have left them
+        others = () if self.dry_run else FOREIGN_KINDS[kind]
         for other in others:
             for firewall in make_firewalls(other, hooks, {}):
                 there.setdefault(firewall.tool, self.sync(firewall))
@@ -5380,7 +5685,8 @@ class Wall(Worker):
             if len(self.kinds) > 1:
                 self.kinds = self.kinds[1:]
                 return self.wire()
-            self.note('firewall', 'none works (%s); trying again each minute' % '; '.join(self.tried))
+            self.note('firewall',
+                      'none works (%s); trying again each minute' % '; '.join(self.tried))
         else:
             return
         for sync in self.syncs:
@@ -5408,8 +5714,8 @@ class Wall(Worker):
             sync.minute()
 
     def firewall_reloads(self):
-        """The machine's firewall has said that it reloads: looks after our rules soon, and when it must
-        be done."""
+        """The machine's firewall has said that it reloads: looks after our rules soon, and when it
+        must be done."""
         loop = self.machine.loop
         self.look_soon = self.look_soon or loop.after(2, self.look_after)
         loop.cancel(self.look_late)
@@ -5433,7 +5739,8 @@ class Wall(Worker):
         return min([maxbans] + holds)
 
     def narrow(self, limit):
-        """Name of a firewall that can hold no more than `limit` bans, '' if that is not the reason."""
+        """Name of a firewall that can hold no more than `limit` bans, '' if that is not the
+        reason."""
         return ''.join([sync.name for sync in self.syncs if sync.firewall.capacity == limit][:1])
 
     def tell(self, network):
@@ -5441,9 +5748,10 @@ class Wall(Worker):
         return [sync for sync in self.syncs + self.old if sync.handles(network)]
 
     def when_settled(self, tickets, reply):
-        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these tickets;
-        None: of all."""
-        if self.probe or self.running or not self.syncs:       # it is being found out which firewall
+        """Calls `reply` with the firewalls' trouble ('' if none) when the kernel knows of these
+        tickets; None: of all."""
+        # it is being found out which firewall
+        if self.probe or self.running or not self.syncs:
             self.replies.append(lambda trouble: self.when_settled(tickets, reply))
             return
         waiting = [sync for sync in self.syncs
@@ -5490,13 +5798,13 @@ FOREIGN_KINDS = {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft'], 'none'
 
 
 # ---- Store ---------------------------------------------------------------------------------
-# Owns: when which state file is written, and how it is read back. Always true: a file is replaced as
-# a whole; one that does not load is put aside and reported, and never stops the start; the copy on
-# flash is written at a stop, when a report period ends, and at most every `save` if it differs.
+# Owns: when which state file is written, and how it is read back. Always true: a file is replaced
+# as a whole; one that does not load is put aside and reported, and never stops the start; the copy
+# on flash is written at a stop, when a report period ends, and at most every `save` if it differs.
 
 class Store:
-    """The live state in `runtime`, and the copy on flash. `collect()` says what is to be written, as
-    the arguments of `dump` but for the last two."""
+    """The live state in `runtime`, and the copy on flash. `collect()` says what is to be written,
+    as the arguments of `dump` but for the last two."""
 
     def __init__(self, machine, config, note, collect, written):
         self.machine, self.loop, self.note, self.collect = machine, machine.loop, note, collect
@@ -5529,7 +5837,8 @@ class Store:
             self.keep_timer = self.loop.at(when, self.save_all)
 
     def save(self):
-        """Writes the live state; the clocks that it was written at, None if it could not be written."""
+        """Writes the live state; the clocks that it was written at, None if it could not be
+        written."""
         self.loop.cancel(self.save_timer)
         self.save_timer = None
         before = self.machine.ticks()
@@ -5541,8 +5850,8 @@ class Store:
         return None if self.live_dirty else clocks
 
     def keep(self, clocks=None):
-        """Writes the state that outlives a reboot, if it differs. Written together with the live one,
-        at the same `clocks`, it is not the newer one, for it holds less."""
+        """Writes the state that outlives a reboot, if it differs. Written together with the live
+        one, at the same `clocks`, it is not the newer one, for it holds less."""
         self.loop.cancel(self.keep_timer)
         self.keep_timer = None
         if self.flash_dirty:
@@ -5553,8 +5862,8 @@ class Store:
                 self.flash_saved = self.machine.ticks()
 
     def save_all(self):
-        """Writes both files. The live one first says that flash has all: a kill between the two does
-        not make each start write to it again."""
+        """Writes both files. The live one first says that flash has all: a kill between the two
+        does not make each start write to it again."""
         self.flash_dirty, self.flash_dirty_since = True, None
         self.keep(self.save())
 
@@ -5575,9 +5884,9 @@ class Store:
             return False
 
     def restore(self):
-        """The Restored state, None if there is none: the live one, or the kept one if there is no other.
-        Where the live one could not be written any more, since /tmp was full, the kept one is newer and
-        knows more of bans and of what the wings hold."""
+        """The Restored state, None if there is none: the live one, or the kept one if there is no
+        other. Where the live one could not be written any more, since /tmp was full, the kept one
+        is newer and knows more of bans and of what the wings hold."""
         live, kept = self.recall(self.live), self.recall(self.flash)
         state = live or kept
         if state is None:
@@ -5586,7 +5895,8 @@ class Store:
             state = kept._replace(fails=live.fails, logins=live.logins, sources=live.sources)
         self.flash_dirty = state is live           # the kept one may lag behind it
         now = self.machine.ticks()
-        self.live_saved, self.flash_saved = now, now - state.age           # no haste to write it again
+        # no haste to write it again
+        self.live_saved, self.flash_saved = now, now - state.age
         self.flash_dirty_since = state.dirty_since
         return state
 
@@ -5639,7 +5949,8 @@ class Control:
             sock, _ = self.sock.accept()
         except BlockingIOError:
             return
-        except OSError:                            # no descriptor is free: it would be ready for ever
+        # no descriptor is free: it would be ready for ever
+        except OSError:
             self.loop.unwatch(self.sock)
             self.loop.after(1, self.listen)
             return
@@ -5728,14 +6039,17 @@ class Client:
 def ask_daemon(config, request):
     """The running daemon's answer; Problem if there is no daemon, or its answer is an error."""
     path = os.path.join(config['runtime'], 'control')
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)         # `socket` around it would cost as much as all the rest
+    # `socket` around it would cost as much as all the rest
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     sock.settimeout(5 + request.get('patience', CLIENT_SECONDS))
     try:
         sock.connect(path)
         sock.sendall(json.dumps(request).encode() + b'\n')
-        answer = json.loads(b''.join(iter(functools.partial(sock.recv, REQUEST_BYTES), b'')).decode())
+        answer = json.loads(
+            b''.join(iter(functools.partial(sock.recv, REQUEST_BYTES), b'')).decode())
     except PermissionError:
-        raise Problem('%s: only root may talk to the daemon (try sudo)' % path, os.EX_NOPERM) from None
+        raise Problem('%s: only root may talk to the daemon (try sudo)' % path,
+                      os.EX_NOPERM) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise Problem('no daemon is running (%s); start one with: banwatch.py run' % path,
                       os.EX_UNAVAILABLE) from None
@@ -5760,8 +6074,8 @@ NEW_BAN, EXTENDED, SHORTENED, ENDED, LIFTED = 'ban', 'extend', 'shorten', 'ended
 
 
 class Wing:
-    """What stands beside the guard. It is told what happens; what it wants done, it hands back: Workers
-    whose Commands the daemon runs, and what the state files keep of it under its name."""
+    """What stands beside the guard. It is told what happens; what it wants done, it hands back:
+    Workers whose Commands the daemon runs, and what the state files keep of it under its name."""
     name = ''
     explains = False                 # does it want to know which lines a filter has explained?
     keeps = False                    # have the state files to hold something of it?
@@ -5781,7 +6095,8 @@ class Wing:
         """All is restored; lines will come."""
 
     def seen(self, source, block, explained, now):
-        """A tidy block of lines; in the `explained` positions lie those that a filter has explained."""
+        """A tidy block of lines; in the `explained` positions lie those that a filter has
+        explained."""
 
     def event(self, outcome, jail, network, event, why):
         """What has become of a log event: LOGGED_IN, IGNORED or FAILED; why it is exempt, or ''."""
@@ -5831,7 +6146,8 @@ class Wing:
         return True
 
     def abandon(self):
-        """The time for a stop is over: what has not ended by now is killed. Names of what is left."""
+        """The time for a stop is over: what has not ended by now is killed. Names of what is
+        left."""
         return []
 
 
@@ -5853,10 +6169,12 @@ class Daemon:
         self.troubles = {}           # what is wrong, by where
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
-        self.came_from = ''          # what the summary counts this start as, if there was a run before
+        # what the summary counts this start as, if there was a run before
+        self.came_from = ''
         self.control = None
         self.began = machine.ticks()
-        self.offset = machine.wall() - machine.ticks()         # how the clocks stood to each other last
+        # how the clocks stood to each other last
+        self.offset = machine.wall() - machine.ticks()
         self.next_timer = None
         self.exempt = ()             # what of this machine must never be banned
         jails = self.make_jails(config)
@@ -5960,7 +6278,9 @@ class Daemon:
         self.positions = state.sources
         self.came_from = 'reboots' if state.booted else 'starts'
         if state.killed:
-            self.tell_incident('banwatch', 'ended without having been stopped: was it killed, or the memory full?')
+            self.tell_incident('banwatch',
+                               'ended without having been stopped: was it killed, or the memory '
+                               'full?')
         if bans.tickets:
             self.machine.log('restored %s' % plural(len(bans.tickets), 'ban'))
 
@@ -6016,7 +6336,8 @@ class Daemon:
         source.close()
 
     def set_sources(self):
-        """Opens the sources that the conf names, closes the others; `auto` may mean another one now."""
+        """Opens the sources that the conf names, closes the others; `auto` may mean another one
+        now."""
         wanted = self.judge.jails.sources
         auto = self.sources.get('auto')
         if auto and auto.trouble and find_source(self.machine) != auto.meant:
@@ -6025,7 +6346,8 @@ class Daemon:
             self.part(self.sources.pop(spec))
         for spec in wanted:
             if spec not in self.sources:
-                source = make_source(spec, self.machine, self.consume, self.config['poll'], self.source_failed)
+                source = make_source(spec, self.machine, self.consume, self.config['poll'],
+                                     self.source_failed)
                 self.sources[spec] = source
                 self.machine.log('source: %s' % source.what)
                 source.start(self.positions.get(source.meant))
@@ -6038,7 +6360,8 @@ class Daemon:
 
     # from a line to a ban
     def consume(self, source, block, age):
-        """Takes whole lines from a source; `age` says whether they count as of now or at their own time."""
+        """Takes whole lines from a source; `age` says whether they count as of now or at their own
+        time."""
         now, wall = self.machine.ticks(), self.machine.wall()
         if not age and RELOADS in block:
             self.wall.firewall_reloads()
@@ -6133,8 +6456,8 @@ class Daemon:
         return refusal and 'overlaps ' + refusal
 
     def protect(self):
-        """Finds out again what must never be banned; releases tickets that overlap it, or whose jail
-        is off."""
+        """Finds out again what must never be banned; releases tickets that overlap it, or whose
+        jail is off."""
         try:
             self.exempt = self.machine.networks()
             self.note('netlink', '')
@@ -6156,7 +6479,8 @@ class Daemon:
         self.machine.kill_all()
 
     def settle(self):
-        """After each turn: what has ended goes, the firewalls and then the files are brought up to date."""
+        """After each turn: what has ended goes, the firewalls and then the files are brought up to
+        date."""
         bans = self.judge.bans
         bans.limit = self.wall.room(self.most_bans())
         for ticket, why in self.judge.leaving(self.machine.ticks()):
@@ -6177,7 +6501,8 @@ class Daemon:
             self.store.set_timers()
 
     def minute(self):
-        """Once a minute: what must never be banned, what is forgotten, what the kernel still has."""
+        """Once a minute: what must never be banned, what is forgotten, what the kernel still
+        has."""
         now = self.machine.ticks()
         self.loop.after(MINUTE, self.minute)
         self.protect()
@@ -6196,7 +6521,8 @@ class Daemon:
         if self.control and not self.control.stands():
             try:
                 self.open_runtime()
-            except Problem as e:                   # another one runs meanwhile, or there is no place
+            # another one runs meanwhile, or there is no place
+            except Problem as e:
                 self.machine.log('stopping: %s' % e)
                 self.stop()
 
@@ -6214,7 +6540,8 @@ class Daemon:
             self.machine.reap()
 
     def reload(self):
-        """Takes over a changed conf, keeps bans and counts; Problem, and no change, if it is invalid."""
+        """Takes over a changed conf, keeps bans and counts; Problem, and no change, if it is
+        invalid."""
         if self.ending:
             return
         config = self.reread()
@@ -6256,7 +6583,8 @@ class Daemon:
         """The time for a stop is over."""
         self.left_behind = self.wall.left()
         for name in self.left_behind:
-            self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again' % name)
+            self.machine.log('%s: not all could be taken out; `banwatch.py stop` tries again'
+                             % name)
         for wing in self.wings:
             self.left_behind += wing.abandon()
         self.finish()
@@ -6264,7 +6592,8 @@ class Daemon:
     def finish(self):
         """Ends the loop; whoever has asked for that is answered."""
         self.stopping = True
-        if not self.dry_run and any([wing.news() for wing in self.wings]):     # the last packets dropped
+        # the last packets dropped
+        if not self.dry_run and any([wing.news() for wing in self.wings]):
             self.store.save_all()
         for reply in self.stop_replies:
             reply({'left': self.left_behind})
@@ -6316,13 +6645,16 @@ class Daemon:
 
     def nameless(self):
         """Lines on jails whose daemons log names where addresses should be."""
-        return ['%s: %s named a host instead of an address; names are not looked up (sshd: set `UseDNS no`)'
+        return [
+            '%s: %s named a host instead of an address; names are not looked up (sshd: set '
+            '`UseDNS no`)'
                 % (jail.name, plural(jail.filter.names, 'failure'))
                 for jail in self.judge.jails.watching() if jail.filter.names]
 
 
 def listen_to_signals(loop, signalled):
-    """Makes signals events of the loop: select() goes on after a signal, so they come through a socket."""
+    """Makes signals events of the loop: select() goes on after a signal, so they come through a
+    socket."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     theirs.setblocking(False)
@@ -6349,17 +6681,18 @@ def deafen(loop, pair):
 
 
 # ---- Commands ------------------------------------------------------------------------------
-# Owns: the command line. One row of COMMANDS is the whole of a command: its arguments, its help, what
-# the client does (`run`), what the daemon answers (`answer`). Always true: a command prints its result
-# to standard output and returns its exit code.
+# Owns: the command line. One row of COMMANDS is the whole of a command: its arguments, its help,
+# what the client does (`run`), what the daemon answers (`answer`). Always true: a command prints
+# its result to standard output and returns its exit code.
 
 CONF = '/etc/banwatch.conf'
 
 
 def read_conf(name, strict=True, filters=True):
-    """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one). Who
-    only wants to talk to the daemon is not strict: whatever is wrong must not bar him from `stop`. Who
-    builds the filters himself, and is told then what is wrong with them, leaves them out here."""
+    """The Config in a conf file ('-': standard input; None: /etc/banwatch.conf if there is one).
+    Who only wants to talk to the daemon is not strict: whatever is wrong must not bar him from
+    `stop`. Who builds the filters himself, and is told then what is wrong with them, leaves them
+    out here."""
     if name is None and not os.path.lexists(CONF):
         return Config()
     name = name or CONF
@@ -6388,7 +6721,8 @@ CONF_CHECKS = []                     # of the wings: Config -> problems
 def reread_conf(conf):
     """The Config in a conf file, once more; Problem if it came from standard input."""
     if conf == '-':
-        raise Problem('a conf from standard input cannot be read again; restart instead', os.EX_CONFIG)
+        raise Problem('a conf from standard input cannot be read again; restart instead',
+                      os.EX_CONFIG)
     return read_conf(conf, filters=False)
 
 
@@ -6400,7 +6734,8 @@ def run_daemon(conf, options, words):
     config = read_conf(conf, filters=False)
     dry_run = 'dry-run' in options
     if not dry_run and config['firewall'] != 'none' and not machine.root():
-        raise Problem('only root can change the firewall; `run --dry-run` needs no rights', os.EX_NOPERM)
+        raise Problem('only root can change the firewall; `run --dry-run` needs no rights',
+                      os.EX_NOPERM)
     machine.be_called('banwatch')
     if 'syslog' in options:
         machine.log_to_syslog()
@@ -6486,12 +6821,14 @@ def answer_status(daemon, request, reply):
                for source in daemon.sources.values()]
     firewall = [{'name': sync.name, 'trouble': sync.trouble, 'pending': not sync.idle(),
                  'why': daemon.wall.why, 'mended': sync.repaired, 'offload': sync.offload,
-                 'rules': sum(sync.handles(ticket.network) for ticket in judge.bans.tickets.values())}
+                 'rules': sum(sync.handles(ticket.network)
+                              for ticket in judge.bans.tickets.values())}
                 for sync in daemon.wall.syncs]
     answer = {
         'version': VERSION, 'pid': os.getpid(), 'conf': daemon.config.name,
         'uptime': round(now - daemon.began, 1), 'jails': jails, 'sources': sources,
-        'firewall': firewall, 'actions': [], 'bans': len(judge.bans.tickets), 'maxbans': judge.bans.limit,
+        'firewall': firewall, 'actions': [], 'bans': len(judge.bans.tickets),
+        'maxbans': judge.bans.limit,
         'tracked': len(judge.fails.recent), 'maxtracked': judge.fails.limit,
         'memory': machine.memory()[0], 'written': machine.written,
         'saved': None if store.flash_saved is None else round(wall - now + store.flash_saved, 1),
@@ -6517,7 +6854,8 @@ def show_status(conf, options, words):
     if 'json' in options:
         return print_rows([json.dumps(answer)])
     rows = ['banwatch %s, pid %d, up %s, %s kB, conf: %s' % (
-        answer['version'], answer['pid'], duration_text(answer['uptime']), answer['memory'], answer['conf'])]
+        answer['version'], answer['pid'], duration_text(answer['uptime']), answer['memory'],
+        answer['conf'])]
     for source in answer['sources']:
         said = source['trouble'] or plural(source['lines'], 'line')
         if source['idle'] is not None and not source['trouble']:
@@ -6531,7 +6869,8 @@ def show_status(conf, options, words):
             said += ' (auto: %s)' % wall['why']
         rows.append('firewall  %s: %s' % (wall['name'], said))
     for action in answer['actions']:
-        rows.append('action    %s: %s' % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
+        rows.append('action    %s: %s'
+                    % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
     saved = 'not saved yet'
     if answer['saved'] is not None:
         saved = 'saved ' + clock_text(answer['saved'])
@@ -6572,7 +6911,8 @@ def show_banned(conf, options, words):
         return print_rows(['nobody is banned'])
     return print_rows(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
         (row['ip'], row['jail'], clock_text(row['since']), clock_text(row['until']),
-         '' if row['until'] is None else duration_text(row['left']), row['count']) for row in rows]))
+         '' if row['until'] is None else duration_text(row['left']), row['count'])
+        for row in rows]))
 
 
 def typed_networks(words):
@@ -6582,7 +6922,8 @@ def typed_networks(words):
         try:
             found.append(network_of(word))
         except ValueError:
-            raise Problem('%s is no address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
+            raise Problem(
+                '%s is no address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
                           % printable(word), os.EX_USAGE) from None
     return found
 
@@ -6737,7 +7078,8 @@ def run_now(machine, command, seconds=10):
         if number in (signal.SIGINT, signal.SIGTERM):
             raise KeyboardInterrupt
         machine.reap()
-    run_loop_until(machine, lambda: machine.run(command, lambda *answer: ended.append(answer), seconds),
+    run_loop_until(machine,
+                   lambda: machine.run(command, lambda *answer: ended.append(answer), seconds),
                    lambda: ended, signalled)
     return ended[0]
 
@@ -6762,11 +7104,13 @@ def tidy_up(machine, config):
                    lambda number: machine.reap())
     troubles = []
     for sync in syncs:
-        ours = sync.firewall.family != 6 and machine.which(sync.firewall.tool)   # many a kernel lacks IPv6
+        # many a kernel lacks IPv6
+        ours = sync.firewall.family != 6 and machine.which(sync.firewall.tool)
         if sync.trouble and (sync.proven > UNTRIED or ours):
             troubles.append('%s: %s' % (sync.name, sync.trouble))
     if troubles:
-        raise Problem('no daemon is running, but it may have left rules behind: ' + '; '.join(troubles))
+        raise Problem('no daemon is running, but it may have left rules behind: '
+                      + '; '.join(troubles))
     return any(sync.removed for sync in syncs)
 
 
@@ -6783,22 +7127,27 @@ Verb.__new__.__defaults__ = None,
 ANY = 1 << 16
 COMMANDS = {
     'run': Verb('[--dry-run] [--syslog]', ['dry-run', 'syslog'], 0, 0,
-                'the daemon, in the foreground; TERM stops it, HUP reloads; --dry-run touches nothing;\n'
+                'the daemon, in the foreground; TERM stops it, HUP reloads;\n'
+                '--dry-run touches nothing;\n'
                 '      --syslog logs to the system log instead of standard error', run_daemon),
     'check': Verb('[--print]', ['print'], 0, 0,
                   'find all mistakes in the conf; --print shows it with every default', check_file),
     'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
-                   'how the daemon is, what it has seen, and what is wrong', show_status, answer_status),
+                   'how the daemon is, what it has seen, and what is wrong', show_status,
+                   answer_status),
     'banned': Verb('[JAIL] [--json]', ['json'], 0, 1,
                    'who is banned, since when, until when', show_banned, answer_banned),
     'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
-                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban_addresses, answer_ban),
+                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban_addresses,
+                answer_ban),
     'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
-                  'lift the bans that touch these and forget their failures (not how often they were '
+                  'lift the bans that touch these and forget '
+                  'their failures (not how often they were '
                   'banned)', unban_addresses, answer_unban),
     'reload': Verb('', [], 0, 0, 'read the conf again; keeps every ban and every count',
                    reload_daemon, answer_reload),
-    'stop': Verb('', [], 0, 0, 'stop the daemon; its rules go, its bans come back at the next start',
+    'stop': Verb('', [], 0, 0,
+                 'stop the daemon; its rules go, its bans come back at the next start',
                  stop_daemon, answer_stop),
 }
 SHORT = {'-j': 'jail', '-t': 'time'}
@@ -6819,7 +7168,8 @@ def help_text():
         '', '  -c CONF    the conf file (%s, if there is one; every option has a default)' % CONF,
         '  --help     this text        --version', '',
         'Try first, as any user:  banwatch.py replay /var/log/auth.log',
-        'Exit codes: 0 done, 1 no, 64 usage, 69 no daemon is running, 77 not permitted, 78 configuration'])
+        'Exit codes: 0 done, 1 no, 64 usage, 69 no daemon is running, 77 not permitted, 78 '
+        'configuration'])
 
 
 # ==== Part II: the wings. They cannot ban, unban, or run a firewall command by themselves. ====
@@ -6832,8 +7182,8 @@ PRIORITY = Regex(br'^<\d{1,3}>')       # which syslog over UDP has in front of a
 
 
 class LineFilter:
-    """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its date.
-    Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
+    """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its
+    date. Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
     keep_matches = False                  # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
@@ -6846,17 +7196,22 @@ class LineFilter:
         self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
         self.texts = failregex or text_rows(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
-        # for each row sets of texts (bytes), one of each stands in a line that it matches; the telling ones first
-        self.needs = [sorted(required_literals(regex.pattern, regex.flags), key=lambda found: (len(found), -min(map(len, found))))
+        # for each row sets of texts (bytes), one of each stands in a line that it matches; the
+        # telling ones first
+        self.needs = [
+            sorted(required_literals(regex.pattern, regex.flags),
+                   key=lambda found: (len(found), -min(map(len, found))))
                       for regex in self.rows]
         self.tellers = [only_literal(most_telling(sets)) for sets in self.needs]
-        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex or text_rows(get('ignoreregex'))]
+        self.ignore = [self.compile('ignoreregex', text) for text in ignoreregex
+                       or text_rows(get('ignoreregex'))]
         self.check()
         self.needed = self.what_is_needed()
         self.buffer = []             # the lines that a regex over several of them may want
         self.connections = {}        # mlfid -> [when it was first seen, what is known of it]
         self.last = None             # the time of the last line that had one, and was asked for it
-        self.pending = None          # (template, match, now) of a later date that nobody has asked for
+        # (template, match, now) of a later date that nobody has asked for
+        self.pending = None
         self.names = 0               # failures that named a host, not an address
         self.runaways = []           # when a regex was aborted, lately
         self.last_runaway = 0
@@ -6890,10 +7245,12 @@ class LineFilter:
             return None
         sets = [most_telling(found) for found in self.needs]
         rows = set().union(*sets) if all(sets) else None
-        return most_telling([found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
+        return most_telling(
+            [found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
-        """Yields a LogEvent for each line of a tidy block that is a failure or a login; see Filter."""
+        """Yields a LogEvent for each line of a tidy block that is a failure or a login; see
+        Filter."""
         if self.needed and not any(text in block for text in self.needed):
             return
         for start, end in with_lines(block, self.needed):
@@ -6925,10 +7282,12 @@ class LineFilter:
         names = {known: tag.lower() for tag, known in TAG_NAMES.items()}
         return raw.decode('utf-8', 'backslashreplace'), {
             names.get(key, key): value for key, value in fields.items()
-            if value and type(value) is str and not key.startswith(('mlf', 'nofail', 'skiplines', 'ip4', 'ip6', 'dns'))}
+            if value and type(value) is str
+            and not key.startswith(('mlf', 'nofail', 'skiplines', 'ip4', 'ip6', 'dns'))}
 
     def may_match(self, raw):
-        """False if a line lacks, for each regex, some text that it needs: most of the candidates do."""
+        """False if a line lacks, for each regex, some text that it needs: most of the candidates
+        do."""
         for sets in self.needs:
             for texts in sets:
                 for text in texts:
@@ -6941,8 +7300,8 @@ class LineFilter:
         return False
 
     def examine(self, block, wall):
-        """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is one
-        that came again), for `test`."""
+        """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is
+        one that came again), for `test`."""
         found, failures = None, 0
         for raw in block[1:-1].split(b'\n'):
             raw = PRIORITY.sub(b'', raw.rstrip(b'\r'))
@@ -6979,7 +7338,8 @@ class LineFilter:
         if fields.get('cidr') and ip:
             ip = '%s/%s' % (ip, fields['cidr'])
         try:
-            ip = network_of(key if fields.get('fid') and not ip else ip) if key and (ip or fields.get('fid')) else None
+            ip = network_of(key if fields.get('fid') and not ip
+                            else ip) if key and (ip or fields.get('fid')) else None
         except ValueError:
             ip = None
         return Look(verdict, regex, ip, key, user, when, dict(fields), '')
@@ -7023,8 +7383,8 @@ class LineFilter:
 
     def time(self, dated, before, wall):
         """The time of a line: its own; else the last one that a line had, if that was less than a
-        minute ago; else now if its date may be missing. (Of lines that do not match, the date is not
-        read before it is needed: `before` is that of the line before.)"""
+        minute ago; else now if its date may be missing. (Of lines that do not match, the date is
+        not read before it is needed: `before` is that of the line before.)"""
         if before:
             self.last = self.read_date(before) or self.last
         recent = self.last if self.last is not None and self.last > wall - 60 else None
@@ -7042,14 +7402,17 @@ class LineFilter:
         return None if when is None else float(int(when))
 
     def forget_lines(self, m):
-        """After a match over several lines, they are not looked at again, but for those it skipped."""
+        """After a match over several lines, they are not looked at again, but for those it
+        skipped."""
         if self.maxlines == 1:
             return
         whole = m.string
-        first, last = whole.count('\n', 0, m.start() + 1 if whole[m.start():m.start() + 1] == '\n' else m.start()), \
+        first, last = whole.count('\n', 0, m.start() + 1 if whole[m.start():m.start() + 1] == '\n'
+                                  else m.start()), \
             whole.count('\n', 0, m.end())
         last += 0 if m.end() and whole[m.end() - 1] == '\n' else 1
-        skipped = ''.join(value or '' for key, value in m.groupdict().items() if key.startswith('skiplines')).split('\n')
+        skipped = ''.join(value or '' for key, value in m.groupdict().items()
+                          if key.startswith('skiplines')).split('\n')
         used = self.buffer[first:last]
         for line in skipped:
             if line in used:
@@ -7060,9 +7423,10 @@ class LineFilter:
         self.buffer = left
 
     def merge(self, new, when):
-        """What is known of a connection, this line's fields laid over it: fail2ban's rules. The same
-        connection may tell its address, its user and its failures in different lines."""
-        identity = new['mlfid'] if type(new['mlfid']) is tuple else re.sub(LEVEL.decode(), '', new['mlfid'])
+        """What is known of a connection, this line's fields laid over it: fail2ban's rules. The
+        same connection may tell its address, its user and its failures in different lines."""
+        identity = new['mlfid'] if type(new['mlfid']) is tuple else re.sub(
+            LEVEL.decode(), '', new['mlfid'])
         known = self.connections.get(identity)
         if known and abs(when - known[0]) > 300:
             known = self.connections.pop(identity) and None
@@ -7105,7 +7469,8 @@ class LineFilter:
 
 
 def groups(m):
-    """The groups of a match; an <F-ALT_USER> stands in for an empty <F-USER>, <F-TUPLE_X> joins it."""
+    """The groups of a match; an <F-ALT_USER> stands in for an empty <F-USER>, <F-TUPLE_X> joins
+    it."""
     fields = m.groupdict()
     for key, kind, name in special_groups(m.re):
         if kind == 'alt':
@@ -7119,8 +7484,10 @@ def groups(m):
 @functools.lru_cache(maxsize=256)
 def special_groups(regex):
     """(group, 'alt' or 'tuple', the group it is for) of those named so."""
-    found = [(key, re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key)) for key in sorted(regex.groupindex)]
-    return [(key, m.group(1), TAG_NAMES.get(m.group(2).upper(), m.group(2))) for key, m in found if m]
+    found = [(key, re.match(r'(alt|tuple)_(.+?)(?:_\d+)?$', key))
+             for key in sorted(regex.groupindex)]
+    return [(key, m.group(1), TAG_NAMES.get(m.group(2).upper(), m.group(2))) for key, m in found
+            if m]
 
 
 ENGINES['lines'] = LineFilter
@@ -7128,8 +7495,8 @@ ENGINES['lines'] = LineFilter
 
 # ---- Actions -------------------------------------------------------------------------------
 # Owns: what the commands of the owner's own have been told. Always true: they run one at a time for
-# each jail, ban by ban, in their order, and delay nobody else; text of the log is never in an argument,
-# only in their environment.
+# each jail, ban by ban, in their order, and delay nobody else; text of the log is never in an
+# argument, only in their environment.
 
 class Custom:
     """The commands of an [action NAME] for one jail, each an argv with <tags> in it."""
@@ -7138,7 +7505,8 @@ class Custom:
         self.name = '%s (%s)' % (action, jail)
         self.jail = jail
         self.options = options       # of the section, name -> value
-        self.tags = dict(tags, jail=jail, name=jail)           # that stand for the same in all commands
+        # that stand for the same in all commands
+        self.tags = dict(tags, jail=jail, name=jail)
 
     def settings(self):
         """What two of a name may differ in."""
@@ -7159,23 +7527,28 @@ class Custom:
 
 
 def ticket_tags(ticket, now, wall, restored):
-    """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is printable."""
+    """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is
+    printable."""
     family, first, _ = span(ticket.network)
     rows, fields = ticket.matches or ((), {})
     ip = ticket.network.partition('/')[0]
     parts = ip.split('.') if family == 4 else '%032x' % first
     matches = [printable(row.decode('utf-8', 'backslashreplace'))[:MATCH_BYTES] for row in rows]
-    tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD] for name, value in fields.items()}
+    tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD] for name,
+            value in fields.items()}
     tags.update({
-        'ip': ticket.network, 'family': 'inet%d' % family, 'ip-rev': '.'.join(reversed(parts)) + '.',
+        'ip': ticket.network, 'family': 'inet%d' % family,
+        'ip-rev': '.'.join(reversed(parts)) + '.',
         'bantime': FOREVER if ticket.until is None else int(ticket.until - ticket.since + 0.5),
-        'bancount': ticket.count, 'failures': ticket.failures, 'time': int(wall - now + ticket.since),
+        'bancount': ticket.count, 'failures': ticket.failures,
+        'time': int(wall - now + ticket.since),
         'matches': '\n'.join(matches), 'restored': int(restored)})
     return {tag: str(value) for tag, value in tags.items()}
 
 
 def filled(word, tags):
-    """An argument with its <tags> replaced, in one go: what a tag puts in is not looked at again."""
+    """An argument with its <tags> replaced, in one go: what a tag puts in is not looked at
+    again."""
     return re.sub('<(%s)>' % TAG_WORD, lambda m: tags.get(m.group(1), ''), word)
 
 
@@ -7190,13 +7563,15 @@ class ActionRunner(Worker):
     def __init__(self, custom, machine, bans, before=()):
         Worker.__init__(self, machine, custom.name)
         self.custom, self.bans = custom, bans
-        self.before = before         # those of an earlier conf in the same place, which have to end first
+        # those of an earlier conf in the same place, which have to end first
+        self.before = before
         self.seconds = custom.options['timeout']
         self.state = STARTING
         self.check = False           # has it to be asked whether all is well?
-        self.queue = {}              # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
+        self.queue = {}  # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
         self.applied = {}            # key -> Ticket of a ban that the other side has, or may have
-        self.not_removed = {}        # the same, of those that could not be lifted; the latest of them
+        # the same, of those that could not be lifted; the latest of them
+        self.not_removed = {}
         self.deadline = float('inf')               # of lifting bans one by one
         self.begun = False           # has actionstart succeeded?
         self.given_up = False        # has something just been given up? Then its trouble stays
@@ -7208,8 +7583,8 @@ class ActionRunner(Worker):
             self.queue['ban', ticket.key] = ticket, 0
 
     def unban(self, ticket):
-        """A ban that was not applied is never applied; one that failed may have done its work all the
-        same, if it was killed."""
+        """A ban that was not applied is never applied; one that failed may have done its work all
+        the same, if it was killed."""
         if self.state in (STARTING, RUNNING) and ticket.jail == self.custom.jail:
             self.queue.pop(('ban', ticket.key), None)
             if ticket.key in self.applied:
@@ -7222,7 +7597,8 @@ class ActionRunner(Worker):
         return not (self.running or self.due())
 
     def due(self):
-        return bool(self.state in (STARTING, LIFTING) or self.state == RUNNING and (self.check or self.queue))
+        return bool(self.state in (STARTING, LIFTING) or self.state == RUNNING
+                    and (self.check or self.queue))
 
     def blocked(self):
         """True while an earlier one in this place has not ended. Who has to end does not wait."""
@@ -7289,7 +7665,8 @@ class ActionRunner(Worker):
             if tries + 1 < self.TRIES:
                 if ('unban', key) not in self.queue and self.state == RUNNING:
                     # it stays the first, or a later one overtakes it
-                    self.queue = dict([((verb, key), (ticket, tries + 1))] + list(self.queue.items()))
+                    self.queue = dict([((verb, key), (ticket, tries + 1))]
+                                      + list(self.queue.items()))
                 raise
             self.report(str(e))
             self.machine.log('%s: %s of %s is given up' % (self.name, verb, ticket.network))
@@ -7298,8 +7675,8 @@ class ActionRunner(Worker):
                 shorten(self.not_removed, MOST_MATCHES)
 
     def lift(self):
-        """Lifts what was applied, all at once or one by one. Who fails again and again, or takes too
-        long, is not asked for each ban."""
+        """Lifts what was applied, all at once or one by one. Who fails again and again, or takes
+        too long, is not asked for each ban."""
         if not self.begun:
             self.state = FINISHED                  # it has told nobody anything
             return
@@ -7353,7 +7730,8 @@ class Actions(Wing):
     def __init__(self, daemon):
         Wing.__init__(self, daemon)
         self.wanted = []             # Customs of the configuration that was read last
-        self.runners, self.old = [], []            # ActionRunners in use, and those that still have to end
+        # ActionRunners in use, and those that still have to end
+        self.runners, self.old = [], []
         self.started = False
 
     @property
@@ -7368,7 +7746,8 @@ class Actions(Wing):
             tags = {'port': jail.options['port'], 'protocol': ','.join(jail.options['protocol'])}
             for action in jail.options['action']:
                 if 'action ' + action in config.settings:
-                    self.wanted.append(Custom(action, name, config.options('action ' + action), tags))
+                    self.wanted.append(
+                        Custom(action, name, config.options('action ' + action), tags))
         return []
 
     def adopt(self):
@@ -7382,11 +7761,14 @@ class Actions(Wing):
         self.runners = []
         for custom in self.wanted:
             runner = there.get(custom.name)
-            if runner and runner.custom.settings() == custom.settings() and runner.state in (STARTING, RUNNING):
+            if runner and runner.custom.settings() == custom.settings() and runner.state in (
+                STARTING, RUNNING):
                 self.runners.append(there.pop(custom.name))
             else:
-                before = [each for each in self.old + list(there.values()) if each.name == custom.name]
-                self.runners.append(ActionRunner(custom, self.daemon.machine, self.daemon.judge.bans, before))
+                before = [each for each in self.old + list(there.values())
+                          if each.name == custom.name]
+                self.runners.append(
+                    ActionRunner(custom, self.daemon.machine, self.daemon.judge.bans, before))
         for runner in there.values():
             runner.close()
             self.old.append(runner)
@@ -7406,7 +7788,9 @@ class Actions(Wing):
             runner.minute()
 
     def status(self):
-        return {'actions': [{'name': runner.name, 'trouble': runner.trouble, 'pending': not runner.idle(),
+        return {
+            'actions': [
+                {'name': runner.name, 'trouble': runner.trouble, 'pending': not runner.idle(),
                              'bans': len(runner.applied)} for runner in self.runners]}
 
     def close(self):
@@ -7432,47 +7816,60 @@ WINGS.append(Actions)
 # whatever a log holds, a Tally stays within the limits of PARTS, and what it drops is counted.
 
 # What is counted: how many of it at most, what its key and its cell are made of, a letter a field.
-# In a key: t text, h an hour since 1970 by the wall clock, m a moment (ticks). In a cell: n a number, to
-# be added up; f and l the first and the last moment; e and t the first and the last text; b true from
-# then on; d [moment, text] of some lines, the first and the latest. So 'pairs' holds
-# ('192.0.2.0', 'root'): [3, 5017.5].
+# In a key: t text, h an hour since 1970 by the wall clock, m a moment (ticks). In a cell: n a
+# number, to be added up; f and l the first and the last moment; e and t the first and the last
+# text; b true from then on; d [moment, text] of some lines, the first and the latest. So 'pairs'
+# holds ('192.0.2.0', 'root'): [3, 5017.5].
 Part = collections.namedtuple('Part', 'limit key cell')
 PARTS = {
     'counts': Part(50, 't', 'n'),              # what has been dropped, and other sums
     'lines': Part(50, 't', 'n'),               # source
-    'jails': Part(100, 't', 'nnnnnn'),         # jail: failures, ignored, bans, extended, ended, lifted by hand
+    # jail: failures, ignored, bans, extended, ended, lifted by hand
+    'jails': Part(100, 't', 'nnnnnn'),
     'hours': Part(192, 'h', 'nn'),             # hour: failures, bans
     'addresses': Part(300, 't', 'nlt'),        # network: failures, last, jail
     'pairs': Part(600, 'tt', 'nl'),            # network, user: failures since the last login, last
-    'earlier': Part(600, 'tt', 'nl'),          # the same of the period before, if no login has followed
-    'users': Part(300, 't', 'nntb'),           # user: failures, networks, one of them; were there others?
+    # the same of the period before, if no login has followed
+    'earlier': Part(600, 'tt', 'nl'),
+    # user: failures, networks, one of them; were there others?
+    'users': Part(300, 't', 'nntb'),
     'logins': Part(200, 'ttt', 'nfl'),         # user, address, jail: times, first, last
-    'guessed': Part(50, 'ttt', 'nl'),          # user, address, jail of a login after failures: how many, when
+    # user, address, jail of a login after failures: how many, when
+    'guessed': Part(50, 'ttt', 'nl'),
     'ignored': Part(100, 'tt', 'nl'),          # network, why it is never banned: failures, last
     'incidents': Part(50, 'tt', 'nfl'),        # where, what went wrong there: times, first, last
     'steps': Part(20, 'm', 'n'),               # when the clock was set: by how many seconds
-    'drops': Part(50, 't', 'n'),               # jails: packets of banned addresses that were dropped
+    # jails: packets of banned addresses that were dropped
+    'drops': Part(50, 't', 'n'),
     'ports': Part(200, 't', 'n'),              # port/protocol: packets that the firewall has logged
     'rules': Part(200, 'ttt', 'nfld'),         # level, rule, text: times, first, last, lines
-    'other': Part(200, 'ttt', 'nfle')}         # program, pattern, one of LEVELS: lines, first, last, an example
+    # program, pattern, one of LEVELS: lines, first, last, an example
+    'other': Part(200, 'ttt', 'nfle')}
 JAIL_COUNTS = 'failures', 'ignored', 'bans', 'extended', 'ended', 'lifted'
 OLDEST_GO = 'hours', 'steps'                   # of the others, the least frequent
 DETAILS, TEXT_LENGTH, NAME_LENGTH = 10, 200, 40
-FOLDED = 1000                                  # failures by (jail, network, user), before they are sorted in
-LEVELS = {'err': 2, 'warn': 1, '': 0}          # how bad an other log line is, as far as its severity says
+# failures by (jail, network, user), before they are sorted in
+FOLDED = 1000
+# how bad an other log line is, as far as its severity says
+LEVELS = {'err': 2, 'warn': 1, '': 0}
 FEW = 3                                        # failures before a login that may be mistyping
 
 
 class Tally:
-    """What has happened since `begun` (ticks). `offset` is how far the wall clock is ahead of ticks."""
+    """What has happened since `begun` (ticks). `offset` is how far the wall clock is ahead of
+    ticks."""
 
     def __init__(self, begun, offset=0):
         self.begun, self.offset = begun, offset
         self.parts = {name: {} for name in PARTS}
-        self.evicted_count = {}      # part -> how often the last one that was dropped had been counted
-        self.below_cutoff = {'addresses': {}, 'users': {}}     # key -> recent failures of who did not get in
-        self.uncounted = {}          # (jail, network, user) -> [failures, last] that are in no part yet
-        self.news = False            # has anything but plain numbers been counted since somebody looked?
+        # part -> how often the last one that was dropped had been counted
+        self.evicted_count = {}
+        # key -> recent failures of who did not get in
+        self.below_cutoff = {'addresses': {}, 'users': {}}
+        # (jail, network, user) -> [failures, last] that are in no part yet
+        self.uncounted = {}
+        # has anything but plain numbers been counted since somebody looked?
+        self.news = False
         self.hour_start = self.hour_end = 0        # of the hour that was counted last
         self.hour = None             # its cell
 
@@ -7559,8 +7956,8 @@ class Tally:
         self.hour_of(when)[0] += guesses
 
     def fold(self):
-        """Sorts recent failures into their parts. Where a part is full, a newcomer enters only with more
-        failures than the last one that was dropped."""
+        """Sorts recent failures into their parts. Where a part is full, a newcomer enters only with
+        more failures than the last one that was dropped."""
         fresh, self.uncounted, news = self.uncounted, {}, self.news
         jails, nets, names = (collections.defaultdict(int) for _ in range(3))
         for (jail, net, user), (n, _) in fresh.items():
@@ -7579,7 +7976,8 @@ class Tally:
                 addresses[net,] = [n + early_nets.get((net,), 0), when, jail]
             if not user:
                 continue
-            pair = pairs.pop((net, user), None)    # to the end: the latest matter, for a login may follow
+            # to the end: the latest matter, for a login may follow
+            pair = pairs.pop((net, user), None)
             pairs[net, user] = [pair[0] + n, max(pair[1], when)] if pair else [n, when]
             there = users.get((user,))
             if there:
@@ -7596,14 +7994,15 @@ class Tally:
         self.news = news                           # all of this is known
 
     def cut_off(self, part, new):
-        """(those of before that did not count then, and are added; who does not get in this time either)
-        of recent failures by key."""
+        """(those of before that did not count then, and are added; who does not get in this time
+        either) of recent failures by key."""
         cells, below = self.parts[part], self.below_cutoff[part]
         cutoff = self.evicted_count.get(part, 0)
         early = {key: below.pop(key) for key in new if key in below}
         for key, n in early.items():
             new[key] += n
-        left = {key: n for key, n in new.items() if n <= cutoff and key not in cells and key != ('',)}
+        left = {key: n for key, n in new.items() if n <= cutoff and key not in cells
+                and key != ('',)}
         below.update(left)
         shorten(below, FOLDED)
         turned_away = len(left.keys() - early.keys())
@@ -7640,7 +8039,8 @@ class Tally:
         for key, (n, _) in later.parts['earlier'].items():     # these are our pairs
             if not n and key in pairs:             # and a login has followed
                 pairs[key][0] = 0
-        both = collections.Counter(user for net, user in later.parts['pairs'] if (net, user) in pairs)
+        both = collections.Counter(user for net, user in later.parts['pairs']
+                                   if (net, user) in pairs)
         for part, cells in later.parts.items():
             if part == 'earlier':
                 continue
@@ -7654,8 +8054,8 @@ class Tally:
         return self
 
     def dump(self, now, kept=False, most=KEPT_ROWS):
-        """As JSON: moments are written as ages. In what is kept on flash, names that were tried from one
-        address only are left out (they may be passwords), and of all there is less."""
+        """As JSON: moments are written as ages. In what is kept on flash, names that were tried
+        from one address only are left out (they may be passwords), and of all there is less."""
         self.fold()
         state, left = {'begun': round(now - self.begun, 1)}, {}
         for part, cells in self.parts.items():
@@ -7682,7 +8082,8 @@ class Tally:
             elif code == 'h':
                 field = round(now + self.offset - field * 3600, 1)
             elif code == 'd':
-                field = [[round(now - when, 1), text] for when, text in first_and_latest(field, details)]
+                field = [[round(now - when, 1), text] for when,
+                         text in first_and_latest(field, details)]
             found.append(field)
         return found
 
@@ -7697,7 +8098,8 @@ class Tally:
         if code == 'b':
             return bool(field)
         if code == 'd':
-            return [[then - checked_age(age), str(text)[:TEXT_LENGTH]] for age, text in field[:DETAILS]]
+            return [[then - checked_age(age), str(text)[:TEXT_LENGTH]] for age,
+                    text in field[:DETAILS]]
         if type(field) is not str:
             raise ValueError('not a text')
         return field[:TEXT_LENGTH + NAME_LENGTH]
@@ -7709,7 +8111,8 @@ def first_and_latest(rows, most=DETAILS):
 
 
 # what becomes of two fields of a cell, see PARTS
-COMBINE = {'n': lambda a, b: a + b, 'f': min, 'l': max, 't': lambda a, b: b or a, 'e': lambda a, b: a or b,
+COMBINE = {'n': lambda a, b: a + b, 'f': min, 'l': max, 't': lambda a, b: b or a, 'e': lambda a,
+           b: a or b,
            'b': lambda a, b: a or b, 'd': lambda a, b: first_and_latest(a + b)}
 
 
@@ -7736,7 +8139,8 @@ def load_tally(state, now, gone, offset=0):
             try:
                 if len(row) != len(keys + cell):
                     raise ValueError('too long or too short')
-                fields = [tally.read_field(code, field, now - gone) for code, field in zip(keys + cell, row)]
+                fields = [tally.read_field(code, field, now - gone) for code,
+                          field in zip(keys + cell, row)]
                 if part == 'addresses':
                     network_of(fields[0])
                 tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
@@ -7746,13 +8150,15 @@ def load_tally(state, now, gone, offset=0):
 
 
 class Report:
-    """The Tally of this period, that of a mail which is on its way, and what summaries have reported."""
+    """The Tally of this period, that of a mail which is on its way, and what summaries have
+    reported."""
     name, keeps = 'report', True     # in a state file
 
     def __init__(self, now, offset=0):
         self.tally = Tally(now, offset)
         self.sent = None             # the Tally of the mail that sendmail has in hand
-        self.logins_reported = {}    # (user, address) -> its last login, as far as summaries have told
+        # (user, address) -> its last login, as far as summaries have told
+        self.logins_reported = {}
         self.mail_due = False        # has a mail been asked for that has not gone?
         self.maybe_sent = False      # a mail was with sendmail when we died; it may have gone out
         self.last = None             # when the last one went
@@ -7822,44 +8228,59 @@ def load_report(state, now, gone, offset=0):
 
 # ---- Digest --------------------------------------------------------------------------------
 # Owns: what is known of the log lines that no jail explains: how often rules have been met, and the
-# patterns that lines are grouped by. Always true: it is bounded, whatever a log holds; names that may be
-# passwords are taken out of a line before anything of it is kept.
+# patterns that lines are grouped by. Always true: it is bounded, whatever a log holds; names that
+# may be passwords are taken out of a line before anything of it is kept.
 
 DIGITS = b'0123456789'
 VARIABLE = Regex(r"""
-    (?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:[:/]\d+)?(?![\w.])                       # an IPv4 address, with port or prefix
-  | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])                   # of a network card
-  | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])             # IPv6
-  | (?:\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?\b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ +\d+(?:[ ]+[\d:]+)*
+    # an IPv4 address, with port or prefix
+    (?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?:[:/]\d+)?(?![\w.])
+    # the address of a network card
+  | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])
+    # an IPv6 address
+  | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])
+    # a date, a number of some kind, a quoted word
+  | (?:\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?
+    \b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ +\d+(?:[ ]+[\d:]+)*
   | \b0x[0-9a-fA-F]+\b | \b(?=[0-9a-f]*\d)[0-9a-f]{8,}\b
   | \d+(?:[.,:]\d+)*
   | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
 # who is named in a message may be a password that was typed as a name
 NAMED = Regex(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
-    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)|(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
+    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)
+    |(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
 # ... all the more where somebody was refused
-REFUSED = Regex(r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
-NAMED_THERE = Regex(r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+|(?<=\bcommand=).*|(?<=PAM\()[^)]+
-    |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login|unauthorized|\(to[ ]\S+\))[ ]+)(?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)(?!\*)[^\s,:)]+
+REFUSED = Regex(
+    r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
+NAMED_THERE = Regex(
+    r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+
+    |(?<=\bcommand=).*|(?<=PAM\()[^)]+
+    |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login
+        |unauthorized|\(to[ ]\S+\))[ ]+)
+     (?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)
+     (?!\*)[^\s,:)]+
     |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
 SOFT = Regex(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
 SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
-PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')         # as the kernel writes it: nothing is gone through twice
+# as the kernel writes it: nothing is gone through twice
+PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')
 PRIORITIES = Regex(rb'\n<(\d{1,3})>')
 KNOWN_SHAPES, MESSAGE_LENGTH = 2000, 300
-NEW_AT_ONCE, NEW_A_SECOND = 1000, 50             # new shapes that are looked at: each costs as much as hundreds of known ones
+# new shapes that are looked at: each costs as much as hundreds of known ones
+NEW_AT_ONCE, NEW_A_SECOND = 1000, 50
 
 
 def masked(message):
-    """A message with all that differs from time to time written as *. Names go first: one that is half a number
-    would lose only that half."""
+    """A message with all that differs from time to time written as *. Names go first: one that is
+    half a number would lose only that half."""
     return VARIABLE.sub('*', unnamed(message, '*'))
 
 
 def unnamed(message, instead='…'):
     """A message without the names in it."""
     found = NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
-    return NAMED_THERE.sub(lambda m: m.group(1) + ' ' + instead if m.group(1) else instead, found) if REFUSED.search(found) else found
+    return NAMED_THERE.sub(lambda m: m.group(1) + ' ' + instead if m.group(1) else instead,
+                           found) if REFUSED.search(found) else found
 
 
 class Rule:
@@ -7868,7 +8289,8 @@ class Rule:
     def __init__(self, name, options, guard=None):
         self.name, self.options, self.guard = name, options, guard or unguarded
         self.program = compile_regex(options['program'] or '.*', 0, options['program'])
-        self.regexes = None          # made when its program has spoken; at once if `guard` tells that it is not built in
+        # made when its program has spoken; at once if `guard` tells that it is not built in
+        self.regexes = None
         self.runaways = []           # when a regex was aborted, lately
         self.last_runaway = 0
         self.rests = 0               # until when the rule is not asked
@@ -7879,7 +8301,8 @@ class Rule:
         """Compiles it; ValueError if an option does not mean anything."""
         options = self.options
         self.regexes = [compile_line(text) for text in options['regex']]
-        fields = set().union(*(regex.groupindex for regex in self.regexes)) if self.regexes else set()
+        fields = set().union(
+            *(regex.groupindex for regex in self.regexes)) if self.regexes else set()
         self.fields = {'ip', 'program'} | fields - {'ip4', 'ip6', 'dns'}
         key = options['key']
         self.key = tag_field(key)
@@ -7888,9 +8311,12 @@ class Rule:
         for tag in re.findall('<([A-Za-z][^<>]*)>', options['text']):
             if tag not in ('HOST', 'ADDR') and tag_field(tag) not in self.fields:
                 raise ValueError('text: <%s> means nothing here (no regex has it)' % printable(tag))
-        # texts (bytes) of which one stands in every line that is meant; None: there is nothing to look for
+        # texts (bytes) of which one stands in every line that is meant; None: there is nothing to
+        # look for
         sets = [best_literals(regex) for regex in self.regexes]
-        self.needed = most_telling([found for found in (best_literals(self.program), all(sets) and set().union(*sets)) if found])
+        self.needed = most_telling(
+            [found for found in (best_literals(self.program), all(sets) and set().union(*sets))
+             if found])
 
     def match(self, program, message):
         """The fields that one of its regexes finds, None if none matches."""
@@ -7907,15 +8333,18 @@ class Rule:
         return None if self.regexes else {'program': program}
 
     def ran_away(self, now):
-        """What is wrong, after a regex was aborted; a rule whose regexes do it again and again rests for a minute."""
+        """What is wrong, after a regex was aborted; a rule whose regexes do it again and again
+        rests for a minute."""
         self.runaways, rests = after_runaway(self.runaways, now)
         self.rests, self.last_runaway = rests or self.rests, now
-        return 'its regex takes too long for some lines, which are skipped%s' % ('; it rests for a minute' if rests else '')
+        return 'its regex takes too long for some lines, which are skipped%s' % (
+            '; it rests for a minute' if rests else '')
 
     def text(self, fields, message):
         """What the summary says of a line."""
         tags = {tag: str(value or '?') for tag, value in fields.items()}
-        shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'), self.options['text'])
+        shown = re.sub('<([A-Za-z][^<>]*)>', lambda m: tags.get(tag_field(m.group(1)), '?'),
+                       self.options['text'])
         return clipped(shown or masked(message[:MESSAGE_LENGTH]))
 
 
@@ -7926,12 +8355,16 @@ def clipped(text):
 
 def tag_field(tag):
     """The name of the field that a <tag> stands for."""
-    return 'ip' if tag in ('HOST', 'ADDR') else TAG_NAMES.get(tag[2:], tag[2:].lower()) if tag.startswith('F-') else tag
+    return 'ip' if tag in ('HOST',
+                           'ADDR') else TAG_NAMES.get(tag[2:],
+                                                      tag[2:].lower()) if tag.startswith(
+                                                          'F-') else tag
 
 
 class Digest:
-    """Reads what no jail explains: the rules of the conf line by line, the built-in ones and the grouping of all
-    other lines by shape. Of lines that differ in digits alone only the first is looked at."""
+    """Reads what no jail explains: the rules of the conf line by line, the built-in ones and the
+    grouping of all other lines by shape. Of lines that differ in digits alone only the first is
+    looked at."""
 
     def __init__(self, rules, built_in, other):
         self.rules = rules           # name -> Rule, of the conf
@@ -7939,8 +8372,10 @@ class Digest:
         self.other = other           # are lines grouped that no rule explains?
         self.fails = Fails(1000)     # how often rules have been met that want more than one line
         self.graces = {}             # (rule, key) -> until when it is not counted
-        self.shapes = {}             # a line without its digits -> (part, key, example), None if it does not matter
-        self.vocabulary = {}         # (program, number of words, the first) -> templates, as lists of words
+        # a line without its digits -> (part, key, example), None if it does not matter
+        self.shapes = {}
+        # (program, number of words, the first) -> templates, as lists of words
+        self.vocabulary = {}
         self.trouble = {}            # rule -> what is wrong with it
         self.speakers = {}           # program -> the built-in rules that mean it
         self.room = [NEW_AT_ONCE] * 2              # for new shapes of programs, of the kernel
@@ -7951,16 +8386,18 @@ class Digest:
         self.fails, self.graces, self.vocabulary = old.fails, old.graces, old.vocabulary
 
     def read(self, block, explained, tally, now):
-        """Counts the lines of a tidy block, but for those in which one of the positions `explained` lies. Yields
-        (Rule, text, line) for each that is to be mailed at once."""
+        """Counts the lines of a tidy block, but for those in which one of the positions `explained`
+        lies. Yields (Rule, text, line) for each that is to be mailed at once."""
         # line by line, not rule by rule: what comes first may reset what comes later
         for start, _, end, rule in sorted(
                 (start, n, end, rule) for n, rule in enumerate(self.rules.values())
-                if rule.needed is None or any(text in block for text in rule.needed) for start, end in with_lines(block, rule.needed)):
+                if rule.needed is None or any(text in block for text in rule.needed) for start,
+                end in with_lines(block, rule.needed)):
             yield from self.apply(rule, block[start:end], start, explained, tally, now)
         scans = self.other and self.group(without(block, explained), tally, now)
         # a jail may have explained them, too
-        for protocol, port in PORTS_LOGGED.findall(block) if scans or self.other and explained and b' DPT=' in block else ():
+        for protocol, port in PORTS_LOGGED.findall(
+            block) if scans or self.other and explained and b' DPT=' in block else ():
             tally.note('ports', ('%s/%s' % (port.decode(), protocol.decode().lower()),), 1)
 
     def group(self, rest, tally, now):
@@ -7975,15 +8412,19 @@ class Digest:
                 if examples is None:               # shape -> the first line of it
                     examples = dict(zip(reversed(keys), reversed(raw)))
                 if not self.may_analyse(b' kernel: ' in known, now):
-                    tally.note('other', ('', 'lines of ever new kinds, too many to be looked at', ''), n, now, now, '')
+                    tally.note('other',
+                               ('', 'lines of ever new kinds, too many to be looked at', ''), n,
+                               now, now, '')
                     continue
                 if len(self.shapes) >= KNOWN_SHAPES:
                     self.shapes.clear()
-                learnt = self.classify(examples[shape], tally)                    # which may clear them, too
+                # which may clear them, too
+                learnt = self.classify(examples[shape], tally)
                 self.shapes[known] = learnt
             found = self.shapes[known]
             if found and found[2] is None:         # a built-in rule that shows lines
-                shown = [as_message(read_line(line).message) for line, key in zip(raw, keys) if key == shape][-1]
+                shown = [as_message(read_line(line).message) for line, key in zip(raw, keys)
+                         if key == shape][-1]
                 tally.note(found[0], found[1], n, now, now, [[now, clipped(shown)]])
             elif found:
                 tally.note(found[0], found[1], n, now, now, found[2])
@@ -7992,8 +8433,10 @@ class Digest:
         return scans
 
     def may_analyse(self, whose, now):
-        """May one more new shape be looked at? Who makes a flood does not hide what the kernel says."""
-        self.room = [min(NEW_AT_ONCE, room + NEW_A_SECOND * (now - self.looked)) for room in self.room]
+        """May one more new shape be looked at? Who makes a flood does not hide what the kernel
+        says."""
+        self.room = [min(NEW_AT_ONCE, room + NEW_A_SECOND * (now - self.looked))
+                     for room in self.room]
         self.looked = now
         there = self.room[whose] >= 1
         self.room[whose] -= there
@@ -8019,14 +8462,18 @@ class Digest:
             shown = clipped('%s: %s' % (program, message[:TEXT_LENGTH]))
             level = rule.options['report']
             if level == 'other':
-                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now, clipped(unnamed(message)))
-            elif level != 'ignore':                # what is not to be shown may hold a password, and is not kept
-                tally.note('rules', (level, rule.name, text), n, now, now, [[now, shown]] * (rule.options['details'] != 'none'))
+                tally.note('other', (program[:NAME_LENGTH], text, ''), n, now, now,
+                           clipped(unnamed(message)))
+            # what is not to be shown may hold a password, and is not kept
+            elif level != 'ignore':
+                tally.note('rules', (level, rule.name, text), n, now, now,
+                           [[now, shown]] * (rule.options['details'] != 'none'))
             if rule.options['mail']:
                 yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
 
     def counts(self, rule, fields, now):
-        """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it does so here."""
+        """Is this the n-th occurrence that the rule asks for? If the rule resets another one, it
+        does so here."""
         options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
         if options['resets']:
             self.fails.forget((options['resets'], what))
@@ -8035,14 +8482,15 @@ class Digest:
                 shorten(self.graces, 1000)
         if self.graces.get((rule.name, what), now) > now:
             return False
-        if self.fails.add((rule.name, what), now, 1, options['findtime'], options['maxretry']) < options['maxretry']:
+        if self.fails.add((rule.name, what), now, 1, options['findtime'],
+                          options['maxretry']) < options['maxretry']:
             return False
         self.fails.forget((rule.name, what))
         return True
 
     def classify(self, raw, tally):
-        """(part, key, last field of its cell) of a line whose shape is new; None if it does not matter, False if it
-        is a packet that the firewall has logged."""
+        """(part, key, last field of its cell) of a line whose shape is new; None if it does not
+        matter, False if it is a packet that the firewall has logged."""
         line = read_line(raw)
         message = as_message(line.message)
         if not message:
@@ -8050,22 +8498,27 @@ class Digest:
         program = printable(program_of(line))[:NAME_LENGTH]
         if program not in self.speakers:
             shorten(self.speakers, 200)
-            self.speakers[program] = [rule for rule in self.built_in.values() if rule.program.fullmatch(program)]
+            self.speakers[program] = [rule for rule in self.built_in.values()
+                                      if rule.program.fullmatch(program)]
         for rule in self.speakers[program]:
             if rule.match(program, message):
                 if rule.options['report'] == 'ignore':
                     return False if rule.name == 'dropped' else None
-                return 'rules', (rule.options['report'], rule.name, rule.text({}, message)), [] if rule.options['details'] == 'none' else None
+                return 'rules', (rule.options['report'], rule.name,
+                                 rule.text({}, message)), [] if rule.options[
+                                     'details'] == 'none' else None
         severe = SEVERE.search(raw[:len(raw) - len(line.message)])
-        number = 7 if severe is None else int(severe.group(2)) & 7 if severe.group(2) else 3 if severe.group(1) else 4
+        number = 7 if severe is None else int(severe.group(2)) & 7 if severe.group(
+            2) else 3 if severe.group(1) else 4
         level = 'err' if number < 4 else 'warn' if number == 4 else ''
         words = printable(masked(message)).split()[:25]
         template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
         return 'other', (program, template, level), clipped(unnamed(message))
 
     def template(self, program, words, tally):
-        """The template, a list of words, that a message belongs to. One that differs from a known one in a few words
-        that look like names widens it; so do two known ones that differ from it in the same few words."""
+        """The template, a list of words, that a message belongs to. One that differs from a known
+        one in a few words that look like names widens it; so do two known ones that differ from it
+        in the same few words."""
         known = self.vocabulary.setdefault((program, len(words), words[0]), [])
         shorten(self.vocabulary, 150)
         alike = {}                   # where they differ -> indexes of templates
@@ -8077,7 +8530,8 @@ class Digest:
                 alike.setdefault(where, []).append(n)
         for where, found in alike.items():
             if len(found) > 1 and len(words) > 3 or all(
-                    SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found for i in where):
+                    SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found
+                    for i in where):
                 wider = ['*' if i in where else word for i, word in enumerate(known[found[0]])]
                 for n in reversed(found):
                     self.generalise(program, known.pop(n), wider, tally)
@@ -8091,16 +8545,19 @@ class Digest:
         """What was counted under a template now counts under a wider one."""
         self.shapes.clear()
         for level in ('err', 'warn', ''):
-            cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level), None)
+            cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level),
+                                      None)
             if cell:
-                tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level), *cell)
+                tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level),
+                           *cell)
 
     def purge(self, now):
         """Forgets what no longer counts."""
         self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
 
     def heal(self, now):
-        """Names of the rules whose regexes have not run away for long enough: that trouble is over."""
+        """Names of the rules whose regexes have not run away for long enough: that trouble is
+        over."""
         calm = [name for name in self.trouble if now - self.rules[name].last_runaway > CALM_SECONDS]
         for name in calm:
             del self.trouble[name]
@@ -8110,13 +8567,17 @@ class Digest:
 def make_digest(config, guard=unguarded):
     """(Digest, problems) of a configuration."""
     made, problems = {}, []
-    names = [section for section in list(built_in_rules()) + list(config.settings) if kind_of(section) == 'rule']
+    names = [section for section in list(built_in_rules()) + list(config.settings)
+             if kind_of(section) == 'rule']
     for section in dict.fromkeys(names):
         name, options = section[5:], config.options(section)
         try:
             made[name] = Rule(name, options, guard if section in config.settings else None)
-            if section not in built_in_rules() and not {'program', 'regex'} & set(config.settings[section]):
-                raise ValueError('has neither program nor regex, and no built-in rule is called so (%s)' % choose_from(
+            if section not in built_in_rules() and not {'program',
+                                                        'regex'} & set(config.settings[section]):
+                raise ValueError(
+                    'has neither program nor regex, and no built-in rule is called so (%s)'
+                    % choose_from(
                     name, [section[5:] for section in built_in_rules()]))
             if options['grace'] and not options['resets']:
                 raise ValueError('grace: means nothing without `resets`')
@@ -8124,9 +8585,12 @@ def make_digest(config, guard=unguarded):
                 raise ValueError('resets: there is no [rule %s]' % options['resets'])
         except ValueError as e:
             option = str(e).partition(':')[0]
-            problems.append('%s: [%s]: %s' % (config.where(section, option if option in options else 'regex'), section, e))
+            problems.append('%s: [%s]: %s'
+                            % (config.where(section, option if option in options else 'regex'),
+                               section, e))
     own = {name: rule for name, rule in made.items() if 'rule ' + name in config.settings}
-    return Digest(own, {name: rule for name, rule in made.items() if name not in own}, config.get('report', 'other')), problems
+    return Digest(own, {name: rule for name, rule in made.items() if name not in own},
+                  config.get('report', 'other')), problems
 
 
 def without(block, explained):
@@ -8154,17 +8618,19 @@ def as_message(raw, most=MESSAGE_LENGTH):
 
 
 # ---- Summary -------------------------------------------------------------------------------
-# Owns: mails on their way. Says what a Tally holds, as text, as a page and as a mail, and sends it. Always
-# true: no text of the log comes out unescaped; what could not be sent is kept, and tried again.
+# Owns: mails on their way. Says what a Tally holds, as text, as a page and as a mail, and sends it.
+# Always true: no text of the log comes out unescaped; what could not be sent is kept, and tried
+# again.
 
-MANY_NETWORKS = 10                   # that failed for one account without being banned: guessing that hides
+# that failed for one account without being banned: guessing that hides
+MANY_NETWORKS = 10
 SILENT = 12 * 3600                   # a source without a line for so long is in doubt
 CHART_BARS = 36
 
 
 def summarise(report, facts):
-    """What is to be reported, as a dict for JSON; moments by the wall clock. `facts` is what only the
-    daemon, or who stands in for it, knows: see facts_of."""
+    """What is to be reported, as a dict for JSON; moments by the wall clock. `facts` is what only
+    the daemon, or who stands in for it, knows: see facts_of."""
     tally, now = report.whole(), facts['now']
     tally.fold()
     accounts = set(facts['accounts']) | {user for user, _, _ in tally['logins']}
@@ -8182,22 +8648,27 @@ def summarise(report, facts):
         'host': facts['host'], 'version': VERSION, 'from': wall(tally.begun), 'to': wall(now),
         'seconds': round(seconds), 'uptime': round(facts['uptime']), 'running': facts['running'],
         'repeat': report.maybe_sent, 'reboots': counts['reboots'], 'starts': counts['starts'],
-        'steps': [{'when': wall(when), 'seconds': n} for (when,), (n,) in sorted(tally['steps'].items())],
+        'steps': [{'when': wall(when), 'seconds': n} for (when,),
+                  (n,) in sorted(tally['steps'].items())],
         'warnings': report_warnings(report, tally, noted, counts, facts, accounts, seconds, wall),
-        'logins': login_rows(report, tally, wall), 'bans': dict(bans, active=sum(facts['active'].values())),
+        'logins': login_rows(report, tally, wall),
+        'bans': dict(bans, active=sum(facts['active'].values())),
         'jails': sorted(jails, key=lambda row: (-row['bans'], -row['failures'], row['jail'])),
         'addresses': addresses, 'users': by_number('failures', [
-            {'user': user, 'failures': tally['users'][user,][0], 'addresses': tally['users'][user,][1]}
+            {'user': user, 'failures': tally['users'][user,][0],
+             'addresses': tally['users'][user,][1]}
             for user in told]),
         'hours': hour_bars(tally, facts, wall), 'networks': neighbours(addresses),
         'dropped': by_number('packets', [{'jails': jails, 'packets': n}
                                          for (jails,), (n,) in tally['drops'].items() if n]),
         'ports': by_number('packets', [{'port': port, 'packets': n}
                                        for (port,), (n,) in tally['ports'].items()]),
-        'noted': [row for row in noted if row['level'] != 'warning'], 'other': other_lines(tally, wall),
+        'noted': [row for row in noted if row['level'] != 'warning'],
+        'other': other_lines(tally, wall),
         'health': {
             'lines': sum(row['lines'] for row in sources), 'memory': facts['memory'],
-            'written': counts['written'], 'firewall': facts['firewall'], 'unmailed': counts['unmailed'],
+            'written': counts['written'], 'firewall': facts['firewall'],
+            'unmailed': counts['unmailed'],
             'sources': sources, 'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
 
 
@@ -8208,7 +8679,8 @@ def by_number(what, rows):
 
 def login_rows(report, tally, wall):
     """Logins, new ones first."""
-    rows = [{'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
+    rows = [
+        {'user': user, 'ip': ip, 'by': jail, 'times': n, 'first': wall(first), 'last': wall(last),
              'new': (user, ip) not in report.logins_reported}
             for (user, ip, jail), (n, first, last) in tally['logins'].items()]
     return sorted(rows, key=lambda row: (not row['new'], -row['last']))
@@ -8233,7 +8705,8 @@ def address_rows(tally, facts, told, wall):
     for (net,), (n, last, jail) in sorted(tally['addresses'].items(), key=lambda row: -row[1][0]):
         until, names = facts['until'].get(net), tried.get(net, ())
         rows.append({
-            'ip': net, 'jail': jail, 'failures': n, 'last': wall(last), 'bans': facts['bans'].get(net, 0),
+            'ip': net, 'jail': jail, 'failures': n, 'last': wall(last),
+            'bans': facts['bans'].get(net, 0),
             'until': None if until is None else wall(until), 'active': net in facts['until'],
             'users': [user for user in names if user in told][:8],
             'hidden': sum(user not in told for user in names)})
@@ -8271,8 +8744,11 @@ def suspicions(report, tally, facts, accounts, seconds, wall):
         quiet = sum(name == user and net not in banned for net, name in tally['pairs'])
         quiet = max(networks - len(banned), quiet)
         if quiet >= MANY_NETWORKS:
-            yield ('%s: tried from %s that stayed below the limit: guessing that hides (a lower maxretry or '
-                   'a longer findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
+            yield ('%s: tried from %s that '
+                   'stayed below the limit: '
+                   'guessing that hides (a '
+                   'lower maxretry or a longer '
+                   'findtime helps)' % (user, plural(quiet, 'address', 'addresses')))
     for (net, why), (n, last) in tally['ignored'].items():
         if n:
             yield '%s failed %s, last %s; it is never banned: %s' % (
@@ -8282,7 +8758,8 @@ def suspicions(report, tally, facts, accounts, seconds, wall):
 def mishaps(tally, counts, facts, seconds, wall):
     """Yields lines on what banwatch itself could not do as it should."""
     def happened(rows):
-        return often({'times': sum(n for n, _, _ in rows), 'first': wall(min(first for _, first, _ in rows)),
+        return often(
+            {'times': sum(n for n, _, _ in rows), 'first': wall(min(first for _, first, _ in rows)),
                       'last': wall(max(last for _, _, last in rows))}, seconds)
     mails = {what: cell for (where, what), cell in tally['incidents'].items() if where == 'mail'}
     if mails:
@@ -8300,11 +8777,13 @@ def mishaps(tally, counts, facts, seconds, wall):
                 source, duration_text(seconds))
     for part in 'guessed', 'logins', 'ignored', 'incidents':
         if counts[part]:
-            yield '%s: %s more that are not told here; the log has them' % (part, format(counts[part], ','))
+            yield '%s: %s more that are not told here; the log has them' % (
+                part, format(counts[part], ','))
     for what, why in (('unmailed', 'there were more than `mailmax` in an hour'),
                       ('unsent', 'sendmail failed four times')):
         if counts[what]:
-            yield '%s not sent at once, for %s' % (plural(counts[what], 'mail was', 'mails were'), why)
+            yield '%s not sent at once, for %s' % (plural(counts[what], 'mail was', 'mails were'),
+                                                   why)
 
 
 def often(row, seconds):
@@ -8332,7 +8811,8 @@ def noted_lines(tally, facts, wall):
 
 
 def other_lines(tally, wall):
-    """Groups of other log lines, what is severe first. The many that a program says once are one."""
+    """Groups of other log lines, what is severe first. The many that a program says once are
+    one."""
     found, once = [], {}
     for (program, pattern, level), (n, first, last, example) in tally['other'].items():
         row = {'program': program, 'text': pattern, 'level': level, 'times': n, 'kinds': 1,
@@ -8349,7 +8829,8 @@ def other_lines(tally, wall):
                 rows[0], kinds=len(rows), times=sum(row['times'] for row in rows),
                 text='%d different lines' % len(rows), first=min(row['first'] for row in rows),
                 last=max(row['last'] for row in rows)))
-    return sorted(found, key=lambda row: (-LEVELS.get(row['level'], 0), -row['times'], row['program']))
+    return sorted(found,
+                  key=lambda row: (-LEVELS.get(row['level'], 0), -row['times'], row['program']))
 
 
 def hour_bars(tally, facts, wall):
@@ -8365,7 +8846,8 @@ def hour_bars(tally, facts, wall):
     width, bars = -(-(last - first + 1) // CHART_BARS), []
     for start in range(first, last + 1, width):
         some = [cells.get(start + n, (0, 0)) for n in range(width)]
-        bars.append({'start': start * 3600, 'hours': width, 'failures': sum(cell[0] for cell in some),
+        bars.append(
+            {'start': start * 3600, 'hours': width, 'failures': sum(cell[0] for cell in some),
                      'bans': sum(cell[1] for cell in some)})
     return bars
 
@@ -8407,7 +8889,8 @@ def verdict_text(summary):
     failures, bans = summary['bans']['failures'], summary['bans']['bans']
     errors = sum(row['times'] for row in summary['other'] if row['level'] == 'err')
     logins = sum(row['times'] for row in summary['logins'])
-    numbers = [(len(summary['warnings']), 'warning'), (errors, 'log error'), (bans, 'ban'), (logins, 'login')]
+    numbers = [(len(summary['warnings']), 'warning'), (errors, 'log error'), (bans, 'ban'),
+               (logins, 'login')]
     if not bans:
         numbers.append((failures, 'failure'))
     return ', '.join(plural(n, word) for n, word in numbers if n) or 'all quiet'
@@ -8428,7 +8911,8 @@ def subject_text(summary):
 def is_empty(summary):
     """Is there nothing in it that anybody would want to read?"""
     parts = 'warnings', 'logins', 'addresses', 'noted', 'other', 'ports', 'repeat'
-    return not (any(summary[part] for part in parts) or any(summary['bans'][what] for what in JAIL_COUNTS))
+    return not (any(summary[part] for part in parts)
+                or any(summary['bans'][what] for what in JAIL_COUNTS))
 
 
 # how a summary looks: (title, note, blocks); a block is (kind, what it shows): lines, quiet lines,
@@ -8451,7 +8935,8 @@ class Outline:
         shown, more = self.some(rows, usual)
         blocks = []
         for row in shown:
-            details = ['%s  %s' % (hour_text(when, self.seconds), line) for when, line in row['details']]
+            details = ['%s  %s' % (hour_text(when, self.seconds), line) for when,
+                       line in row['details']]
             blocks += [(kind, [text(row)]), ('quiet', details)]
         if more:
             blocks.append(('lines', ['+ %d more' % more]))
@@ -8460,18 +8945,21 @@ class Outline:
     def table(self, head, rows, usual, cells):
         """The block of a table; `cells` makes those of a row."""
         shown, more = self.some(rows, usual)
-        return 'table', (head, [[printable(str(cell)) for cell in cells(row)] for row in shown], more)
+        return 'table', (head, [[printable(str(cell)) for cell in cells(row)] for row in shown],
+                         more)
 
     def sections(self):
         """Yields what there is to show."""
         summary = self.summary
         about = [('lines', [about_text(summary)])]
         if summary['repeat']:
-            about.append(('lines', ['An earlier mail may have told this already: banwatch ended before it '
+            about.append(
+                ('lines', ['An earlier mail may have told this already: banwatch ended before it '
                                     'knew whether that had gone.']))
         yield '%s: %s' % (summary['host'], verdict_text(summary)), '', about
         if summary['warnings']:
-            yield 'WARNING', '', self.lines(summary['warnings'], 16, 'warnings', lambda row: row['text'])
+            yield 'WARNING', '', self.lines(summary['warnings'], 16, 'warnings',
+                                            lambda row: row['text'])
         if summary['logins']:
             yield 'LOGINS', '', [self.table(
                 ('', 'USER', 'FROM', 'BY', 'TIMES', 'LAST'), summary['logins'], 12, lambda row: (
@@ -8495,8 +8983,10 @@ class Outline:
             yield 'NOTED', '', self.lines(summary['noted'], 12, 'lines', lambda row: '%s (%s)' % (
                 row['text'], often(row, self.seconds)))
         if summary['other']:
-            lines, kinds = (sum(row[what] for row in summary['other']) for what in ('times', 'kinds'))
-            note = '%s of %s that no jail and no rule explains' % (plural(lines, 'line'), plural(kinds, 'kind'))
+            lines, kinds = (sum(row[what] for row in summary['other'])
+                            for what in ('times', 'kinds'))
+            note = '%s of %s that no jail and no rule explains' % (
+                plural(lines, 'line'), plural(kinds, 'kind'))
             shown, more = self.some(summary['other'], 14)
             blocks = [block for row in shown for block in other_blocks(row, self.seconds)]
             if more:
@@ -8514,7 +9004,8 @@ class Outline:
             said.append(plural(bans['failures'], 'failure'))
         if bans['bans']:
             said.append(plural(bans['bans'], 'new ban'))
-        for what, text in (('extended', 'extended'), ('ended', 'ended'), ('lifted', 'lifted by hand'),
+        for what, text in (('extended', 'extended'), ('ended', 'ended'),
+                           ('lifted', 'lifted by hand'),
                            ('active', active)):
             if bans[what]:
                 said.append('%s %s' % (format(bans[what], ','), text))
@@ -8523,7 +9014,8 @@ class Outline:
     def bans(self):
         """Tables of jails and of offenders."""
         summary = self.summary
-        jails = [row for row in summary['jails'] if any(row[what] for what in JAIL_COUNTS + ('active',))]
+        jails = [row for row in summary['jails']
+                 if any(row[what] for what in JAIL_COUNTS + ('active',))]
         blocks = [self.table(
             ('JAIL', 'FAILURES', 'BANS', 'ACTIVE', 'IGNORED'), jails, 8, lambda row: (
                 row['jail'], row['failures'], row['bans'], row['active'], row['ignored']))]
@@ -8534,15 +9026,19 @@ class Outline:
             return 'for ever' if row['until'] is None else until_text(row['until'], summary['to'])
         if summary['addresses']:
             blocks.append(self.table(
-                ('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'), summary['addresses'], 12,
-                lambda row: (row['ip'], row['jail'], row['failures'], row['bans'], until(row), names_text(row))))
+                ('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'),
+                summary['addresses'], 12,
+                lambda row: (row['ip'], row['jail'], row['failures'], row['bans'], until(row),
+                             names_text(row))))
         return blocks
 
     def firewall(self):
         """Packets that were dropped, and logged."""
         blocks, (ports, more) = [], self.some(self.summary['ports'], 12)
         if self.summary['dropped']:
-            blocks.append(self.table(('BANNED BY', 'PACKETS DROPPED'), self.summary['dropped'], 6, lambda row: (
+            blocks.append(
+                self.table(('BANNED BY', 'PACKETS DROPPED'), self.summary['dropped'], 6,
+                           lambda row: (
                 row['jails'], format(row['packets'], ','))))
         if ports:
             text = ', '.join('%s %s' % (row['port'], format(row['packets'], ',')) for row in ports)
@@ -8559,7 +9055,8 @@ def other_blocks(row, seconds):
     if row['level']:
         text += ' ' + row['level']
     if row['times'] == 1 or row['text'] == row['example']:
-        return [(kind, ['%s: %s (%s)' % (text, row['example'], span_text(row, seconds))]), ('quiet', [])]
+        return [(kind, ['%s: %s (%s)' % (text, row['example'], span_text(row, seconds))]),
+                ('quiet', [])]
     example = '%s  %s' % (span_text(row, seconds), row['example'])
     return [(kind, ['%s: %s' % (text, row['text'])]), ('quiet', [example])]
 
@@ -8567,7 +9064,8 @@ def other_blocks(row, seconds):
 def about_text(summary):
     """'Thu 14 Jan 08:00 – Fri 15 Jan 08:00, 1d · up 1w3d · 1 reboot'."""
     seconds = summary['seconds']
-    said = ['%s – %s, %s' % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds)),
+    said = ['%s – %s, %s'
+            % (moment_text(summary['from']), moment_text(summary['to']), duration_text(seconds)),
             'up ' + duration_text(summary['uptime'])]
     for what, word in ('reboots', 'reboot'), ('starts', 'restart'):
         if summary[what]:
@@ -8612,8 +9110,8 @@ STYLES = {'warnings': 'warning', 'quiet': 'quiet', 'lines': ''}
 
 
 def text_lines(summary, most=1.0):
-    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is TEXT_WIDTH
-    columns at most."""
+    """Yields (style, line): style is '', 'title', 'head', 'warning' or 'quiet'; a line is
+    TEXT_WIDTH columns at most."""
     for n, (title, note, blocks) in enumerate(Outline(summary, most).sections()):
         if n:
             yield '', ''
@@ -8645,7 +9143,8 @@ def wrapped(text):
 
 def table_lines(head, rows, more):
     """Yields (style, line) of a table."""
-    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]     # 39: an IPv6 address
+    # 39: an IPv6 address
+    rows = [[shortened(cell, 39) for cell in row[:-1]] + row[-1:] for row in rows]
     for n, line in enumerate(table(head, rows)):
         yield '' if n else 'head', shortened('  ' + line, TEXT_WIDTH)
     if more:
@@ -8655,7 +9154,8 @@ def table_lines(head, rows, more):
 def chart_lines(bars, height=4):
     """Yields (style, line) of a chart."""
     highest = max(1, max(bar['failures'] for bar in bars))
-    wide = 2 if len(bars) > 25 else 3              # columns a bar: a day of hours, and the begun one
+    # columns a bar: a day of hours, and the begun one
+    wide = 2 if len(bars) > 25 else 3
     for level in reversed(range(height)):
         columns = []
         for bar in bars:
@@ -8679,7 +9179,8 @@ def report_text(summary, most=1.0):
     if is_empty(summary):
         rows = (line.strip() for _, line in text_lines(summary))
         about = list(itertools.takewhile(bool, rows))[1:]
-        quiet = shortened('%s: all quiet, nothing to report.' % printable(summary['host']), TEXT_WIDTH)
+        quiet = shortened('%s: all quiet, nothing to report.' % printable(summary['host']),
+                          TEXT_WIDTH)
         return '\n'.join([quiet] + about + [''])
     rows = [line for _, line in text_lines(summary, most)]
     if len(rows) > TEXT_LINES:
@@ -8724,9 +9225,11 @@ def tiles(summary):
     """The numbers that are looked at first."""
     bans = summary['bans']
     logins = sum(row['times'] for row in summary['logins'])
-    numbers = ((len(summary['warnings']), 'warning'), (logins, 'login'), (bans['failures'], 'failure'),
+    numbers = ((len(summary['warnings']), 'warning'), (logins, 'login'),
+               (bans['failures'], 'failure'),
                (bans['bans'], 'ban'))
-    rows = ['<p><b>%s</b>%s</p>' % (format(n, ','), word if n == 1 else word + 's') for n, word in numbers]
+    rows = ['<p><b>%s</b>%s</p>' % (format(n, ','), word if n == 1 else word + 's') for n,
+            word in numbers]
     rows.append('<p><b>%s</b>active</p>' % format(bans['active'], ','))
     return '<div class="k">%s</div>' % ''.join(rows)
 
@@ -8759,7 +9262,8 @@ def chart_html(bars):
     columns, labels = [], []
     for n, bar in enumerate(bars):
         columns.append('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
-            moment_text(bar['start']), bar['failures'], bar['bans'], -(-88 * bar['failures'] // highest)))
+            moment_text(bar['start']), bar['failures'], bar['bans'],
+            -(-88 * bar['failures'] // highest)))
         labels.append('<th>%s</th>' % (bar_label(bar) if n % every == 0 else ''))
     return '<table class="c"><tr>%s</tr><tr>%s</tr></table>' % (''.join(columns), ''.join(labels))
 
@@ -8780,11 +9284,13 @@ def mime_message(headers, plain, html=''):
 
 def mime_part(kind, body):
     """Lines of a text as a part of a mail."""
-    return ['Content-Type: text/%s; charset=utf-8' % kind, 'Content-Transfer-Encoding: quoted-printable', '',
+    return ['Content-Type: text/%s; charset=utf-8' % kind,
+            'Content-Transfer-Encoding: quoted-printable', '',
             binascii.b2a_qp(body.encode('utf-8', 'backslashreplace')).decode()]
 
 
-UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))     # words that are not ASCII, or would look encoded
+# words that are not ASCII, or would look encoded
+UNPLAIN = Regex(r'(W(?: W)*)'.replace('W', r'\S*(?:[^ -~]|=\?)\S*'))
 
 
 def mail_header(name, value):
@@ -8803,21 +9309,24 @@ def encoded_words(text):
     """Yields encoded words, none of which ends within a letter."""
     raw, start = [c.encode() for c in text], 0
     for end in range(1, len(raw) + 1):
-        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:      # 39 become 64; a line is 76 at most
+        # 39 become 64; a line is 76 at most
+        if end == len(raw) or len(b''.join(raw[start:end + 1])) > 39:
             coded = binascii.b2a_base64(b''.join(raw[start:end]), newline=False).decode()
             yield '=?utf-8?b?%s?=' % coded
             start = end
 
 
 def report_mail(summary, settings, now, chance):
-    """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of [report]."""
+    """The message of a summary, MAIL_BYTES at most, for sendmail. `settings` are those of
+    [report]."""
     headers = headers_of(settings, summary['host'], subject_text(summary), now, chance)
     for most in (1.0, 0.5, 0.25, 0):
         page = '' if is_empty(summary) else report_page(summary, most)
         made = mime_message(headers, report_text(summary, most), page)
         if len(made) <= MAIL_BYTES:
             return made
-    rows = report_text(summary, 0).split('\n')     # what an attacker has filled goes without a page, cut
+    # what an attacker has filled goes without a page, cut
+    rows = report_text(summary, 0).split('\n')
     for kept in range(len(rows), 0, -5):
         text = rows[:kept]
         if kept < len(rows):
@@ -8832,7 +9341,8 @@ def headers_of(settings, host, title, now, chance):
     """The headers of a mail about `title`, sent `now` (by the wall clock)."""
     name = re.sub('[^A-Za-z0-9.-]', '-', host).strip('.-') or 'localhost'
     return [('From', settings['from'] or 'banwatch <root@%s>' % name), ('To', settings['to']),
-            ('Subject', title), ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
+            ('Subject', title),
+            ('Date', time.strftime('%a, %d %b %Y %H:%M:%S %z', local_time(now))),
             ('Message-ID', '<%d.%d.banwatch@%s>' % (now, chance * 1e9, name))]
 
 
@@ -8851,7 +9361,8 @@ def sendmail_command(machine, settings, text):
 
 
 class SummaryMailer(Worker):
-    """Mails the summary when it is asked for, and begins a new period. What did not go is tried again."""
+    """Mails the summary when it is asked for, and begins a new period. What did not go is tried
+    again."""
     seconds = MAIL_SECONDS
 
     def __init__(self, wing):
@@ -8905,8 +9416,8 @@ class SummaryMailer(Worker):
         self.told = {'sent': subject, 'to': wing.settings['to'], 'summary': summary}
 
     def skip(self, summary, now):
-        """There is nothing to report: with `empty = no` a period ends without a mail; else it has hardly
-        begun, and goes on."""
+        """There is nothing to report: with `empty = no` a period ends without a mail; else it has
+        hardly begun, and goes on."""
         report = self.wing.report
         report.mail_due = False
         if not self.wing.settings['empty']:
@@ -8927,8 +9438,8 @@ class SummaryMailer(Worker):
 
 
 class AlertMailer(Worker):
-    """Mails at once what rules have found, together with what comes while the last such mail is on its
-    way."""
+    """Mails at once what rules have found, together with what comes while the last such mail is on
+    its way."""
     seconds = MAIL_SECONDS
 
     def __init__(self, wing):
@@ -8969,8 +9480,10 @@ class AlertMailer(Worker):
         title = '[%s] %s' % (host, self.batch[0][1])
         if self.batch[1:]:
             title += ' + %d more' % (len(self.batch) - 1)
-        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line) for wall, text, line in self.batch)
-        headers = headers_of(self.wing.settings, host, shortened(title, 120), machine.wall(), machine.chance())
+        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line) for wall, text,
+                         line in self.batch)
+        headers = headers_of(self.wing.settings, host, shortened(title, 120), machine.wall(),
+                             machine.chance())
         return mime_message(headers, text)
 
     def failed(self, problem):
@@ -9121,7 +9634,8 @@ def facts_of(machine, bans, **more):
     return dict({
         'host': machine.host(), 'now': now, 'wall': machine.wall(), 'uptime': now,
         'accounts': machine.accounts(), 'active': dict(active), 'until': until, 'bans': times,
-        'running': False, 'wrong': [], 'sources': [], 'firewall': [], 'memory': 0, 'details': {}}, **more)
+        'running': False, 'wrong': [], 'sources': [], 'firewall': [], 'memory': 0, 'details': {}},
+                **more)
 
 
 def facts_of_daemon(daemon, digest):
@@ -9132,7 +9646,8 @@ def facts_of_daemon(daemon, digest):
     for rules in digest.rules, digest.built_in:
         for name, rule in rules.items():
             details.setdefault(name, rule.options['details'])
-    sources = [(source.what, now - source.since, source.trouble) for source in daemon.sources.values()]
+    sources = [(source.what, now - source.since, source.trouble)
+               for source in daemon.sources.values()]
     return facts_of(
         machine, daemon.judge.bans, wrong=daemon.nameless(), details=details, sources=sources,
         running=daemon.control is not None or daemon.dry_run, memory=machine.memory()[0],
@@ -9140,7 +9655,8 @@ def facts_of_daemon(daemon, digest):
 
 
 def answer_report(daemon, request, reply):
-    """The summary, once the kernel's counters have been looked at; mails it if that is asked for."""
+    """The summary, once the kernel's counters have been looked at; mails it if that is asked
+    for."""
     wing = daemon.wing('report')
 
     def counted(trouble):
@@ -9185,17 +9701,19 @@ def show_report(conf, options, words):
 def mail_remedy(problem):
     """What to do about a mail that did not go."""
     if 'not installed' in problem or re.fullmatch(r'\S+: No such file or directory', problem):
-        return ('install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` in [report]; '
-                'nothing is lost')
+        return (
+            'install msmtp-mta and name your mail provider in /etc/msmtprc, or set `sendmail` '
+            'in [report]; nothing is lost')
     if problem.startswith('the clock'):
         return 'it is kept, the daemon tries again'
-    return ('see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta; it is kept, the daemon '
-            'tries again')
+    return (
+        'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta; it is kept, the '
+        'daemon tries again')
 
 
 def for_terminal(styled, terminal):
-    """Lines for a terminal, of (style, line): in plain letters if it has no others, with colours if it
-    is one."""
+    """Lines for a terminal, of (style, line): in plain letters if it has no others, with colours if
+    it is one."""
     try:
         EIGHTHS.encode(terminal.encoding or 'ascii')
         plain = {}
@@ -9277,8 +9795,8 @@ COMMANDS['report'] = Verb(
 
 
 # ---- Replay --------------------------------------------------------------------------------
-# Owns: a judge of its own, in the log's own time. Always true: it touches nothing, and bans whom the
-# daemon would have banned.
+# Owns: a judge of its own, in the log's own time. Always true: it touches nothing, and bans whom
+# the daemon would have banned.
 
 def log_blocks(name):
     """Yields the blocks of whole lines of a log file; '-' is standard input, .gz is unpacked."""
@@ -9367,15 +9885,18 @@ def replay_logs(conf, options, words):
         for block in log_blocks(name):
             trial.read(block)
     if 'json' in options:
-        return print_rows([json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
+        return print_rows(
+            [json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
     rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'],
              duration_text(ban['seconds'])) for ban in trial.found]
     addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
     print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'),
                                 plural(len(rows), 'ban'), addresses))
     if not trial.dated:
-        print('banwatch: it does not begin with lines that have a date: is this a log?', file=sys.stderr)
-    return print_rows(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
+        print('banwatch: it does not begin with lines that have a date: is this a log?',
+              file=sys.stderr)
+    return print_rows(
+        table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
 
 
 class Trial:
@@ -9394,8 +9915,8 @@ class Trial:
         self.before = b''
 
     def rows(self, block):
-        """Yields for each line (number, raw line, filter's name, Look, failures); None, None, 0 for a
-        line that no filter has a regex for."""
+        """Yields for each line (number, raw line, filter's name, Look, failures); None, None, 0 for
+        a line that no filter has a regex for."""
         for raw in block.split(b'\n')[:-1]:
             self.lines += 1
             tidied, best = tidy(raw + b'\n', self.before), (None, None, 0)
@@ -9421,25 +9942,32 @@ class Trial:
             return
         if found.regex:
             self.regexes[name, found.regex] += 1
-        kind = {FAIL: 'matched', LOGIN: 'login', NOFAIL: 'no failure', None: 'ignored'}[found.verdict]
+        kind = {FAIL: 'matched', LOGIN: 'login', NOFAIL: 'no failure',
+                None: 'ignored'}[found.verdict]
         self.counts[kind] += 1
         if failures:
             self.failures[name, found.ip] += failures
         if found.why:
-            self.why[found.why + ('' if found.ip or not found.id else ': ' + printable(found.id))] += 1
+            self.why[found.why
+                     + ('' if found.ip or not found.id else ': ' + printable(found.id))] += 1
         if self.matched(found) and len(self.examples) < 10:
-            self.examples.append((n, printable(found.ip or found.id or ''), found.user or '', clock_text(found.when)
+            self.examples.append(
+                (n, printable(found.ip or found.id or ''), found.user or '', clock_text(found.when)
                                   if found.when is not None else 'no date'))
 
     def summary(self):
         """Lines of text for a person who writes a filter."""
         for name, each in self.filters.items():
             yield 'filter    %s (%s)' % (name, each.origin)
-        yield 'lines     %s: %s matched, %s not; %s, %s that tell something but no failure, %s ignored' % (
-            format(self.lines, ','), format(self.counts['matched'], ','), format(self.counts['missed'], ','),
-            plural(self.counts['login'], 'login'), format(self.counts['no failure'], ','), format(self.counts['ignored'], ','))
+        lines, matched, missed, quiet, ignored = [format(number, ',') for number in (
+            self.lines, self.counts['matched'], self.counts['missed'],
+            self.counts['no failure'], self.counts['ignored'])]
+        logins = plural(self.counts['login'], 'login')
+        yield (f'lines     {lines}: {matched} matched, {missed} not; {logins}, '
+               f'{quiet} that tell something but no failure, {ignored} ignored')
         yield 'failures  %s of %s' % (format(sum(self.failures.values()), ','),
-                                      plural(len({ip for _, ip in self.failures}), 'address', 'addresses'))
+                                      plural(len({ip for _, ip in self.failures}), 'address',
+                                             'addresses'))
         if self.regexes:
             yield ''
             yield from table(('LINES', 'REGEX'), [
@@ -9447,7 +9975,8 @@ class Trial:
                 for (name, regex), n in self.regexes.most_common()])
         if self.why:
             yield ''
-            yield from table(('LINES', 'NOT COUNTED, BECAUSE'), [(format(n, ','), why) for why, n in self.why.most_common(20)])
+            yield from table(('LINES', 'NOT COUNTED, BECAUSE'),
+                             [(format(n, ','), why) for why, n in self.why.most_common(20)])
         if self.examples:
             yield ''
             yield from table(('LINE', 'ADDRESS', 'USER', 'TIME'), [
@@ -9471,18 +10000,22 @@ def trial_filters(conf, machine, words, options):
         raise Problem('usage: banwatch.py test FILTER [FILE...] (or --regex R)', os.EX_USAGE)
     spec, files = words[0], words[1:]
     name, bracket, more = spec.partition('[')
-    if name not in FILTERS and spec not in config.jails() and os.path.isfile(name) and '/' not in name:
+    if name not in FILTERS and spec not in config.jails() and os.path.isfile(
+        name) and '/' not in name:
         name = './' + name                         # a file that is called like a jail is not meant
     try:
         if name == 'all':
             given = filter_spec(spec)[1]
-            return {each: built_in_filter(each, given) for each in JAILS if each != 'recidive'}, files
+            return {each: built_in_filter(each, given) for each in JAILS
+                    if each != 'recidive'}, files
         if spec in config.jails():
             made = Jails(config, machine.filter_text, machine.guard).by_name[spec].filter
         else:
-            made = load_filter(name + bracket + more, {}, machine.filter_text, filter_folders(config.name), machine.guard)
+            made = load_filter(name + bracket + more, {}, machine.filter_text,
+                               filter_folders(config.name), machine.guard)
         if isinstance(made, History):
-            raise Problem('%s reads no log, it counts the bans of other jails (try replay)' % printable(spec), os.EX_USAGE)
+            raise Problem('%s reads no log, it counts the bans of other jails (try replay)'
+                          % printable(spec), os.EX_USAGE)
         return {spec: made}, files
     except ValueError as e:
         raise Problem(str(e), os.EX_CONFIG) from None
@@ -9504,7 +10037,8 @@ def test_filter(conf, options, words):
         if not 0 <= wall < 1e11:
             raise ValueError
     except ValueError:
-        raise Problem('--now %s is not a number of seconds' % printable(options['now']), os.EX_USAGE) from None
+        raise Problem('--now %s is not a number of seconds' % printable(options['now']),
+                      os.EX_USAGE) from None
     trial, matches = Trial(filters, wall), 0
     for name in files or ['-' if not sys.stdin.isatty() else default_log(machine)]:
         for block in log_blocks(name):
@@ -9515,7 +10049,8 @@ def test_filter(conf, options, words):
                 if 'json' in options:
                     print(json.dumps({
                         'line': n, 'match': match, 'ip': found.ip if match else None,
-                        'user': found.user if match else None, 'time': found.when if match else None,
+                        'user': found.user if match else None, 'time': found.when if match
+                        else None,
                         'filter': by if match else None, 'failures': failures,
                         'why': found.why if found else ''}))
                 else:
@@ -9526,25 +10061,30 @@ def test_filter(conf, options, words):
 
 
 COMMANDS['test'] = Verb(
-    'FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0, ANY,
+    'FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0,
+    ANY,
     'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
-    '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all', test_filter)
+    '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all',
+    test_filter)
 COMMANDS['replay'] = Verb(
     '[FILE...] [--json]', ['json'], 0, ANY,
     'who would have been banned by these logs (- is standard input); touches nothing', replay_logs)
 
 
 # ---- Doctor --------------------------------------------------------------------------------
-# Owns: nothing. Looks at the machine as an experienced friend would. Always true: nothing is changed
-# that is not ours; a check that fails, or cannot be made, does not keep the others from being made.
+# Owns: nothing. Looks at the machine as an experienced friend would. Always true: nothing is
+# changed that is not ours; a check that fails, or cannot be made, does not keep the others from
+# being made.
 
 OK, WARNING, PROBLEM = 'ok', 'warning', 'PROBLEM'
 Finding = collections.namedtuple('Finding', 'level text remedy')
 Finding.__new__.__defaults__ = '',
-MARKER_SECONDS, LOOK_SECONDS = 3, 10           # the daemon answers after 13 s at the latest, and is waited for 15
+# the daemon answers after 13 s at the latest, and is waited for 15
+MARKER_SECONDS, LOOK_SECONDS = 3, 10
 FINDING_LENGTH = 190                                # characters of a finding
 LITTLE_FLASH, LITTLE_RAM = 1 << 20, 8 << 10    # bytes, kB that should be free
-RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker': 'sshguard', 'crowdsec': 'crowdsec', 'denyhosts.py': 'denyhosts'}
+RIVALS = {'fail2ban-server': 'fail2ban', 'sshguard': 'sshguard', 'sshg-blocker': 'sshguard',
+          'crowdsec': 'crowdsec', 'denyhosts.py': 'denyhosts'}
 RIVAL_SCRIPTS = {'/etc/init.d/banip': 'banIP', '/etc/init.d/bearDropper': 'bearDropper'}
 
 
@@ -9557,7 +10097,8 @@ def readable_conf(name):
 
 
 class Doctor:
-    """What the checks need to know; `answer` is what the daemon says of itself, None if there is none."""
+    """What the checks need to know; `answer` is what the daemon says of itself, None if there is
+    none."""
 
     def __init__(self, machine, conf, mail):
         self.machine, self.conf, self.mail = machine, conf, mail
@@ -9570,7 +10111,8 @@ class Doctor:
             if conf != '-':                        # which has been read
                 self.config = readable_conf(conf)
         try:
-            self.answer = ask_daemon(self.config, {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
+            self.answer = ask_daemon(self.config,
+                                     {'do': 'status', 'look': True, 'patience': LOOK_SECONDS})
         except Problem as e:
             self.absent = str(e)
 
@@ -9597,16 +10139,20 @@ def check_python(doctor):
     if sys.version_info < (3, 7):
         yield Finding(PROBLEM, 'Python %s is too old' % version, 'use 3.7 or later')
     elif missing:
-        yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)), 'install the whole python3')
+        yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)),
+                      'install the whole python3')
     elif doctor.machine.launched() and not doctor.machine.compiled(os.path.realpath(__file__)):
-        yield Finding(WARNING, 'Python %s is not the one that banwatch was compiled for: it starts slower' % version, 'banwatch install')
+        yield Finding(WARNING,
+                      'Python %s is not the one that banwatch was compiled for: it starts slower'
+                      % version, 'banwatch install')
     else:
         yield Finding(OK, 'Python %s, with all that is needed' % version)
 
 
 def check_conf(doctor):
     for text in doctor.mistakes:
-        yield Finding(PROBLEM, text, 'mend it: a running daemon keeps its old conf, a new one does not start')
+        yield Finding(PROBLEM, text,
+                      'mend it: a running daemon keeps its old conf, a new one does not start')
     if not doctor.mistakes:
         yield Finding(OK, 'conf: %s' % doctor.config.name)
 
@@ -9614,12 +10160,16 @@ def check_conf(doctor):
 def check_daemon(doctor):
     if doctor.answer is None:
         yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; ' + (
-            'restart it' if 'not answer' in doctor.absent else 'at each boot it starts after: banwatch.py install'))
+            'restart it' if 'not answer' in doctor.absent
+            else 'at each boot it starts after: banwatch.py install'))
         return
     if doctor.answer['version'] != VERSION:
-        yield Finding(WARNING, 'daemon: it still is banwatch %s, this is %s' % (doctor.answer['version'], VERSION), 'restart it')
+        yield Finding(WARNING,
+                      'daemon: it still is banwatch %s, this is %s'
+                      % (doctor.answer['version'], VERSION), 'restart it')
     yield Finding(OK, 'daemon: pid %d, up %s, %s kB' % (
-        doctor.answer['pid'], duration_text(doctor.answer['uptime']), format(doctor.answer['memory'], ',')))
+        doctor.answer['pid'], duration_text(doctor.answer['uptime']),
+        format(doctor.answer['memory'], ',')))
     told = [with_name(wall['name'], wall['trouble']) for wall in doctor.answer['firewall']]
     for text in doctor.answer['wrong']:
         if text not in told:                       # check_firewall's
@@ -9634,18 +10184,24 @@ def check_log(doctor):
         yield Finding(OK, 'log: %s, which is not asked from here' % meant)
         return
     if not machine.which('logger'):
-        yield Finding(WARNING, 'log: there is no `logger` to try it with', 'see whether `status` counts its lines')
+        yield Finding(WARNING, 'log: there is no `logger` to try it with',
+                      'see whether `status` counts its lines')
         return
     mark = 'log check %d, level ' % (machine.wall() * 1000)
-    for level in ('warning', 'info'):              # dropbear's failures are of the first, those of sshd of the second
-        problem, _ = run_now(machine, Command(['logger', '-t', 'banwatch', '-p', 'authpriv.' + level, mark + level]), 5)
+    for level in ('warning',
+                  'info'):  # dropbear's failures are of the first, those of sshd of the second
+        problem, _ = run_now(machine,
+                             Command(
+                                 ['logger', '-t', 'banwatch', '-p', 'authpriv.' + level,
+                                  mark + level]), 5)
         if problem:
             yield Finding(PROBLEM, 'log: %s' % problem, 'is the log daemon running?')
             return
     until = machine.ticks() + MARKER_SECONDS
     while True:
         # busybox has no -l, and a script of OpenWrt's syslog-ng little else
-        said = (doctor.run('logread', '-l', '50') or doctor.run('logread') or '') if meant == 'logread' else ''.join(
+        said = (doctor.run('logread', '-l', '50') or doctor.run('logread')
+                or '') if meant == 'logread' else ''.join(
             machine.end_of(path, 1 << 16) for path in glob.glob(meant))
         if mark + 'info' in said or machine.ticks() >= until:
             break
@@ -9653,7 +10209,9 @@ def check_log(doctor):
     if mark + 'info' in said:
         yield Finding(OK, 'log: what is logged comes through %s' % meant)
     elif mark + 'warning' in said:
-        yield Finding(PROBLEM, 'log: %s shows warnings only; what sshd says of failures is of level info' % meant,
+        yield Finding(PROBLEM,
+                      'log: %s shows warnings only; what sshd says of failures is of level info'
+                      % meant,
                       'let the log daemon write `authpriv.info`; busybox syslogd: -l 8')
     else:
         yield Finding(PROBLEM, 'log: a line sent with `logger` does not come through %s' % meant,
@@ -9662,12 +10220,16 @@ def check_log(doctor):
 
 def check_log_level(doctor):
     """Settings that keep failed logins out of the log."""
-    text = doctor.run('sshd', '-T') or doctor.machine.read('/etc/ssh/sshd_config')      # -T: what it takes from all its files
-    level, names = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b', text), re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
+    # -T: what it takes from all its files
+    text = doctor.run('sshd', '-T') or doctor.machine.read('/etc/ssh/sshd_config')
+    level, names = re.search(r'(?mi)^\s*LogLevel\s+(QUIET|FATAL|ERROR)\b',
+                             text), re.search(r'(?mi)^\s*UseDNS\s+yes\b', text)
     if level:
-        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % level.group(1), 'set LogLevel INFO in /etc/ssh/sshd_config')
+        yield Finding(PROBLEM, 'sshd logs no failures: LogLevel %s' % level.group(1),
+                      'set LogLevel INFO in /etc/ssh/sshd_config')
     if names:
-        yield Finding(WARNING, 'sshd logs names instead of addresses: UseDNS yes', 'set UseDNS no, or those are never banned')
+        yield Finding(WARNING, 'sshd logs names instead of addresses: UseDNS yes',
+                      'set UseDNS no, or those are never banned')
     if not (level or names):
         yield Finding(OK, 'log levels: failed logins are not hidden, as far as is known')
 
@@ -9675,69 +10237,90 @@ def check_log_level(doctor):
 def check_firewall(doctor):
     for wall in doctor.answer['firewall'] if doctor.answer else ():
         if wall['trouble']:
-            yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']), 'new bans stop nobody there until that is mended; it is tried again')
+            yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']),
+                          'new bans stop nobody there until that is mended; it is tried again')
         elif wall['pending']:
-            yield Finding(WARNING, '%s: does not answer yet' % wall['name'], 'ask again in a minute')
+            yield Finding(WARNING, '%s: does not answer yet' % wall['name'],
+                          'ask again in a minute')
         elif wall['name'] == 'none':
             yield Finding(WARNING, 'firewall = none: nobody is blocked', 'set firewall = auto')
         elif wall['name'] == 'command':
             yield Finding(OK, 'firewall = command: what `action` runs has to block')
         elif wall['mended']:
-            yield Finding(WARNING, '%s: its rules were not as they should be, and are again: %s' % (wall['name'], wall['mended']),
+            yield Finding(WARNING,
+                          '%s: its rules were not as they should be, and are again: %s'
+                          % (wall['name'], wall['mended']),
                           'what else changes the firewall? banwatch looks after it each minute')
         else:
-            yield Finding(OK, '%s: its rules stand first, with %s' % (wall['name'], plural(wall['rules'], 'ban')))
+            yield Finding(OK,
+                          '%s: its rules stand first, with %s'
+                          % (wall['name'], plural(wall['rules'], 'ban')))
     if not doctor.answer and not any(doctor.machine.which(tool) for tool in ('nft', 'iptables')):
-        yield Finding(PROBLEM, 'there is neither nft nor iptables', 'install nftables, or iptables and ipset')
+        yield Finding(PROBLEM, 'there is neither nft nor iptables',
+                      'install nftables, or iptables and ipset')
 
 
 TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody has
 
 
 def check_drops(doctor):
-    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their own."""
-    kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']] if doctor.answer else []
-    made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4), 'ipset': functools.partial(IPSet, 4)}
+    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their
+    own."""
+    kinds = [wall['name'] for wall in doctor.answer['firewall']
+             if not wall['trouble']] if doctor.answer else []
+    made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4),
+            'ipset': functools.partial(IPSet, 4)}
     for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
         door = Scope((), '', True)
         trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
         remove_trial_rules(doctor.machine, trial)            # what a doctor has left who was killed
         if not doctor.machine.passes(TRIAL_IP):
-            yield Finding(WARNING, '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP), 'another firewall shuts the loopback')
+            yield Finding(WARNING,
+                          '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP),
+                          'another firewall shuts the loopback')
             continue
         problem, passes = packet_is_dropped(doctor.machine, trial, door)
         if problem:
             yield Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
         elif passes:
-            yield Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind, 'set `firewall` to another kind')
+            yield Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind,
+                          'set `firewall` to another kind')
         else:
             yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
 
 
 def list_trial_rules(machine, trial):
-    return [None if problem else output for problem, output in (run_now(machine, command) for command in trial.check({}))]
+    return [None if problem else output for problem,
+            output in (run_now(machine, command) for command in trial.check({}))]
 
 
 def run_commands(machine, commands):
-    return next((problem for problem, _ in (run_now(machine, command) for command in commands) if problem), '')
+    return next(
+        (problem for problem, _ in (run_now(machine, command) for command in commands) if problem),
+        '')
 
 
 def remove_trial_rules(machine, trial):
     """Takes the rules on trial out of the kernel; '' or what is in the way."""
     there = list_trial_rules(machine, trial)
-    return 'its rules cannot be read' if there[0] is None else run_commands(machine, trial.stop(there))
+    return 'its rules cannot be read' if there[0] is None else run_commands(
+        machine, trial.stop(there))
 
 
 def packet_is_dropped(machine, trial, door):
-    """(problem or '', whether a packet comes through all the same), with the rules of a firewall on trial."""
+    """(problem or '', whether a packet comes through all the same), with the rules of a firewall on
+    trial."""
     before = list_trial_rules(machine, trial)
     if before[0] is None:
         return 'its rules cannot be read', None
-    if trial.name != 'nft':                        # behind the daemon's own jump, which has to stand first
-        trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row) for row in trial.listing(before[0])[1]['INPUT'][:1])
+    if trial.name != 'nft':  # behind the daemon's own jump, which has to stand first
+        trial.rank = 1 + any(re.match('-A INPUT -j %s' % OURS, row)
+                             for row in trial.listing(before[0])[1]['INPUT'][:1])
     passes = None
     try:
-        problem = run_commands(machine, trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE}, machine.ticks()))
+        problem = run_commands(machine,
+                               trial.rebuild(before, {(TRIAL_IP, door): machine.ticks() + MINUTE},
+                                             machine.ticks()))
         passes = not problem and machine.passes(TRIAL_IP)
     finally:
         left = remove_trial_rules(machine, trial)
@@ -9749,18 +10332,22 @@ def check_offload(doctor):
         if doctor.machine.which('conntrack'):
             yield Finding(OK, 'flows are offloaded; conntrack ends those of who is banned')
         else:
-            yield Finding(WARNING, 'flows are offloaded: connections that are open when a ban comes go on', 'install conntrack')
+            yield Finding(WARNING,
+                          'flows are offloaded: connections that are open when a ban comes go on',
+                          'install conntrack')
 
 
 def check_clock(doctor):
     wall = doctor.machine.wall()
     if wall < SANE:
-        yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall), 'let ntpd set it; summaries wait for it')
+        yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall),
+                      'let ntpd set it; summaries wait for it')
         return
     zone = doctor.machine.read('/etc/TZ').strip()
     ours = time.localtime(wall).tm_zone            # strftime's %Z can be empty with musl
     if zone and os.environ.get('TZ', zone) != zone:
-        yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours), 'log in anew, and restart banwatch if it is older than the change')
+        yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours),
+                      'log in anew, and restart banwatch if it is older than the change')
     else:
         yield Finding(OK, 'clock: %s %s' % (clock_text(wall), ours))
 
@@ -9773,30 +10360,40 @@ def check_mail(doctor):
             command.argv[0], 'no program' if machine.exists(command.argv[0]) else 'not installed'),
             'install msmtp-mta, or read the summary with: banwatch.py report')
     elif not doctor.mail:
-        yield Finding(OK, 'mail: %s is there, for %s (doctor --mail tries it)' % (command.argv[0], settings['to']))
+        yield Finding(OK,
+                      'mail: %s is there, for %s (doctor --mail tries it)'
+                      % (command.argv[0], settings['to']))
     else:
         host = machine.host()
-        text = mime_message(headers_of(settings, host, '[%s] a test by banwatch doctor' % host, machine.wall(), machine.chance()),
+        text = mime_message(
+            headers_of(settings, host, '[%s] a test by banwatch doctor' % host, machine.wall(),
+                       machine.chance()),
                             'The daily summary will come this way.\n')
         problem, _ = run_now(machine, command._replace(stdin=text), MAIL_SECONDS)
         if problem:
-            yield Finding(PROBLEM, 'mail: %s' % problem, 'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta')
+            yield Finding(PROBLEM, 'mail: %s' % problem,
+                          'see `to` and `sendmail` in [report], and /etc/msmtprc for msmtp-mta')
         else:
-            yield Finding(OK, 'mail: %s has taken a test for %s; look whether it arrives' % (command.argv[0], settings['to']))
+            yield Finding(OK,
+                          'mail: %s has taken a test for %s; look whether it arrives'
+                          % (command.argv[0], settings['to']))
 
 
 def check_room(doctor):
     folder = os.path.dirname(doctor.config['state'])
     free = doctor.machine.free_bytes(folder)
     if free is None or not doctor.machine.writable(doctor.config['state']):
-        yield Finding(PROBLEM, '%s cannot be written' % folder, 'bans do not outlive a reboot; set `state`')
+        yield Finding(PROBLEM, '%s cannot be written' % folder,
+                      'bans do not outlive a reboot; set `state`')
     elif free < LITTLE_FLASH:
-        yield Finding(WARNING, '%s: %d kB are free' % (folder, free >> 10), 'make room: when it is full, bans do not outlive a reboot')
+        yield Finding(WARNING, '%s: %d kB are free' % (folder, free >> 10),
+                      'make room: when it is full, bans do not outlive a reboot')
     else:
         yield Finding(OK, '%s: %s kB are free' % (folder, format(free >> 10, ',')))
     m = re.search(r'MemAvailable:\s+(\d+)', doctor.machine.read('/proc/meminfo'))
     if m and int(m.group(1)) < LITTLE_RAM:
-        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','), 'lower `maxtracked` and `maxbans`')
+        yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','),
+                      'lower `maxtracked` and `maxbans`')
     elif m:
         yield Finding(OK, 'memory: %s kB are free' % format(int(m.group(1)), ','))
 
@@ -9805,20 +10402,28 @@ def check_jails(doctor):
     if not doctor.answer or doctor.answer['uptime'] < 7 * DAY:
         return
     for jail in doctor.answer['jails']:
-        if jail['filter'] and not jail['failures'] + jail['ignored'] and jail['jail'] in doctor.config.settings:
-            yield Finding(WARNING, '%s: not one failure for %s' % (jail['jail'], duration_text(doctor.answer['uptime'])),
-                          'does that daemon log where banwatch reads? Try: banwatch.py test %s LOGFILE' % shlex.quote(jail['filter']))
+        if jail['filter'] and not jail['failures'] + jail['ignored'] and jail[
+            'jail'] in doctor.config.settings:
+            yield Finding(WARNING,
+                          '%s: not one failure for %s'
+                          % (jail['jail'], duration_text(doctor.answer['uptime'])),
+                          'does that daemon log where banwatch '
+                          'reads? Try: banwatch.py test %s '
+                          'LOGFILE' % shlex.quote(jail['filter']))
 
 
 def check_rivals(doctor):
     machine = doctor.machine
     found = {RIVALS[name] for name in machine.processes() if name in RIVALS}
-    found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path) and glob.glob('/etc/rc.d/S*' + os.path.basename(path))}
+    found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path)
+              and glob.glob('/etc/rc.d/S*' + os.path.basename(path))}
     for name in sorted(found):
-        yield Finding(WARNING, '%s is here, too' % name, 'one of the two is enough; both do no harm')
+        yield Finding(WARNING, '%s is here, too' % name,
+                      'one of the two is enough; both do no harm')
 
 
-CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall, check_drops, check_offload, check_clock, check_mail,
+CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall,
+          check_drops, check_offload, check_clock, check_mail,
           check_room, check_jails, check_rivals)
 
 
@@ -9829,13 +10434,16 @@ def findings(doctor, checks=CHECKS):
         while True:
             try:
                 row = next(rows, None)
-            except Exception as e:                 # what a friend cannot see is no reason to go home
+            # what a friend cannot see is no reason to go home
+            except Exception as e:
                 row, rows = Finding(WARNING, '%s: could not be looked at: %s' % (
-                    check.__name__[6:], getattr(e, 'strerror', None) or repr(e)), 'the others are not affected'), iter(())
+                    check.__name__[6:], getattr(e, 'strerror', None) or repr(e)),
+                                    'the others are not affected'), iter(())
             if row is None:
                 break
             remedy = shortened(printable(row.remedy), FINDING_LENGTH - 60)
-            yield Finding(row.level, shortened(printable(row.text), FINDING_LENGTH - len(remedy) - 3), remedy)
+            yield Finding(row.level,
+                          shortened(printable(row.text), FINDING_LENGTH - len(remedy) - 3), remedy)
 
 
 def ask_doctor(conf, options, words):
@@ -9853,7 +10461,8 @@ def ask_doctor(conf, options, words):
 
 
 COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
-                          'look at this machine: what works, what does not, and the remedy; --mail sends a test mail', ask_doctor)
+                          'look at this machine: what works, what does not, and the '
+                          'remedy; --mail sends a test mail', ask_doctor)
 
 
 # ---- Install -------------------------------------------------------------------------------
@@ -9865,18 +10474,23 @@ CRON_TIME = '0 6 * * *'
 
 
 def find_init_system(machine, root, kind=None):
-    """The Place of that kind, or the one that fits the machine whose files lie under `root` ('' for this one)."""
+    """The Place of that kind, or the one that fits the machine whose files lie under `root` ('' for
+    this one)."""
     if kind is not None and kind not in INIT_SYSTEMS:
-        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(INIT_SYSTEMS)), os.EX_USAGE)
+        raise Problem('--kind %s: there are: %s' % (printable(kind), ' '.join(INIT_SYSTEMS)),
+                      os.EX_USAGE)
     if kind:
         return INIT_SYSTEMS[kind]
-    signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'), ('systemd', '/run/systemd/system')]
+    signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'),
+             ('systemd', '/run/systemd/system')]
     # a machine that runs has said by now what it runs on; an image may have the folders of both
     signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
     for kind, path in signs:
         if machine.exists(root + path):
             return INIT_SYSTEMS[kind]
-    raise Problem('no init system that is known here; name it with --kind (%s), or let yours run: banwatch.py run' % ' '.join(INIT_SYSTEMS))
+    raise Problem(
+        'no init system that is known here; name it with --kind (%s), or let yours run: '
+        'banwatch.py run' % ' '.join(INIT_SYSTEMS))
 
 
 class Installer:
@@ -9916,7 +10530,8 @@ class Installer:
         new = '\n'.join(missing + [''])
         # a last line without an end stays the last one, so that `uninstall` leaves no trace
         text = new + text if text and text[-1] != '\n' else text + new
-        self.say('\n    '.join(['%s: gets' % path] + missing), self.put, path, text, self.machine.mode(self.root + path, 0o644))
+        self.say('\n    '.join(['%s: gets' % path] + missing), self.put, path, text,
+                 self.machine.mode(self.root + path, 0o644))
 
     def drop_lines(self, path, wanted):
         """Takes lines out of a file that is not ours."""
@@ -9925,7 +10540,8 @@ class Installer:
         if text and not left:
             self.remove(path)
         elif text and left != text:
-            self.say('%s: loses our lines' % path, self.put, path, left, self.machine.mode(self.root + path, 0o644))
+            self.say('%s: loses our lines' % path, self.put, path, left,
+                     self.machine.mode(self.root + path, 0o644))
 
     def run(self, argv):
         if self.root:
@@ -9948,7 +10564,8 @@ class Installer:
         return self.library + '/banwatch.py'
 
     def cron_line(self):
-        words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf, 'report', '--send', '>/dev/null']
+        words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf,
+                 'report', '--send', '>/dev/null']
         return ' '.join(filter(None, words))
 
     def sends(self, line):
@@ -9960,7 +10577,8 @@ class Installer:
 
     def kept(self):
         """What a firmware upgrade is to keep."""
-        return [self.place.program, self.library + '/', self.place.init, self.place.conf, self.place.state] + list(self.place.links)
+        return [self.place.program, self.library + '/', self.place.init, self.place.conf,
+                self.place.state] + list(self.place.links)
 
     def conf_text(self):
         usual = Config()
@@ -9971,10 +10589,12 @@ class Installer:
     def install(self, source):
         """Puts everything in its place; `source` is the text of this program."""
         place = self.place
-        print('banwatch %s for %s%s' % (VERSION, place.name, ' under ' + self.root if self.root else ''))
+        print('banwatch %s for %s%s'
+              % (VERSION, place.name, ' under ' + self.root if self.root else ''))
         self.write(self.source(), source, 0o644)
         if not self.machine.compiled(self.root + self.source()):
-            self.say('%s: compiled for Python %d.%d, so that it starts sooner' % ((self.source(),) + sys.version_info[:2]),
+            self.say('%s: compiled for Python %d.%d, so that it starts sooner'
+                     % ((self.source(),) + sys.version_info[:2]),
                      self.machine.compile, self.root + self.source(), bool(self.root))
         self.write(place.program, LAUNCHER % (place.python, self.library, self.library), 0o755)
         if self.there(place.conf) is None:
@@ -9987,16 +10607,21 @@ class Installer:
         elif self.machine.exists(self.root + os.path.dirname(place.cron)) or not place.cron_user:
             self.add_lines(place.cron, [self.cron_line()])
         else:
-            print('%s: there is no such folder; let cron run each day: %s' % (os.path.dirname(place.cron), self.cron_line()))
+            print('%s: there is no such folder; let cron run each day: %s'
+                  % (os.path.dirname(place.cron), self.cron_line()))
         if place.keep:
             self.add_lines(place.keep, self.kept())
         for path, target in place.links.items() if self.root else ():
             if not os.path.islink(self.root + path):
                 self.say('%s: linked' % path, self.machine.link, target, self.root + path)
-        for argv in place.crond + place.start:     # who runs already what was there already is left alone
-            self.run(argv if self.changed else ['start' if word == 'restart' else word for word in argv])
-        if not self.root and not self.machine.which('sendmail') and not self.machine.exists('/usr/lib/sendmail'):
-            print('There is no sendmail yet: for the daily summary install msmtp-mta, and set `to` in %s.' % place.conf)
+        # who runs already what was there already is left alone
+        for argv in place.crond + place.start:
+            self.run(argv if self.changed
+                     else ['start' if word == 'restart' else word for word in argv])
+        if not self.root and not self.machine.which('sendmail') and not self.machine.exists(
+            '/usr/lib/sendmail'):
+            print('There is no sendmail yet: for the daily summary install '
+                  'msmtp-mta, and set `to` in %s.' % place.conf)
 
     def uninstall(self, state):
         """Takes out what `install` has put there; the state only if `state` says so."""
@@ -10008,13 +10633,15 @@ class Installer:
         for argv in place.gone:
             self.run(argv)
         if self.machine.exists(self.root + self.library):
-            self.say('%s: removed' % self.library, self.machine.remove_folder, self.root + self.library)
+            self.say('%s: removed' % self.library, self.machine.remove_folder,
+                     self.root + self.library)
         if place.cron_user:
             self.remove(place.cron)
         else:
             before = self.there(place.cron)
             self.drop_lines(place.cron, self.sends)
-            for argv in place.crond[-1:] if self.sends_any(before) else ():    # crond reads its file again only then
+            # crond reads its file again only then
+            for argv in place.crond[-1:] if self.sends_any(before) else ():
                 self.run(argv)
         if place.keep:
             self.drop_lines(place.keep, lambda line: line in self.kept())
@@ -10040,8 +10667,10 @@ def make_installer(options):
     if not (machine.root() or root or 'dry-run' in options):
         raise Problem('only root can do that (try --dry-run)', os.EX_NOPERM)
     if not (root or 'dry-run' in options):
-        machine.be_called('banwatch-setup')        # or Entware's `killall banwatch` would wait for us to end
-    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options, options.get('kind'))
+        machine.be_called(
+            'banwatch-setup')        # or Entware's `killall banwatch` would wait for us to end
+    return Installer(machine, os.path.abspath(root) if root else '', 'dry-run' in options,
+                     options.get('kind'))
 
 
 def install_here(conf, options, words):
@@ -10067,10 +10696,14 @@ def uninstall_here(conf, options, words):
 
 COMMANDS.update({
     'install': Verb('[--dry-run] [--root DIR] [--kind KIND]', ['dry-run', 'root=', 'kind='], 0, 0,
-                    'put it in its place: program, conf, init script, cron line; says each step; start it;\n'
-                    '      --root: into the files of an image; --kind: openwrt entware systemd sysvinit', install_here),
-    'uninstall': Verb('[--dry-run] [--root DIR] [--kind KIND] [--state]', ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
-                      'take all that out again; asks before the state, --state does not', uninstall_here)})
+                    'put it in its place: program, conf, init script, cron line; says each step; '
+                    'start it;\n      --root: into the files of an image; '
+                    '--kind: openwrt entware systemd sysvinit',
+                    install_here),
+    'uninstall': Verb('[--dry-run] [--root DIR] [--kind KIND] [--state]',
+                      ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
+                      'take all that out again; asks before the state, --state does not',
+                      uninstall_here)})
 
 
 # ==== Part III: the appendix. Data that functions of any part may read. ======================
@@ -11021,25 +11654,30 @@ def dispatch(argv):
         if '-V' in opened or '--version' in opened:
             return print_rows(['banwatch ' + VERSION])
         if not rest:
-            raise Problem('which command? (%s; --help tells more)' % ' '.join(COMMANDS), os.EX_USAGE)
+            raise Problem('which command? (%s; --help tells more)' % ' '.join(COMMANDS),
+                          os.EX_USAGE)
         verb = COMMANDS.get(rest[0])
         if verb is None:
             known = ' '.join(COMMANDS)
-            raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known), os.EX_USAGE)
+            raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known),
+                          os.EX_USAGE)
         short = 'c:hj:t:' if 'jail=' in verb.flags else 'c:h'
         options, words = getopt.gnu_getopt(rest[1:], short, verb.flags + ['help'])
     except getopt.GetoptError as e:
         raise Problem('%s (see --help)' % e, os.EX_USAGE) from None
     options = {SHORT.get(key, key.lstrip('-')): value for key, value in options}
     if 'help' in options or 'h' in options:
-        return print_rows([('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(), '  ' + verb.help])
+        return print_rows(
+            [('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(), '  ' + verb.help])
     if not verb.least <= len(words) <= verb.most:
-        raise Problem(('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(), os.EX_USAGE)
+        raise Problem(('usage: banwatch.py %s %s' % (rest[0], verb.arguments)).rstrip(),
+                      os.EX_USAGE)
     return verb.run(options.get('c', opened.get('-c')), options, words)
 
 
 def fill_standard_files():
-    """Opens /dev/null for those that were closed at our start: what is opened next would be taken for them."""
+    """Opens /dev/null for those that were closed at our start: what is opened next would be taken
+    for them."""
     for name, mode in ('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w'):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))
@@ -11047,7 +11685,8 @@ def fill_standard_files():
 
 def main(argv):
     fill_standard_files()
-    if hasattr(sys.stdout, 'reconfigure'):         # a terminal that lacks letters is no reason to fail
+    # a terminal that lacks letters is no reason to fail
+    if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = dispatch(argv)
@@ -11062,7 +11701,8 @@ def main(argv):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as e:
-        print('banwatch: %s: %s' % (e.filename or 'the system says', e.strerror or e), file=sys.stderr)
+        print('banwatch: %s: %s' % (e.filename or 'the system says', e.strerror or e),
+              file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what standard output still holds
         return 1
     except KeyboardInterrupt:
@@ -11070,7 +11710,8 @@ def main(argv):
 
 
 def leave(code):
-    """Ends the process, without taking it apart piece by piece as Python does: that takes longer than `status`."""
+    """Ends the process, without taking it apart piece by piece as Python does: that takes longer
+    than `status`."""
     for each in (sys.stdout, sys.stderr):
         try:
             each.flush()
