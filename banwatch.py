@@ -249,7 +249,7 @@ def wide_span(text):
     return net.version, first, first + net.num_addresses - 1
 
 
-def exempt(text, why):
+def make_exempt(text, why):
     """The Exempt of an address or network that must never be banned, because it is `why`."""
     return Exempt(*(span(network_of(text)) + ('%s (%s)' % (network_of(text), why),)))
 
@@ -287,7 +287,7 @@ def networks_overlap(one, other):
 @functools.lru_cache(maxsize=None)
 def never_banned():
     """Exempts of what is not a host: multicast, link-local, broadcast."""
-    return tuple(exempt(text, why) for text, why in (
+    return tuple(make_exempt(text, why) for text, why in (
         ('0.0.0.0', 'no address'), ('255.255.255.255', 'broadcast'), ('224.0.0.0/4', 'multicast'),
         ('169.254.0.0/16', 'link-local'), ('::', 'no address'), ('fe80::/10', 'link-local'),
         ('ff00::/8', 'multicast')))
@@ -407,7 +407,7 @@ def exempt_networks(text):
     found, bad = [], []
     for word in name_list(text):
         try:
-            found.append(exempt(network_of(word), 'ignoreip'))
+            found.append(make_exempt(network_of(word), 'ignoreip'))
         except ValueError:
             bad.append(word)
     if bad:
@@ -1363,6 +1363,8 @@ class DateFormat:
 
 
 def date_field(m):
+    """The regex of a field of a datepattern that m has found, as %d; ValueError if there is
+    none."""
     try:
         return DATE_FIELDS[m.group(1)]
     except KeyError:
@@ -1403,11 +1405,13 @@ def date_format(pattern, line):
 
 @functools.lru_cache(maxsize=1)
 def default_date_formats():
+    """The DateFormats of DATES, in their order; made once."""
     return [DateFormat(text) for text in DATES]
 
 
 @functools.lru_cache(maxsize=1)
 def anchored_date_formats():
+    """The same, at the beginning of a line, for those that may stand anywhere in one."""
     return [DateFormat(LINE_BEGIN + text) for text in DATES if text[0] not in '^{'
             and text != 'EPOCH']
 
@@ -1448,7 +1452,9 @@ def field_time(field, now):
     today = not month and not day
     hour = int(field.get('H') or 0)
     if field.get('I'):
-        hour = int(field['I']) % 12 + 12 * ((field.get('p') or '').lower() == 'pm')
+        hour = int(field['I']) % 12
+        if (field.get('p') or '').lower() == 'pm':
+            hour += 12
     clock = hour, int(field.get('M') or 0), int(field.get('S') or 0)
     if not 1 <= (day or 1) <= (366 if field.get('j') else 31):
         raise ValueError('no day')
@@ -1531,6 +1537,7 @@ class Runaway(Exception):
 
 
 def unguarded(search, *arguments):
+    """What a search finds, however long it takes: for tests and for regexes of this file."""
     return search(*arguments)
 
 
@@ -1638,10 +1645,14 @@ class Definition:
                          os.path.dirname(place))
             else:
                 places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
-                found = next(
-                    (self.fetch(f, name) + (f,)
-                     for f in places + [BUILT_IN] * (name == 'common.conf')
-                              if self.fetch(f, name)[0] is not None), (None, name, folder))
+                if name == 'common.conf':
+                    places.append(BUILT_IN)
+                found = None, name, folder
+                for place in places:
+                    text, where = self.fetch(place, name)
+                    if text is not None:
+                        found = text, where, place
+                        break
             text, where, at = found
             if text is None and not name.endswith('.local'):
                 self.missing.append('%s includes %s, which is not there' % (path, name))
@@ -1795,6 +1806,7 @@ def compile_line(text, multiline=False):
 
 
 def compile_regex(regex, flags, text):
+    """A regex, ready; ValueError names `text`, which is how its author wrote it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -1830,7 +1842,7 @@ def native_row(text, n):
     if re.search(r'(?<!\\)(?:\\\\)*\\[1-9]', text):
         raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))'
                          % quoted(text))
-    if any(inside and piece in ('\\D', '\\W') for piece, inside in pieces(text)):
+    if any(inside and piece in ('\\D', '\\W') for piece, inside in regex_pieces(text)):
         raise ValueError('%s: with `program`, there is no \\D or \\W in [...]' % quoted(text))
     body = re.sub('<(?:HOST|ADDR)>', r'\\[?(?P<ip%d>[\\w.:%%-]{1,255})\\]?' % n, text[1:])
     body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
@@ -1840,7 +1852,7 @@ def native_row(text, n):
     return one_line(body) + '(?P<end%d>)' % n
 
 
-def pieces(regex):
+def regex_pieces(regex):
     """Yields (text, is it inside of a class?) of a regex's smallest parts: 'a', '\\s', '[^', ']',
     '(', ')?'."""
     inside = False
@@ -1856,12 +1868,12 @@ def one_line(regex):
                    else {False: '[ \\t]', True: ' \\t'}[inside] if piece == '\\s'
                    else '[^%s\\n]' % piece.lower() if piece in ('\\D', '\\W') and not inside
                    else piece
-                   for piece, inside in pieces(regex))
+                   for piece, inside in regex_pieces(regex))
 
 
 def without_groups(regex):
     """`regex` with each (x) as (?:x)."""
-    found = list(pieces(regex))
+    found = list(regex_pieces(regex))
     return ''.join('(?:' if piece == '(' and not inside and found[n + 1:n + 2] != [('?', False)]
                    else piece
                    for n, (piece, inside) in enumerate(found))
@@ -1870,7 +1882,7 @@ def without_groups(regex):
 def optional_groups_as_branches(regex):
     """`regex` with each (x)? as ((x)|), which means the same to Python and costs it far less."""
     out, opened = [], []
-    for piece, inside in pieces(regex):
+    for piece, inside in regex_pieces(regex):
         if not inside and piece == '(':
             opened.append(len(out))
         elif not inside and piece[0] == ')':
@@ -1971,7 +1983,8 @@ def captured_address(text):
 
 
 @functools.lru_cache(maxsize=1024)
-def as_text(raw):                                  # of what is kept: a user's name
+def as_text(raw):
+    """The text of bytes of a log that are kept, such as a user's name: at most MOST_TEXT."""
     return raw[:MOST_TEXT].decode('utf-8', 'backslashreplace')
 
 
@@ -4345,14 +4358,15 @@ class Machine:
         for ip, peer, bits, index in addresses:
             name = interface(index)
             found += [(ip, 'this machine, %s' % name)]
-            found += [(peer, 'the other end of %s' % name)] * (peer != ip)
+            if peer != ip:
+                found += [(peer, 'the other end of %s' % name)]
             if index not in self.outward:
                 what = 'this machine' if name == 'lo' else 'the LAN, %s' % name
                 found += [('%s/%d' % (peer, bits), what)]
         rows = {}
         for text, why in found:
             try:
-                rows.setdefault(network_of(text), exempt(text, why))
+                rows.setdefault(network_of(text), make_exempt(text, why))
             except ValueError:
                 pass
         return list(rows.values())
@@ -4451,6 +4465,7 @@ class Machine:
 
 
 def interface(index):
+    """The name of a network interface, as br-lan."""
     try:
         return socket.if_indextoname(index)
     except OSError:
@@ -4507,6 +4522,7 @@ def netlink_dump(ask, answer):
 
 
 def netlink_attributes(body, at):
+    """Yields (kind, bytes) of each struct rtattr from `at` on: rtnetlink(7)."""
     while at + 4 <= len(body):
         size, kind = struct.unpack_from('=HH', body, at)
         if size < 4:
@@ -5023,6 +5039,7 @@ def lines_not_in(block, told):
 
 
 def is_checksums(position):
+    """True if this position is one in the output of a program: checksums of its last lines."""
     return type(position) is list and all(type(n) is int for n in position)
 
 
@@ -5097,6 +5114,7 @@ class OpenFile:
 
 
 def file_identity(info):
+    """(device, inode) of what stat has found: the same for a file under each of its names."""
     return info.st_dev, info.st_ino
 
 
@@ -5266,6 +5284,7 @@ class Tail(Source):
 
 
 def open_log(path):
+    """A descriptor of a log file, or of a FIFO without waiting for who writes to it; or OSError."""
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
@@ -6739,7 +6758,7 @@ def run_daemon(conf, options, words):
     machine.be_called('banwatch')
     if 'syslog' in options:
         machine.log_to_syslog()
-    daemon = Daemon(machine, config, lambda: reread_conf(conf), dry_run, requests=answers())
+    daemon = Daemon(machine, config, lambda: reread_conf(conf), dry_run, requests=request_table())
     pair = listen_to_signals(daemon.loop, daemon.signalled)
     try:
         daemon.start()
@@ -7153,7 +7172,7 @@ COMMANDS = {
 SHORT = {'-j': 'jail', '-t': 'time'}
 
 
-def answers():
+def request_table():
     """word -> what the daemon answers."""
     return {word: verb.answer for word, verb in COMMANDS.items() if verb.answer}
 
@@ -7438,7 +7457,8 @@ class LineFilter:
             users = fields.setdefault('users', set()) if new.get('user') else fields.get('users')
             if new.get('user') and len(users) < 3:             # two are asked for
                 users.add(new['user'])
-            fields.pop('nofail', None), fields.pop('mlfgained', None)
+            fields.pop('nofail', None)
+            fields.pop('mlfgained', None)
             if gained:
                 fields.pop('mlfpending', None)
             fields.update((key, value) for key, value in new.items() if value is not None)
@@ -7454,7 +7474,8 @@ class LineFilter:
                 shorten(self.connections, SESSIONS)
         # who has failed before, or tried two names, does not clear that with a login of his own
         if fields.pop('mlfpending', None) or users and len(users) > 1:
-            fields.pop('nofail', None), fields.pop('mlfgained', None)
+            fields.pop('nofail', None)
+            fields.pop('mlfgained', None)
         return fields
 
     def ran_away(self, wall):
@@ -8466,8 +8487,8 @@ class Digest:
                            clipped(unnamed(message)))
             # what is not to be shown may hold a password, and is not kept
             elif level != 'ignore':
-                tally.note('rules', (level, rule.name, text), n, now, now,
-                           [[now, shown]] * (rule.options['details'] != 'none'))
+                details = [] if rule.options['details'] == 'none' else [[now, shown]]
+                tally.note('rules', (level, rule.name, text), n, now, now, details)
             if rule.options['mail']:
                 yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
 
@@ -8608,6 +8629,7 @@ def without(block, explained):
 
 
 def program_of(line):
+    """The name of the program that wrote a line, or ''."""
     return (line.program or b'').decode('utf-8', 'replace')
 
 
@@ -9879,6 +9901,7 @@ class Replay:
 
 
 def replay_logs(conf, options, words):
+    """The command `replay`."""
     config, machine = read_conf(conf), Machine()
     trial = Replay(config, machine)
     for name in words or ['-' if not sys.stdin.isatty() else default_log(machine)]:
@@ -10030,6 +10053,7 @@ def built_in_filter(name, params):
 
 
 def test_filter(conf, options, words):
+    """The command `test`."""
     machine = Machine()
     filters, files = trial_filters(conf, machine, words, options)
     try:
@@ -10129,6 +10153,7 @@ class Doctor:
 
 
 def check_python(doctor):
+    """Are all modules there that some command needs? python3-light lacks several."""
     missing = []
     for name in LazyModule.names:
         try:
@@ -10150,6 +10175,7 @@ def check_python(doctor):
 
 
 def check_conf(doctor):
+    """Is the conf free of mistakes?"""
     for text in doctor.mistakes:
         yield Finding(PROBLEM, text,
                       'mend it: a running daemon keeps its old conf, a new one does not start')
@@ -10158,6 +10184,7 @@ def check_conf(doctor):
 
 
 def check_daemon(doctor):
+    """Does a daemon run, is it this version, does it read its logs, and what troubles it?"""
     if doctor.answer is None:
         yield Finding(PROBLEM, doctor.absent, 'nobody new is banned meanwhile; ' + (
             'restart it' if 'not answer' in doctor.absent
@@ -10235,6 +10262,7 @@ def check_log_level(doctor):
 
 
 def check_firewall(doctor):
+    """Do the daemon's rules stand, and would a rule of the trial's be obeyed?"""
     for wall in doctor.answer['firewall'] if doctor.answer else ():
         if wall['trouble']:
             yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']),
@@ -10290,11 +10318,13 @@ def check_drops(doctor):
 
 
 def list_trial_rules(machine, trial):
+    """What the firewall lists for each command of the trial; None for one that fails."""
     return [None if problem else output for problem,
             output in (run_now(machine, command) for command in trial.check({}))]
 
 
 def run_commands(machine, commands):
+    """Why the first of these commands that failed did so, or '': none is run after it."""
     return next(
         (problem for problem, _ in (run_now(machine, command) for command in commands) if problem),
         '')
@@ -10328,6 +10358,7 @@ def packet_is_dropped(machine, trial, door):
 
 
 def check_offload(doctor):
+    """Where flows bypass the firewall: can those of a banned address be ended?"""
     if doctor.answer and any(wall['offload'] for wall in doctor.answer['firewall']):
         if doctor.machine.which('conntrack'):
             yield Finding(OK, 'flows are offloaded; conntrack ends those of who is banned')
@@ -10338,6 +10369,7 @@ def check_offload(doctor):
 
 
 def check_clock(doctor):
+    """Is the clock set, and the time zone?"""
     wall = doctor.machine.wall()
     if wall < SANE:
         yield Finding(PROBLEM, 'the clock says %s' % clock_text(wall),
@@ -10353,6 +10385,7 @@ def check_clock(doctor):
 
 
 def check_mail(doctor):
+    """Is there a sendmail, and (if --mail was given) does it take a mail?"""
     machine, settings = doctor.machine, doctor.config.options('report')
     command = sendmail_command(machine, settings, '')
     if not machine.which(command.argv[0]):
@@ -10380,6 +10413,7 @@ def check_mail(doctor):
 
 
 def check_room(doctor):
+    """Can the state be written, and is there room for it?"""
     folder = os.path.dirname(doctor.config['state'])
     free = doctor.machine.free_bytes(folder)
     if free is None or not doctor.machine.writable(doctor.config['state']):
@@ -10399,6 +10433,7 @@ def check_room(doctor):
 
 
 def check_jails(doctor):
+    """Has a jail of the conf seen nothing for a week?"""
     if not doctor.answer or doctor.answer['uptime'] < 7 * DAY:
         return
     for jail in doctor.answer['jails']:
@@ -10413,6 +10448,7 @@ def check_jails(doctor):
 
 
 def check_rivals(doctor):
+    """Does something else here ban addresses, too?"""
     machine = doctor.machine
     found = {RIVALS[name] for name in machine.processes() if name in RIVALS}
     found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path)
@@ -10447,6 +10483,7 @@ def findings(doctor, checks=CHECKS):
 
 
 def ask_doctor(conf, options, words):
+    """The command `doctor`: prints all findings; 1 if one is a problem."""
     found, patient = [], Doctor(Quiet(), conf, 'mail' in options)
     if not (patient.answer or patient.machine.root()):         # a daemon that answers is his own
         raise Problem('only root sees its log, firewall and files (try sudo)', os.EX_NOPERM)
@@ -10471,6 +10508,7 @@ COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
 # is the same as once; a conf that somebody has changed, and the state, are never overwritten.
 
 CRON_TIME = '0 6 * * *'
+STEP_SECONDS = 60                    # for a program of the init system
 
 
 def find_init_system(machine, root, kind=None):
@@ -10484,7 +10522,9 @@ def find_init_system(machine, root, kind=None):
     signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'),
              ('systemd', '/run/systemd/system')]
     # a machine that runs has said by now what it runs on; an image may have the folders of both
-    signs += [('systemd', '/etc/systemd/system')] * bool(root) + [('sysvinit', '/etc/init.d')]
+    if root:
+        signs.append(('systemd', '/etc/systemd/system'))
+    signs.append(('sysvinit', '/etc/init.d'))
     for kind, path in signs:
         if machine.exists(root + path):
             return INIT_SYSTEMS[kind]
@@ -10547,7 +10587,7 @@ class Installer:
         if self.root:
             return
         self.say('runs: ' + ' '.join(argv))
-        problem = '' if self.dry_run else run_now(self.machine, Command(argv), MAIL_SECONDS)[0]
+        problem = '' if self.dry_run else run_now(self.machine, Command(argv), STEP_SECONDS)[0]
         if problem:
             print('    ' + problem)
 
@@ -10658,6 +10698,7 @@ class Installer:
 
 
 def make_installer(options):
+    """The Installer that the options ask for; Problem if they or this user cannot have it."""
     if options.get('root') == '':
         raise Problem('--root: which folder?', os.EX_USAGE)
     os.umask(0o022)                                # everybody may look, whatever root's shell says
@@ -10674,6 +10715,7 @@ def make_installer(options):
 
 
 def install_here(conf, options, words):
+    """The command `install`."""
     here = os.path.realpath(__file__)
     text = Machine().filter_text(here if here.endswith('.py') else here[:-1])
     if not text or not text.startswith('#!'):
@@ -10683,6 +10725,7 @@ def install_here(conf, options, words):
 
 
 def uninstall_here(conf, options, words):
+    """The command `uninstall`."""
     def state():
         if 'state' in options:
             return True
@@ -11386,13 +11429,13 @@ regex = ^(?:pam_\w+\([\w-]+:auth\): )?(?:authentication failure; logname=|auth c
 
 # hours east of Greenwich; an abbreviation means what most of its users mean
 ZONES = {'': 0, 'Z': 0, 'UTC': 0, 'GMT': 0, 'UT': 0, 'WET': 0}
-for hours, words in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
+ZONES.update((zone, hours) for hours, zones in ((-10, 'HST HAST'), (-9, 'AKST'), (-8, 'PST AKDT'), (-7, 'MST PDT'), (-6, 'CST MDT'), (-5, 'EST CDT ECT PET COT'),
                      (-4, 'AST EDT CLT BOT'), (-3, 'ART BRT ADT CLST UYT'), (-3.5, 'NST'), (-2.5, 'NDT'), (-2, 'BRST'), (-1, 'CVT AZOT'),
                      (1, 'CET WAT WEST BST DFT'), (2, 'CEST EET CAT SAST'), (3, 'EEST MSK EAT IDT'), (3.5, 'IRST'), (4, 'GST AZT SAMT'),
                      (4.5, 'AFT IRDT'), (5, 'PKT UZT YEKT MAWT'), (5.5, 'IST SLT'), (5.75, 'NPT'), (6, 'ALMT BTT NOVT OMST'), (6.5, 'MMT CCT'),
                      (7, 'ICT WIB THA KRAT'), (8, 'HKT SGT PHT MYT AWST WITA IRKT'), (9, 'JST KST WIT YAKT'), (9.5, 'ACST'), (10, 'AEST VLAT'),
-                     (10.5, 'ACDT'), (11, 'AEDT MAGT SBT NCT'), (12, 'NZST FJT PETT'), (13, 'NZDT')):
-    ZONES.update(dict.fromkeys(words.split(), hours))
+                     (10.5, 'ACDT'), (11, 'AEDT MAGT SBT NCT'), (12, 'NZST FJT PETT'), (13, 'NZDT'))
+             for zone in zones.split())
 
 # How programs write dates, by strptime's fields and fail2ban's own: %ExY is a year of this century,
 # %Exy, %Exm ... exactly two digits, %k and %l an hour that may be padded with a blank. An hour, a date
@@ -11684,6 +11727,7 @@ def fill_standard_files():
 
 
 def main(argv):
+    """Runs one command; returns the exit code of the program."""
     fill_standard_files()
     # a terminal that lacks letters is no reason to fail
     if hasattr(sys.stdout, 'reconfigure'):

@@ -46,9 +46,9 @@ class Router:
             str(self.folder / name) for name in ('log', 'run', 'state')) + self.conf
         config, problems = banwatch.read_config(text, 'banwatch.conf')
         assert problems == []
-        self.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN, br-lan')]
+        self.machine.nets = [banwatch.make_exempt('192.168.1.0/24', 'the LAN, br-lan')]
         self.machine.memory = lambda: (0, 1 << 20)
-        self.daemon = banwatch.Daemon(self.machine, config, requests=banwatch.answers())
+        self.daemon = banwatch.Daemon(self.machine, config, requests=banwatch.request_table())
         self.daemon.start()
         turn(self.daemon)
 

@@ -33,7 +33,7 @@ class House:
         return made
 
     def start(self):
-        self.daemon = banwatch.Daemon(self.machine, self.conf(), self.conf, wings=self.wings, requests=banwatch.answers())
+        self.daemon = banwatch.Daemon(self.machine, self.conf(), self.conf, wings=self.wings, requests=banwatch.request_table())
         self.daemon.start()
         self.turn()
 
@@ -178,7 +178,7 @@ def test_little_ram_means_fewer_bans(tmp_path):
 def test_an_address_that_becomes_ours_is_released_within_a_minute(house):
     house.fail('203.0.113.254', 3)
     assert house.banned() == ['203.0.113.254']
-    house.machine.nets = [banwatch.exempt('203.0.113.254', 'a gateway')]
+    house.machine.nets = [banwatch.make_exempt('203.0.113.254', 'a gateway')]
     house.pass_time(60)
     assert house.banned() == [] and house.machine.said('overlaps 203.0.113.254 (a gateway)')
 
@@ -187,7 +187,7 @@ def test_a_restored_ban_that_overlaps_ours_is_released(house):
     house.fail('192.168.1.7', 3)
     assert house.banned() == ['192.168.1.7']
     house.crash()
-    house.restart(nets=[banwatch.exempt('192.168.1.0/24', 'the LAN')])
+    house.restart(nets=[banwatch.make_exempt('192.168.1.0/24', 'the LAN')])
     assert house.banned() == []
 
 
@@ -196,7 +196,7 @@ def test_a_restored_ban_that_overlaps_ours_is_released(house):
     ('0.0.0.0/0', 'overlaps 192.168.1.0/24 (the LAN)'), ('::/0', 'overlaps'), ('127.0.0.1', 'overlaps 127.0.0.0/8'),
     ('fe80::1', 'overlaps fe80::/10 (link-local)')])
 def test_a_ban_by_hand_of_ours_is_refused_with_the_reason(house, net, why):
-    house.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN')]
+    house.machine.nets = [banwatch.make_exempt('192.168.1.0/24', 'the LAN')]
     house.pass_time(60)
     answer = house.ask('ban', networks=[net], seconds=60)
     assert answer['banned'] == [] and answer['refused'][0].startswith('%s: not banned: overlaps ' % net)
@@ -206,14 +206,14 @@ def test_a_ban_by_hand_of_ours_is_refused_with_the_reason(house, net, why):
 
 def test_rules_are_rendered_without_what_is_ours_even_if_a_ticket_slipped_in(tmp_path):
     house = House(tmp_path, firewall='iptables')
-    house.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN')]
+    house.machine.nets = [banwatch.make_exempt('192.168.1.0/24', 'the LAN')]
     house.daemon.protect()
     house.daemon.judge.bans.put(banwatch.Ticket('sshd', '192.168.1.7', 0, None, 1, 5), 0)
     assert house.daemon.wall.syncs[0].wanted() == {}
 
 
 def test_if_netlink_fails_the_last_known_networks_stay_protected(house):
-    house.machine.nets = [banwatch.exempt('192.168.1.0/24', 'the LAN')]
+    house.machine.nets = [banwatch.make_exempt('192.168.1.0/24', 'the LAN')]
     house.pass_time(60)
 
     def broken():
@@ -803,7 +803,7 @@ def test_a_runtime_folder_that_has_gone_is_made_anew_within_a_minute(house):
 def test_a_daemon_whose_folder_was_taken_by_another_one_gives_way(house):
     import shutil
     shutil.rmtree(str(house.folder / 'run'))
-    other = banwatch.Daemon(FakeMachine(), house.conf(), requests=banwatch.answers())
+    other = banwatch.Daemon(FakeMachine(), house.conf(), requests=banwatch.request_table())
     other.start()
     house.pass_time(60)
     assert house.daemon.stopping and house.machine.said('stopping: another banwatch is running')
@@ -973,7 +973,7 @@ def test_too_many_clients_are_turned_away(house):
 
 
 def test_a_second_daemon_is_refused(house):
-    second = banwatch.Daemon(FakeMachine(), house.conf(), requests=banwatch.answers())
+    second = banwatch.Daemon(FakeMachine(), house.conf(), requests=banwatch.request_table())
     with pytest.raises(banwatch.Problem, match='another banwatch is running'):
         second.start()
 
@@ -1013,7 +1013,7 @@ def test_dry_run_touches_nothing(tmp_path):
     machine = FakeMachine()
     conf, _ = banwatch.read_config('[banwatch]\nsource = fifo:%s\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxretry = 1\n' % (
         tmp_path / 'log', tmp_path / 'run', tmp_path / 'state'), 'c')
-    daemon = banwatch.Daemon(machine, conf, dry_run=True, requests=banwatch.answers())
+    daemon = banwatch.Daemon(machine, conf, dry_run=True, requests=banwatch.request_table())
     daemon.start()
     turn(daemon, 2)
     with open(str(tmp_path / 'log'), 'w') as f:

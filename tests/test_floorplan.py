@@ -231,3 +231,30 @@ def test_the_licence_stands_in_the_file():
 def test_the_map_in_the_preamble_names_every_section():
     for _, name in BANNERS:
         assert name in banwatch.__doc__
+
+
+def test_no_line_is_over_100_columns_but_for_regexes_of_the_appendix():
+    assert [n for n, line in enumerate(LINES, 1) if len(line) > 100 and section(n) != 'Appendix'] == []
+
+
+def test_no_local_name_hides_a_function_or_a_class_of_the_module():
+    top = {node.name for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    hidden = set()
+    for node in ast.walk(TREE):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            hidden |= {a.arg for a in node.args.args + node.args.kwonlyargs} & top
+            hidden |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} & top
+    assert hidden == set()
+
+
+def test_every_function_and_every_class_of_the_module_says_what_it_is():
+    assert [node.name for node in TREE.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not ast.get_docstring(node)] == []
+
+
+def test_statements_are_plain():
+    """No number times a truth value, no tuple for the sake of its calls."""
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            assert not isinstance(node.right, (ast.Compare, ast.BoolOp)), node.lineno
+            assert not (isinstance(node.right, ast.Call) and getattr(node.right.func, 'id', '') == 'bool'), node.lineno
+        assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Tuple)), node.lineno

@@ -150,7 +150,7 @@ class Router(Post):
     def __init__(self, life):
         self.life = life
         super().__init__()
-        self.nets = [banwatch.exempt(LAN + '0/24', 'the LAN, br-lan'), banwatch.exempt('198.51.100.1', 'a gateway')]
+        self.nets = [banwatch.make_exempt(LAN + '0/24', 'the LAN, br-lan'), banwatch.make_exempt('198.51.100.1', 'a gateway')]
 
     def run(self, command, done, seconds=10):
         life, name = self.life, command.argv[0]

@@ -741,7 +741,7 @@ def test_a_flood_while_one_is_on_its_way_neither_fills_the_memory_nor_goes_uncou
 
 def test_a_dry_run_mails_nothing(tmp_path):
     desk = Desk(tmp_path, FIRE)
-    daemon = banwatch.Daemon(desk.machine, desk.conf(), dry_run=True, requests=banwatch.answers())
+    daemon = banwatch.Daemon(desk.machine, desk.conf(), dry_run=True, requests=banwatch.request_table())
     daemon.consume(next(iter(desk.daemon.sources.values())), b'Thu Mar  7 12:34:56 2024 daemon.warn prog[7]: fire at home\n', 0)
     assert desk.mails() == []
 
