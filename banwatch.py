@@ -132,7 +132,9 @@ class Regex:
         for each in ('match', 'fullmatch', 'search', 'sub', 'split', 'findall', 'finditer'):
             # from now on there is nothing between
             setattr(self, each, getattr(made, each))
-        return self.__dict__[name] if name in self.__dict__ else getattr(made, name)
+        if name in self.__dict__:
+            return self.__dict__[name]
+        return getattr(made, name)
 
 
 class Ticket:
@@ -155,7 +157,9 @@ class Ticket:
 
     def left(self, now):
         """Seconds it still lasts, FOREVER for a permanent one."""
-        return FOREVER if self.until is None else max(0, self.until - now)
+        if self.until is None:
+            return FOREVER
+        return max(0, self.until - now)
 
 
 SECONDS = {'': 1, 's': 1, 'm': 60, 'h': 3600, 'd': 86400, 'w': 604800, 'mo': 2629800, 'y': 31557600}
@@ -172,7 +176,9 @@ def duration(text):
         end = part.end()
     if not end or end != len(text) or total > 100 * SECONDS['y']:
         raise ValueError('is not a duration (try 600, 10m, 2h30m, 7d)')
-    return int(total) if total == int(total) else total
+    if total == int(total):
+        return int(total)
+    return total
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,7 +199,9 @@ def duration_text(seconds):
 
 def for_text(seconds):
     """'for 10m', 'for ever'."""
-    return duration_text(seconds) if seconds == FOREVER else 'for ' + duration_text(seconds)
+    if seconds == FOREVER:
+        return duration_text(seconds)
+    return 'for ' + duration_text(seconds)
 
 
 # what `ipaddress` would take for IPv4, and print the same; most addresses are known by this,
@@ -227,10 +235,15 @@ def network_of(text, ipv4prefix=32, ipv6prefix=128):
             net = ipaddress.ip_network('%s/%d' % (mapped, net.prefixlen - 96))
     else:
         net = ipaddress.ip_network(address(text))
-        prefix = ipv4prefix if net.version == 4 else ipv6prefix
+        if net.version == 4:
+            prefix = ipv4prefix
+        else:
+            prefix = ipv6prefix
         if prefix != net.prefixlen:
             net = net.supernet(new_prefix=prefix)
-    return str(net) if net.prefixlen < net.max_prefixlen else str(net.network_address)
+    if net.prefixlen < net.max_prefixlen:
+        return str(net)
+    return str(net.network_address)
 
 
 def span(text):
@@ -274,7 +287,9 @@ def exempt_reason(text, ranges):
     version, first, last = span(text)
     firsts, lasts, whys = ranges[version]
     n = bisect.bisect_right(firsts, last) - 1
-    return whys[n] if n >= 0 and lasts[n] >= first else ''
+    if n >= 0 and lasts[n] >= first:
+        return whys[n]
+    return ''
 
 
 def networks_overlap(one, other):
@@ -295,7 +310,9 @@ def never_banned():
 
 def later_end(one, other):
     """The later one of two ends, None for never."""
-    return None if one is None or other is None else max(one, other)
+    if one is None or other is None:
+        return None
+    return max(one, other)
 
 
 def shorten(entries, most):
@@ -321,7 +338,9 @@ def quoted(text):
 
 def shortened(text, most):
     """A text of so many characters at most."""
-    return text if len(text) <= most else text[:most - 1] + '…'
+    if len(text) <= most:
+        return text
+    return text[:most - 1] + '…'
 
 
 def plural(n, word, many=''):
@@ -392,7 +411,9 @@ def positive_duration(text):
 
 def ban_seconds(text):
     """Seconds of a ban, FOREVER for -1."""
-    return FOREVER if text == '-1' else positive_duration(text)
+    if text == '-1':
+        return FOREVER
+    return positive_duration(text)
 
 
 def absolute_path(text):
@@ -452,7 +473,9 @@ def port_range(text):
     first, last = int(m.group(1)), int(m.group(2) or m.group(1))
     if not 0 < first <= last < 65536:
         return None
-    return str(first) if first == last else '%d:%d' % (first, last)
+    if first == last:
+        return str(first)
+    return '%d:%d' % (first, last)
 
 
 def one_of(*words):
@@ -582,7 +605,9 @@ def mailbox(text):
     """One of them, or none."""
     if ',' in text:
         raise ValueError('is more than one address')
-    return mailboxes(text) if text else ''
+    if text:
+        return mailboxes(text)
+    return ''
 
 
 def file_mode(text):
@@ -827,7 +852,10 @@ class Config:
         written = self.settings.get(section, {})
         if option in written:
             return written[option][0]
-        known = built_in_rules() if row.section == 'rule' else JAILS
+        if row.section == 'rule':
+            known = built_in_rules()
+        else:
+            known = JAILS
         # a built-in jail that is off is on as soon as its section stands in the conf
         if option in known.get(section, ()) and not (option == 'enabled'
                                                      and section in self.settings):
@@ -846,8 +874,13 @@ class Config:
     def where(self, section, option=None):
         """'file:line' of an option, or of its section."""
         written = self.settings.get(section, {}).get(option)
-        line = written[2] if written else self.heads.get(section)
-        return '%s:%d' % (self.name, line) if line else self.name
+        if written:
+            line = written[2]
+        else:
+            line = self.heads.get(section)
+        if line:
+            return '%s:%d' % (self.name, line)
+        return self.name
 
     def options(self, section):
         """All options of a section, name -> value."""
@@ -923,7 +956,10 @@ def read_config(text, name):
     """(Config, problems): the problems are 'file:line: what is wrong', all of them at once."""
     config, problems = Config(name), []
     for n, section, key, value in read_ini(text):
-        complaint = value if section is None else take_entry(config, n, section, key, value)
+        if section is None:
+            complaint = value
+        else:
+            complaint = take_entry(config, n, section, key, value)
         if complaint:
             problems.append('%s:%d: %s' % (name, n, complaint))
     return config, problems + lacking_actions(config)
@@ -934,7 +970,10 @@ def lacking_actions(config):
     found = set()
     for jail in [MANUAL] + config.jails():
         actions = config.get(jail, 'action')
-        section = jail if 'action' in config.settings.get(jail, ()) else 'DEFAULT'
+        if 'action' in config.settings.get(jail, ()):
+            section = jail
+        else:
+            section = 'DEFAULT'
         for name in actions:
             if 'action ' + name not in config.settings:
                 found.add('%s: action: there is no [action %s]' % (
@@ -984,10 +1023,15 @@ def option_hint(key, section):
     """A hint for a mistyped or misplaced option: ' (did you mean maxretry?)'."""
     there = [other for other, name in ROWS if name == key]
     if there:
-        name = there[0] + ' NAME' if there[0] in NAMED_SECTIONS else there[0]
+        if there[0] in NAMED_SECTIONS:
+            name = there[0] + ' NAME'
+        else:
+            name = there[0]
         return ' (it belongs into [%s])' % name
     meant = closest_word(key, [row.name for row in OPTIONS if row.section == kind_of(section)])
-    return ' (did you mean %s?)' % meant if meant else ''
+    if meant:
+        return ' (did you mean %s?)' % meant
+    return ''
 
 
 def closest_word(word, words):
@@ -998,14 +1042,18 @@ def closest_word(word, words):
 def choose_from(word, words, more=()):
     """'did you mean dhcp?', of these `words` or of `more`; or all words, if none is like it."""
     meant = closest_word(word, words + list(more))
-    return 'did you mean %s?' % meant if meant else 'there are: ' + ' '.join(words)
+    if meant:
+        return 'did you mean %s?' % meant
+    return 'there are: ' + ' '.join(words)
 
 
 def in_order(problems):
     """Problems ('file:line: ...') by line."""
     def line(text):
         m = re.search(r':(\d+): ', text)
-        return int(m.group(1)) if m else 0
+        if m:
+            return int(m.group(1))
+        return 0
     return sorted(problems, key=line)
 
 
@@ -1167,8 +1215,14 @@ def has_long(block):
 def plain_head(m):
     """RFC 5424's header as one of RFC 3164; '-' stands for a field that is not known."""
     priority, date, host, program, pid = m.groups()
-    date = b'' if date == b'-' else date + b' '
-    pid = b'[%s]' % pid if pid.isdigit() else b''
+    if date == b'-':
+        date = b''
+    else:
+        date = date + b' '
+    if pid.isdigit():
+        pid = b'[%s]' % pid
+    else:
+        pid = b''
     # of no facility that is believed more than others
     return b'\n<%d>%s%s %s%s: ' % (8 + (int(priority) & 7), date, host.replace(b':', b'.'), program,
                                    pid)
@@ -1234,13 +1288,22 @@ class Calendar:
             return when
         except (KeyError, TypeError):
             if date is not None:
-                when = self.parse(date) if type(date) is bytes else date
-                self.now = self.now if when is None else when
+                if type(date) is bytes:
+                    when = self.parse(date)
+                else:
+                    when = date
+                if when is None:
+                    self.now = self.now
+                else:
+                    self.now = when
             return self.now
 
     def parse(self, date):
         year = date[-5:] if date[-5:-4] == b' ' else b''              # logread's stands at the end
-        start, offset = (date[:-9] + year, date[-9:-5]) if year else (date[:-4], date[-4:])
+        if year:
+            start, offset = (date[:-9] + year, date[-9:-5])
+        else:
+            start, offset = (date[:-4], date[-4:])
         if offset not in OFFSETS:
             return date_time(date, self.today)
         if start not in self.starts:
@@ -1263,7 +1326,10 @@ def epoch(fields, offset):
         raise ValueError('no date')
     # Fliegel and Van Flandern (1968): days, in years that begin in March; calendar.timegm would
     # cost half a megabyte
-    years, months = (year + 4799, month + 9) if month < 3 else (year + 4800, month - 3)
+    if month < 3:
+        years, months = (year + 4799, month + 9)
+    else:
+        years, months = (year + 4800, month - 3)
     days = day + (153 * months
                   + 2) // 5 + 365 * years + years // 4 - years // 100 + years // 400 - 2472633
     return ((days * 24 + hour) * 60 + minute) * 60 + second - offset
@@ -1277,7 +1343,10 @@ def zone_seconds(zone):
     seconds = ZONES[m.group(1).upper()] * 3600
     if m.group(2):
         offset = int(m.group(3)) * 3600 + int(m.group(4) or 0) * 60
-        seconds += -offset if m.group(2) == '-' else offset
+        if m.group(2) == '-':
+            seconds += -offset
+        else:
+            seconds += offset
     return seconds
 
 
@@ -1313,9 +1382,15 @@ class DateFormat:
 
     def __init__(self, pattern):
         text, unbound = pattern, pattern.startswith('{UNB}')
-        text = text[5:] if unbound else text
+        if unbound:
+            text = text[5:]
+        else:
+            text = text
         begin = text.startswith(LINE_BEGIN)
-        text = text[len(LINE_BEGIN):] if begin else text
+        if begin:
+            text = text[len(LINE_BEGIN):]
+        else:
+            text = text
         word = text.lstrip('^').upper()
         # alone: at the beginning, in [brackets], or in audit(...:1)
         if word in EPOCHS:
@@ -1338,7 +1413,10 @@ class DateFormat:
         free_begin = unbound or text.startswith(('^', '(^', '(**', '**', '(?:^'))
         free_end = unbound or re.search(r'(?:\$\)?|\\b|\*\*\)*)$', text)
         text = re.sub(r'^(\(*)\*\*|\*\*(\)*)$', r'\1\2', re.sub(r'^(\(*)\*\*', r'\1', text))
-        text = text if free_end else text + r'(?=\b|\W|$)'
+        if free_end:
+            text = text
+        else:
+            text = text + r'(?=\b|\W|$)'
         if begin and not free_begin:
             text = r'^(?:\W{0,2})?' + text
         elif not free_begin:
@@ -1356,7 +1434,10 @@ class DateFormat:
             if len(self.times) > 256:
                 self.times.clear()
             try:
-                self.times[key] = field_time(m.groupdict(), now) if m.group(self.group) else None
+                if m.group(self.group):
+                    self.times[key] = field_time(m.groupdict(), now)
+                else:
+                    self.times[key] = None
             except (ValueError, OverflowError, KeyError):
                 self.times[key] = None
         return self.times[key]
@@ -1441,9 +1522,20 @@ def field_time(field, now):
     if field.get('tai'):
         return int(field['tai'][1:16], 16)
     zone = field.get('z') or field.get('Z')
-    offset = zone_seconds(zone) if zone else None
-    here = time.localtime(now) if zone is None else time.gmtime(now + offset)
-    year = int(field['Y']) if field.get('Y') else 2000 + int(field['y']) if field.get('y') else None
+    if zone:
+        offset = zone_seconds(zone)
+    else:
+        offset = None
+    if zone is None:
+        here = time.localtime(now)
+    else:
+        here = time.gmtime(now + offset)
+    if field.get('Y'):
+        year = int(field['Y'])
+    elif field.get('y'):
+        year = 2000 + int(field['y'])
+    else:
+        year = None
     month = field.get('b') or field.get('B') or field.get('m')
     month = month and (int(month) if month.isdigit() else MONTHS.index(month[:3].title()) + 1)
     day = field.get('d') and int(field['d'])
@@ -1463,11 +1555,16 @@ def field_time(field, now):
         return epoch((year, month, day) + clock, offset)
     if today:
         when = moment(here.tm_year, here.tm_mon, here.tm_mday)
-        return when if when <= now else moment(here.tm_year, here.tm_mon, here.tm_mday - 1)
+        if when <= now:
+            return when
+        return moment(here.tm_year, here.tm_mon, here.tm_mday - 1)
     # 2096 is 8 years before 2104
     for year in [year] if year else range(here.tm_year, here.tm_year - 9, -1):
         when = moment(year, month or 1, day or 1)
-        there = time.localtime(when) if offset is None else time.gmtime(when + offset)
+        if offset is None:
+            there = time.localtime(when)
+        else:
+            there = time.gmtime(when + offset)
         if field.get('j') or there.tm_mday == (day
                                                or 1) and (field.get('Y') or field.get('y')
                                                           or when <= now + 86400):
@@ -1552,7 +1649,9 @@ PARAMETER = Regex(
 
 def conf_folder(conf):
     """The folder that a conf file lies in, '' if there is no such file."""
-    return '' if conf in (NO_CONF, '-') else os.path.dirname(os.path.abspath(conf))
+    if conf in (NO_CONF, '-'):
+        return ''
+    return os.path.dirname(os.path.abspath(conf))
 
 
 def filter_folders(conf):
@@ -1605,7 +1704,10 @@ class Definition:
             if text is None and file != name + '.conf':
                 text, path = self.fetch(folder, name + '.conf')
             if text is not None:
-                self.origin = BUILT_IN if folder == BUILT_IN else path
+                if folder == BUILT_IN:
+                    self.origin = BUILT_IN
+                else:
+                    self.origin = path
                 self.take(path, text, folder)
                 break
         for path, text, folder in later:
@@ -1664,7 +1766,9 @@ class Definition:
     def last(self, section, option, back=0):
         """(text, where) of an option as it stands in a section; None if it does not."""
         rows = self.sections.get(section, {}).get(option, ())
-        return rows[-1 - back] if len(rows) > back else None
+        if len(rows) > back:
+            return rows[-1 - back]
+        return None
 
     def meaning(self, failregex, ignoreregex):
         """What two filters that mean the same have in common."""
@@ -1690,7 +1794,9 @@ class Definition:
             row = self.last(section, option)
             if row and option not in self.params:
                 return row[1]
-        return self.origin if self.sections else ''
+        if self.sections:
+            return self.origin
+        return ''
 
     def get(self, option, default=''):
         """The text of an option with everything filled in; ValueError if that cannot be done."""
@@ -1731,7 +1837,10 @@ class Definition:
             again = 0
             # what it was before this file, or above this section
             if at == 'known':
-                again = back + 1 if name == option else 1
+                if name == option:
+                    again = back + 1
+                else:
+                    again = 1
                 found = self.last(section, name,
                                   again) or self.last('DEFAULT', name) or self.last('Init', name)
             elif not at:
@@ -1742,7 +1851,10 @@ class Definition:
                            (self.last(s, name)
                             for s in (section, 'DEFAULT', 'Definition', 'Init'))), None)
             else:
-                at = 'DEFAULT' if at == 'default' else at
+                if at == 'default':
+                    at = 'DEFAULT'
+                else:
+                    at = at
                 found = self.last(at, name) or self.last('DEFAULT', name)
             if found is None:
                 raise ValueError('%s is not defined anywhere' % quoted(m.group()))
@@ -1774,10 +1886,15 @@ class Definition:
                             option) or self.sections.get(at) is not None and self.last(
                                 'DEFAULT', option)
             found = row and (row[0], at)
-        text = self.interpolated(found[0], found[1], name) if found else ''
+        if found:
+            text = self.interpolated(found[0], found[1], name)
+        else:
+            text = ''
         if m.group() in text:
             raise ValueError('a <tag> stands in itself')
-        return text if found else m.group()
+        if found:
+            return text
+        return m.group()
 
 
 # regexes
@@ -1799,7 +1916,9 @@ def compile_line(text, multiline=False):
         if field is None or closing and name not in opened:
             return m.group()
         opened.add(name)
-        return ')' if closing else '(?P<%s>' % TAG_NAMES.get(field.group(1), field.group(1).lower())
+        if closing:
+            return ')'
+        return '(?P<%s>' % TAG_NAMES.get(field.group(1), field.group(1).lower())
     regex = re.sub(r'<(/?)([\w-]+/?)>', replace, text)
     regex = re.sub(r'(?<!\\)\((?:\?:)?(\(\?[a-z]+)\)', r'\1:', regex)      # ((?i)x) is (?i:x) today
     return compile_regex(regex, re.M if multiline else 0, text)
@@ -1848,7 +1967,10 @@ def native_row(text, n):
     body = re.sub('<(/?)F-([A-Z]+)>', lambda m: ')' if m.group(1) else (
         '(?P<%s%d>' % (m.group(2).lower(), n)
         if m.group(2) in ('USER', 'MLFID', 'DISTINCT', 'TIMES') else '(?:'), body)
-    body = body[:-1] if re.search(r'(?<!\\)(?:\\\\)*\$$', body) else body + '.*'
+    if re.search(r'(?<!\\)(?:\\\\)*\$$', body):
+        body = body[:-1]
+    else:
+        body = body + '.*'
     return one_line(body) + '(?P<end%d>)' % n
 
 
@@ -1859,7 +1981,10 @@ def regex_pieces(regex):
     for m in re.finditer(r'\\.|\[\^?\]?|\)\?(?!\?)|.', regex, re.S):
         piece = m.group()
         yield piece, inside
-        inside = piece != ']' if inside else piece[0] == '['
+        if inside:
+            inside = piece != ']'
+        else:
+            inside = piece[0] == '['
 
 
 def one_line(regex):
@@ -1889,7 +2014,10 @@ def optional_groups_as_branches(regex):
             start = opened.pop()
             if piece == ')?':
                 plain = out[start + 1:start + 3] == ['?', ':']
-                out[start:start], piece = ([], '|)') if plain else (['(?:'], ')|)')
+                if plain:
+                    out[start:start], piece = ([], '|)')
+                else:
+                    out[start:start], piece = (['(?:'], ')|)')
         out.append(piece)
     return ''.join(out)
 
@@ -1904,7 +2032,10 @@ def required_literals(pattern, flags):
     """All such sets that a regex with these flags has, small ones first."""
     if flags & re.I:
         return []
-    coding = 'latin-1' if isinstance(pattern, bytes) else 'utf-8'
+    if isinstance(pattern, bytes):
+        coding = 'latin-1'
+    else:
+        coding = 'utf-8'
     sets = literal_sets(parsed(pattern, flags & re.M), coding)
     return sorted((found for found in sets if found and min(map(len, found)) > 2), key=len)
 
@@ -1954,7 +2085,9 @@ def literal_sets(parts, coding='utf-8'):
 
 def only_literal(texts):
     """The one text (str) of a set that has no other; else '', which stands in everything."""
-    return min(texts).decode('utf-8') if texts and len(texts) == 1 else ''
+    if texts and len(texts) == 1:
+        return min(texts).decode('utf-8')
+    return ''
 
 
 def with_lines(block, texts):
@@ -1977,9 +2110,13 @@ def captured_address(text):
     """The address in `text` (bytes) as text, '' for a name, None for what looks like an address but
     is none."""
     try:
-        return text.decode() if IPV4_RAW.fullmatch(text) else address(text.decode())
+        if IPV4_RAW.fullmatch(text):
+            return text.decode()
+        return address(text.decode())
     except ValueError:
-        return None if re.match(br'[\d.]+$|.*:', text) else ''
+        if re.match(br'[\d.]+$|.*:', text):
+            return None
+        return ''
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2006,7 +2143,10 @@ class Session:
 def block_regex(tag, rest, texts, led, bare):
     """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
     written) of each row; is the regex to begin with the tag; may a line lack it?"""
-    whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest if bare else b'\n' + HEAD + tag + rest
+    if bare:
+        whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest
+    else:
+        whole = b'\n' + HEAD + tag + rest
     # a line has one tag: after it, it is not tried again
     if led and not bare:
         whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
@@ -2055,13 +2195,19 @@ class Filter:
                          for part in parts.groups())
         for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
             definition.told(option, compile_regex, text, 0, text)
-        kinds = [failregex] if failregex else paragraphs(definition.get('failregex'))
+        if failregex:
+            kinds = [failregex]
+        else:
+            kinds = paragraphs(definition.get('failregex'))
         texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
         rows = [definition.told('failregex', native_row, text, n) for n,
                 (_, text) in enumerate(texts)]
         self.ignore = [definition.told('ignoreregex', compile_line, text)
                        for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
-        begin = '(?P<begin>)' if self.ignore else ''
+        if self.ignore:
+            begin = '(?P<begin>)'
+        else:
+            begin = ''
         self.tag = TAG % one_line(program).encode()
         self.rest = ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode() + br'\r?$'
         self.texts = texts           # (kind, regex as it is written)
@@ -2116,7 +2262,10 @@ class Filter:
         if not all(any(text in block for text in texts) for texts in demanded):
             return
         pid_at = regex.groupindex['pid']
-        dates = DATE_GROUPS if bare else HEAD_DATES
+        if bare:
+            dates = DATE_GROUPS
+        else:
+            dates = HEAD_DATES
         led, latest = self.tag_is_literal and not bare, None
         end, size, shape, known_home = self.known_head
         width = len(shape)
@@ -2129,7 +2278,10 @@ class Filter:
                 continue
             kind, verdict, ip_at, user_at, child, special = row
             pid = m[pid_at]
-            ip = captured_address(m[ip_at]) if ip_at else None
+            if ip_at:
+                ip = captured_address(m[ip_at])
+            else:
+                ip = None
             if not led:
                 date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
             else:
@@ -2148,7 +2300,10 @@ class Filter:
             if explained is not None:              # not what only says so in its message
                 explained.append(m.start())
             identity = home, pid
-            session = sessions.get(identity) if pid else None
+            if pid:
+                session = sessions.get(identity)
+            else:
+                session = None
             if session and latest and ip == session.ip and verdict == FAIL and not (
                 special or self.ignore):
                 told = session.lines.get(kind, 0) + 1
@@ -2164,8 +2319,14 @@ class Filter:
             if ip_at and not ip:
                 self.names += ip == '' and verdict == FAIL
                 continue
-            user = m[user_at] if user_at else None
-            new = 1 if verdict == FAIL else 0
+            if user_at:
+                user = m[user_at]
+            else:
+                user = None
+            if verdict == FAIL:
+                new = 1
+            else:
+                new = 0
             if special:
                 pid, new = self.special(m, special, ip, when, pid, new)
                 identity = home, pid
@@ -2177,8 +2338,14 @@ class Filter:
                 ip, user, new = self.add_line(session, identity, ip, user, kind, verdict, child,
                                               new)
             if new > 0 and ip:
-                name = as_text(user) if user and verdict == FAIL else None
-                told = self.told(block, m, name) if self.keep_matches else None
+                if user and verdict == FAIL:
+                    name = as_text(user)
+                else:
+                    name = None
+                if self.keep_matches:
+                    told = self.told(block, m, name)
+                else:
+                    told = None
                 yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
                 # what comes later under this pid is another connection
@@ -2318,7 +2485,9 @@ class Filter:
         seen = self.distinct.pop((ip, text), None)
         self.distinct[ip, text] = when
         shorten(self.distinct, 10 * SESSIONS)
-        return 1 if seen is None or when - seen > SESSION_SECONDS else 0
+        if seen is None or when - seen > SESSION_SECONDS:
+            return 1
+        return 0
 
     def examine(self, block, wall):
         """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is
@@ -2346,19 +2515,32 @@ class Filter:
         for m in found:
             if rows[m.lastindex] is None:
                 continue
-            head = self.head(block[1:m.start()]) if self.tag_is_literal and not bare else (
-                first_group(m, DATE_GROUPS if bare else HEAD_DATES), None)
+            if self.tag_is_literal and not bare:
+                head = self.head(block[1:m.start()])
+            else:
+                head = (first_group(m, DATE_GROUPS if bare else HEAD_DATES), None)
             if head:
                 break
         else:
             return None
         row, date = rows[m.lastindex], head[0]
-        ip = captured_address(m[row.ip]) if row.ip else None
-        user = m[row.user] if row.user else None
+        if row.ip:
+            ip = captured_address(m[row.ip])
+        else:
+            ip = None
+        if row.user:
+            user = m[row.user]
+        else:
+            user = None
         ignored = bool(self.ignore) and self.ignored(block, m, wall)
-        why = ('an ignoreregex matches' if ignored else 'it names no address' if row.ip and not ip
-               else
-               'its address is not known yet' if row.verdict == FAIL and not ip else '')
+        if ignored:
+            why = 'an ignoreregex matches'
+        elif row.ip and not ip:
+            why = 'it names no address'
+        elif row.verdict == FAIL and not ip:
+            why = 'its address is not known yet'
+        else:
+            why = ''
         fields = {name: as_text(m[at]) for name,
                   at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
                   if at and m[at]}
@@ -2372,7 +2554,9 @@ def after_runaway(runaways, now):
     """(when regexes were aborted that still count, until when to rest) after another one; None: no
     need to."""
     lately = [when for when in runaways if when > now - REST_SECONDS] + [now]
-    return ([], now + REST_SECONDS) if len(lately) >= MOST_RUNAWAYS else (lately, None)
+    if len(lately) >= MOST_RUNAWAYS:
+        return ([], now + REST_SECONDS)
+    return (lately, None)
 
 
 def heal(made, wall):
@@ -2504,7 +2688,10 @@ def ban_length(options, bans, chance):
         return FOREVER
     if options['bantime.increment']:
         steps = options['bantime.multipliers']
-        times = steps[min(bans, len(steps) - 1)] if steps else 1 << min(bans, 20)
+        if steps:
+            times = steps[min(bans, len(steps) - 1)]
+        else:
+            times = 1 << min(bans, 20)
         seconds = max(seconds, seconds * options['bantime.factor'] * times)
     seconds += chance * options['bantime.rndtime']
     return min(seconds, options['bantime.maxtime'])
@@ -2529,7 +2716,10 @@ class Bans:
     def add(self, jail, network, now, seconds, failures):
         """The Ticket of a new ban, or of the running one with its new end."""
         key = jail, network
-        until = None if seconds == FOREVER else now + seconds
+        if seconds == FOREVER:
+            until = None
+        else:
+            until = now + seconds
         ticket = self.tickets.get(key)
         if ticket is None:
             ticket = Ticket(jail, network, now, until, self.earlier(jail, network) + 1, failures)
@@ -2827,7 +3017,10 @@ class Judge:
             jail.note_match(key, event.told, n)
         if n < options['maxretry']:
             return None
-        everywhere = self.jails.by_name if options['bantime.overalljails'] else None
+        if options['bantime.overalljails']:
+            everywhere = self.jails.by_name
+        else:
+            everywhere = None
         seconds = ban_length(options, self.bans.earlier(jail.name, key[1], everywhere),
                              self.chance())
         return BanOrder(key[1], max(n, event.guesses), seconds, jail.matches.pop(key, None))
@@ -2842,7 +3035,10 @@ class Judge:
     def ban(self, jail, network, now, seconds, failures):
         """(Ticket, its end before: False if it is new) of a ban."""
         before = self.bans.tickets.get((jail.name, network))
-        end = before.until if before else False
+        if before:
+            end = before.until
+        else:
+            end = False
         self.fails.forget((jail.name, network))
         ticket = self.bans.add(jail.name, network, now, seconds, failures)
         ticket.failures = max(ticket.failures, failures)
@@ -2893,7 +3089,10 @@ def scope_of(options, hooks):
     """The Scope of a jail's bans; None if they stop nothing where these hooks are."""
     if not options['forward'] and 'INPUT' not in hooks:
         return None
-    protocols = tuple(options['protocol']) if options['port'] else ()
+    if options['port']:
+        protocols = tuple(options['protocol'])
+    else:
+        protocols = ()
     return Scope(protocols, options['port'], options['forward'] or len(hooks) < 2)
 
 
@@ -2905,7 +3104,10 @@ def entries_of(tickets, scopes):
         scope = scopes.get(ticket.jail)
         if scope:
             key = ticket.network, scope
-            wanted[key] = later_end(wanted[key], ticket.until) if key in wanted else ticket.until
+            if key in wanted:
+                wanted[key] = later_end(wanted[key], ticket.until)
+            else:
+                wanted[key] = ticket.until
     return wanted
 
 
@@ -2978,7 +3180,10 @@ class IPTables(Null):
         self.inner = name + '-input'
         self.tool = self.name = 'iptables' if family == 4 else 'ip6tables'
         # bits of an address, and those that name its sub-chain
-        self.bits, self.lead = (32, 5) if family == 4 else (128, 16)
+        if family == 4:
+            self.bits, self.lead = (32, 5)
+        else:
+            self.bits, self.lead = (128, 16)
         self.hooks = hooks           # ['INPUT', 'FORWARD']
         self.scopes = scopes
         self.has_inner = any(scope and not scope.forward for scope in scopes.values())
@@ -2992,7 +3197,9 @@ class IPTables(Null):
 
     def home(self, net, scope):
         """The chain that an entry's rules stand in."""
-        return self.chain(net) if scope.forward else self.inner
+        if scope.forward:
+            return self.chain(net)
+        return self.inner
 
     def chain(self, net):
         """The sub-chain of a network; the main chain if it is wider than one."""
@@ -3033,7 +3240,10 @@ class IPTables(Null):
     def network_of_chain(self, chain):
         """The network that a sub-chain is for."""
         first = int(chain.rpartition('-')[2], 16) << (self.bits - self.lead)
-        made = ipaddress.IPv4Address if self.family == 4 else ipaddress.IPv6Address
+        if self.family == 4:
+            made = ipaddress.IPv4Address
+        else:
+            made = ipaddress.IPv6Address
         return '%s/%d' % (made(first), self.lead)
 
     def check(self, wanted):
@@ -3120,7 +3330,9 @@ class IPTables(Null):
 
     def entry(self, hook):
         """The chain that a hook jumps to."""
-        return self.inner if self.has_inner and hook == 'INPUT' else self.main
+        if self.has_inner and hook == 'INPUT':
+            return self.inner
+        return self.main
 
     def jumps(self, hook, there):
         """Our jumps among a hook's rules, to either chain, as often as they stand there."""
@@ -3135,10 +3347,16 @@ class IPTables(Null):
         """What is wrong with our jump among a hook's rules; '' if it is right."""
         jump, ours = '-A %s -j %s' % (hook, self.entry(hook)), self.jumps(hook, there)
         if hook not in self.hooks:
-            return 'not wanted' if ours else ''
+            if ours:
+                return 'not wanted'
+            return ''
         if ours != [jump]:
-            return 'doubled' if jump in ours else 'missing'
-        return '' if there[0] == jump else 'not first'
+            if jump in ours:
+                return 'doubled'
+            return 'missing'
+        if there[0] == jump:
+            return ''
+        return 'not first'
 
     def fill(self, names, gone=(), hooks=()):
         """Rows that write these chains from scratch and delete those that are gone, once the hooks
@@ -3170,7 +3388,10 @@ class IPTables(Null):
         for hook, there in hooks.items():
             rows += self.unhook(hook, there)
         rows += ['-X %s' % name for name in sorted(chains)]
-        commands = self.restore(rows) if rows else []
+        if rows:
+            commands = self.restore(rows)
+        else:
+            commands = []
         return commands + destroy(self.sizes(shown))
 
 
@@ -3238,11 +3459,20 @@ class IPSet(IPTables):
 
     def __init__(self, family, hooks, scopes, name=OURS):
         IPTables.__init__(self, family, hooks, scopes, name)
-        self.name = 'ipset' if family == 4 else 'ipset6'
-        self.inet = 'inet' if family == 4 else 'inet6'
+        if family == 4:
+            self.name = 'ipset'
+        else:
+            self.name = 'ipset6'
+        if family == 4:
+            self.inet = 'inet'
+        else:
+            self.inet = 'inet6'
         for scope in scopes.values():
             if scope and scope not in self.sets:
-                number = '-%d' % len(self.sets) if self.sets else ''
+                if self.sets:
+                    number = '-%d' % len(self.sets)
+                else:
+                    number = ''
                 self.sets[scope] = '%s-%d%s' % (name, family, number)
 
     def entries_by_chain(self, wanted):
@@ -3268,7 +3498,10 @@ class IPSet(IPTables):
             fields = dict(row.split(': ', 1) for row in part.split('\n') if ': ' in row)
             if self.our_set.match(fields.get('Name', '')):
                 ours = fields.get('Type') == 'hash:net' and right.match(fields.get('Header', ''))
-                found[fields['Name']] = int(fields.get('Number of entries', 0)) if ours else FOREIGN
+                if ours:
+                    found[fields['Name']] = int(fields.get('Number of entries', 0))
+                else:
+                    found[fields['Name']] = FOREIGN
         return found
 
     def differences(self, shown, wanted):
@@ -3352,7 +3585,10 @@ class NFTables(Null):
 
     def set_of(self, net, scope):
         """(name of a set, what it is for, the address that stands in it) for an entry."""
-        family, bits = (6, 128) if ':' in net else (4, 32)
+        if ':' in net:
+            family, bits = (6, 128)
+        else:
+            family, bits = (4, 32)
         ip, _, prefix = net.partition('/')
         prefix, name = int(prefix or bits), 'v%d' % family
         if prefix != bits:
@@ -3379,9 +3615,15 @@ class NFTables(Null):
         for name, (scope, family, prefix) in sorted(self.sets.items()):
             if hook != 'INPUT' and not scope.forward:
                 continue
-            ip, zero = ('ip', '0.0.0.0') if family == 4 else ('ip6', '::')
+            if family == 4:
+                ip, zero = ('ip', '0.0.0.0')
+            else:
+                ip, zero = ('ip6', '::')
             net = ipaddress.ip_network('%s/%d' % (zero, prefix))
-            mask = '' if prefix == net.max_prefixlen else ' & %s' % net.netmask
+            if prefix == net.max_prefixlen:
+                mask = ''
+            else:
+                mask = ' & %s' % net.netmask
             for match in port_matches(scope, '{0} dport {1} '):
                 yield name, '%s%s saddr%s @%s counter drop' % (
                     match.replace(':', '-'), ip, mask, name)
@@ -3475,7 +3717,10 @@ class NFTables(Null):
         """A row that adds or deletes these addresses; with `now`, each until its time."""
         words = []
         for ip, until in each.items():
-            seconds = 0 if now is None else timeout(until, now, self.longest)
+            if now is None:
+                seconds = 0
+            else:
+                seconds = timeout(until, now, self.longest)
             words.append('%s timeout %ds' % (ip, seconds) if seconds else ip)
         return '%s element %s %s { %s }' % (verb, self.table, name, ', '.join(words))
 
@@ -3553,7 +3798,10 @@ def choose_kinds(shown, failed=()):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
         return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
-    why = 'fails' if 'iptables' in failed else 'is not installed'
+    if 'iptables' in failed:
+        why = 'fails'
+    else:
+        why = 'is not installed'
     return ['nft', 'iptables'], 'no rules here yet; iptables ' + why
 
 
@@ -3629,7 +3877,10 @@ def dump(bans, fails, logins, sources, wings, clocks, dirty_since=None, running=
     state.update((wing.name, wing.dump(now)) for wing in wings if wing.keeps)
     state['sources'] = sources
     state['running'] = running
-    state['unkept'] = None if dirty_since is None else round(now - dirty_since, 2)
+    if dirty_since is None:
+        state['unkept'] = None
+    else:
+        state['unkept'] = round(now - dirty_since, 2)
     rows['fails'] = ([jail, net, [round(now - when, 2) for when in seen]]
                      for (jail, net), seen in fails.recent.items())
     rows['logins'] = ([jail, ip, user, round(until - now, 2)]
@@ -3718,7 +3969,9 @@ def elapsed(state, clocks):
         if state.get('boot') == boot and checked_number(state.get('ticks')) <= now + 1:
             return max(0, now - state['ticks'])
         then = checked_number(state.get('wall'))
-        return wall - then if SANE <= then <= wall < then + TOO_LONG else 0
+        if SANE <= then <= wall < then + TOO_LONG:
+            return wall - then
+        return 0
     except ValueError:
         return 0
 
@@ -3745,7 +3998,10 @@ def checked_key(jail, net):
 def load_ban(row, now, gone):
     """The Ticket in a row."""
     jail, net, left, age, n, failures = row
-    until = None if left == FOREVER else now + checked_number(left, 0) - gone
+    if left == FOREVER:
+        until = None
+    else:
+        until = now + checked_number(left, 0) - gone
     jail, net = checked_key(jail, net)
     since = now - checked_number(age) - gone
     return Ticket(jail, net, since, until, checked_count(n), checked_count(failures))
@@ -3866,7 +4122,10 @@ class Program:
         self.machine, self.done, self.name = machine, done, os.path.basename(command.argv[0])
         self.late = False
         # of what the commands of an action print, only the first line matters
-        self.most = 4096 if command.environment else OUTPUT_BYTES
+        if command.environment:
+            self.most = 4096
+        else:
+            self.most = OUTPUT_BYTES
         self.read = {}               # fd -> what came from it, up to `most`
         self.left = command.stdin.encode()
         self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
@@ -4106,7 +4365,10 @@ class Machine:
     def spawn(self, argv, stdin, more={}, tether=None):
         """A process in a session of its own. Whoever has `tether`, a terminal of ours, hears when
         we are gone."""
-        path = argv[0] if argv[0].startswith('/') else self.which(argv[0])
+        if argv[0].startswith('/'):
+            path = argv[0]
+        else:
+            path = self.which(argv[0])
         if path is None:
             raise FileNotFoundError(errno.ENOENT, '%s is not installed' % argv[0])
         environment = dict(more, PATH=os.environ.get('PATH', SBIN) + ':' + SBIN, LC_ALL='C')
@@ -4170,8 +4432,10 @@ class Machine:
                 self.alone = False
             if problem and not alone and NO_SUCH_WAIT.search(problem):
                 # -restore learned both at once, and takes the first alone for nothing
-                self.waits[tool] = 2 if tool.endswith('-restore') else max(
-                    self.waits[tool], form + 1)
+                if tool.endswith('-restore'):
+                    self.waits[tool] = 2
+                else:
+                    self.waits[tool] = max(self.waits[tool], form + 1)
                 self.run_in_turn(command, done, seconds)
             elif form and code == LOCKED and tries < LOCK_TRIES:
                 self.loop.after(LOCK_SECONDS,
@@ -4205,7 +4469,10 @@ class Machine:
             os.makedirs(path, 0o700, exist_ok=True)
             there = os.lstat(path)
         except OSError as e:
-            code = os.EX_NOPERM if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
+            if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                code = os.EX_NOPERM
+            else:
+                code = 1
             raise Problem('%s: %s (see `runtime` in the conf)' % (path, e.strerror), code) from None
         if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
             raise Problem('%s: not a folder of our own; remove it or set `runtime`' % path)
@@ -4284,8 +4551,10 @@ class Machine:
         with open(path, 'rb') as f:
             source = f.read()
         loader = importlib.util.spec_from_file_location('banwatch', path).loader
-        head = struct.pack('<I', 3) + importlib.util.source_hash(source) if hashed else struct.pack(
-            '<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
+        if hashed:
+            head = struct.pack('<I', 3) + importlib.util.source_hash(source)
+        else:
+            head = struct.pack('<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
         self.make_folder(os.path.dirname(self.byte_code(path)))
         self.replace(self.byte_code(path), importlib.util.MAGIC_NUMBER + head + marshal.dumps(
             loader.source_to_code(source, os.path.basename(path))), 0o644)
@@ -4361,7 +4630,10 @@ class Machine:
             if peer != ip:
                 found += [(peer, 'the other end of %s' % name)]
             if index not in self.outward:
-                what = 'this machine' if name == 'lo' else 'the LAN, %s' % name
+                if name == 'lo':
+                    what = 'this machine'
+                else:
+                    what = 'the LAN, %s' % name
                 found += [('%s/%d' % (peer, bits), what)]
         rows = {}
         for text, why in found:
@@ -4456,7 +4728,10 @@ class Machine:
 
     def log(self, text):
         """One line to standard error, where init scripts and procd pick it up."""
-        stamp = time.strftime('%H:%M:%S ') if sys.stderr.isatty() else ''
+        if sys.stderr.isatty():
+            stamp = time.strftime('%H:%M:%S ')
+        else:
+            stamp = ''
         try:
             sys.stderr.write(stamp + text + '\n')
             sys.stderr.flush()
@@ -4655,7 +4930,9 @@ def in_turn(commands):
 
 def with_name(name, problem):
     """A problem with the name of what has it, which may be that of the program that told it."""
-    return problem if problem.startswith(name + ':') else '%s: %s' % (name, problem)
+    if problem.startswith(name + ':'):
+        return problem
+    return '%s: %s' % (name, problem)
 
 
 # ---- Sources -------------------------------------------------------------------------------
@@ -4702,7 +4979,9 @@ class LineSplitter:
     def rest(self):
         """The last line, if its newline never came."""
         block, self.partial, self.held = self.partial, b'', 0
-        return block + b'\n' if block else b''
+        if block:
+            return block + b'\n'
+        return b''
 
 
 class Source:
@@ -4970,8 +5249,10 @@ class Logread(Child):
         """What of a block was not seen yet. What stands before the oldest line that is remembered
         was."""
         numbers = checksums(block)
-        at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1 if len(
-            self.seen) == SEEN and self.seen[0] in numbers else 0
+        if len(self.seen) == SEEN and self.seen[0] in numbers:
+            at = len(numbers) - numbers[::-1].index(self.seen[0]) - 1
+        else:
+            at = 0
         return lines_not_in(b'\n'.join(block.split(b'\n')[at:]), collections.Counter(self.seen))
 
     def complaint(self):
@@ -5131,7 +5412,10 @@ class Tail(Source):
     def open(self, position):
         self.files = {}              # (device, inode) -> Followed
         self.told = ''               # the trouble that the log knows of
-        known = position if type(position) is list else []
+        if type(position) is list:
+            known = position
+        else:
+            known = []
         for row in known:
             try:
                 self.resume(*row)
@@ -5169,7 +5453,10 @@ class Tail(Source):
             file.seen = self.machine.ticks()
             file.offset += len(chunk)
         more = file.offset < there.st_size
-        file.age = age if more else LIVE
+        if more:
+            file.age = age
+        else:
+            file.age = LIVE
         if chunk:
             block = file.cutter.feed(chunk)
             file.remember()
@@ -5238,7 +5525,10 @@ class Tail(Source):
                 elif not stat.S_ISREG(info.st_mode):
                     raise OSError(0, 'is not a file')
                 elif not path.endswith(('.gz', '.bz2', '.xz', '.zst')):
-                    start = max(0, info.st_size - BACKLOG) if near_end else 0
+                    if near_end:
+                        start = max(0, info.st_size - BACKLOG)
+                    else:
+                        start = 0
                     new |= self.follow(path, start, self.age_of_new(path) if age is None else age)
             except OSError as e:
                 trouble = '%s: %s' % (path, e.strerror)
@@ -5253,7 +5543,9 @@ class Tail(Source):
     def age_of_new(self, path):
         """LIVE for the next file of one that is followed (rotation), RECENT for one that just
         came."""
-        return LIVE if any(file.path == path for file in self.files.values()) else RECENT
+        if any(file.path == path for file in self.files.values()):
+            return LIVE
+        return RECENT
 
     def follow(self, path, start, age):
         """Opens a file at the first whole line from `start`; a copy of what we know, at its end."""
@@ -5309,12 +5601,17 @@ def find_source(machine):
         return fresh[0]
     if machine.which('journalctl') and machine.exists('/run/systemd/journal'):
         return 'exec:%s -f -q -n 0 -o short-iso' % machine.which('journalctl')
-    return logs[0] if logs else '/var/log/messages'
+    if logs:
+        return logs[0]
+    return '/var/log/messages'
 
 
 def make_source(spec, machine, *more):
     """The Source that a line of `source =` names; see Source for the rest."""
-    meant = find_source(machine) if spec == 'auto' else spec
+    if spec == 'auto':
+        meant = find_source(machine)
+    else:
+        meant = spec
     word, _, rest = meant.partition(':')
     kind, argument = Tail, meant
     if meant == 'logread':
@@ -5502,7 +5799,10 @@ class FirewallSync(Worker):
             for command in commands:
                 yield from self.run_one(command)
             return
-        wrong = '' if rebuild else self.firewall.differences(shown, wanted)
+        if rebuild:
+            wrong = ''
+        else:
+            wrong = self.firewall.differences(shown, wanted)
         if not (wrong or rebuild):
             self.repaired = ''
             return
@@ -5575,7 +5875,10 @@ class FirewallSync(Worker):
             self.complain(problem, '; writing all rules again' if first else '; trying again')
         self.trouble = problem
         self.attempts += 1
-        self.need = CHECK if self.state == CLOSING else REBUILD
+        if self.state == CLOSING:
+            self.need = CHECK
+        else:
+            self.need = REBUILD
         self.take_changes()
         if not first:
             self.wait(patience(self.attempts))
@@ -5661,10 +5964,16 @@ class Wall(Worker):
                 sync.look_again(sync.proven < BUILT)
             else:
                 sync = self.sync(firewall, sync)
-            sync.state = ON_TRIAL if self.trying and sync.proven < BUILT else IN_USE
+            if self.trying and sync.proven < BUILT:
+                sync.state = ON_TRIAL
+            else:
+                sync.state = IN_USE
             self.syncs.append(sync)
         # a daemon that was killed may have left them
-        others = () if self.dry_run else FOREIGN_KINDS[kind]
+        if self.dry_run:
+            others = ()
+        else:
+            others = FOREIGN_KINDS[kind]
         for other in others:
             for firewall in make_firewalls(other, hooks, {}):
                 there.setdefault(firewall.tool, self.sync(firewall))
@@ -5866,7 +6175,9 @@ class Store:
         self.live_dirty = not self.write(self.live, text)
         self.live_saved = self.machine.ticks()
         self.save_seconds = self.live_saved - before
-        return None if self.live_dirty else clocks
+        if self.live_dirty:
+            return None
+        return clocks
 
     def keep(self, clocks=None):
         """Writes the state that outlives a reboot, if it differs. Written together with the live
@@ -5923,7 +6234,10 @@ class Store:
         """What a state file holds, None if there is none, or nothing that can be used."""
         try:
             text = self.machine.recall(path)
-            state = None if text is None else load(text, self.machine.clocks())
+            if text is None:
+                state = None
+            else:
+                state = load(text, self.machine.clocks())
         except (ValueError, RecursionError, OSError) as e:
             self.machine.log('%s: cannot be used (%s); kept as %s' % (
                 path, printable(str(e))[:100], self.machine.put_aside(path)))
@@ -6295,7 +6609,10 @@ class Daemon:
             if jail:
                 jail.logins[ip, user] = until
         self.positions = state.sources
-        self.came_from = 'reboots' if state.booted else 'starts'
+        if state.booted:
+            self.came_from = 'reboots'
+        else:
+            self.came_from = 'starts'
         if state.killed:
             self.tell_incident('banwatch',
                                'ended without having been stopped: was it killed, or the memory '
@@ -6345,7 +6662,10 @@ class Daemon:
 
     def set_firewall(self):
         """Puts the firewall of the configuration to work; a dry run touches none."""
-        kind = 'none' if self.dry_run else self.config['firewall']
+        if self.dry_run:
+            kind = 'none'
+        else:
+            kind = self.config['firewall']
         self.wall.set(kind, self.config, self.judge.jails.by_name)
 
     # sources
@@ -6374,7 +6694,10 @@ class Daemon:
 
     def source_failed(self, source, reason):
         """A source tells that it has failed."""
-        text = 'was started again (%s)' if source.fills else 'failed, lines may be missing (%s)'
+        if source.fills:
+            text = 'was started again (%s)'
+        else:
+            text = 'failed, lines may be missing (%s)'
         self.tell_incident(source.what, text % reason)
 
     # from a line to a ban
@@ -6390,7 +6713,9 @@ class Daemon:
             if type(date) is bytes:
                 when = date_time(date, int(wall) // 86400)
             if when is None or when > wall + STEP:             # one of the two clocks is wrong
-                return now if age == RECENT else None
+                if age == RECENT:
+                    return now
+                return None
             return min(now, now - wall + when)
 
         self.look_at_clock(now, wall)
@@ -6399,7 +6724,10 @@ class Daemon:
         explained = None
         if age != OLD and any(wing.explains for wing in self.wings):
             explained = []
-        moment = own_time if age else lambda date: now
+        if age:
+            moment = own_time
+        else:
+            moment = lambda date: now
         for jail, event in jails.scan_tidy(source.spec, block, moment, wall, explained):
             if event.when > now - jail.options['findtime']:
                 self.weigh(jail, event)
@@ -6438,7 +6766,10 @@ class Daemon:
             what = NEW_BAN
             ticket.matches = matches
         else:
-            what = EXTENDED if later_end(end, ticket.until) == ticket.until else SHORTENED
+            if later_end(end, ticket.until) == ticket.until:
+                what = EXTENDED
+            else:
+                what = SHORTENED
         if matches:
             self.with_matches.append(ticket)
             if len(self.with_matches) > MOST_MATCHES:
@@ -6450,7 +6781,10 @@ class Daemon:
         why = BY_HAND
         if failures:
             why = '%s, ban number %d' % (plural(failures, 'failure'), ticket.count)
-        verb = 'would ban' if new and self.dry_run else what
+        if new and self.dry_run:
+            verb = 'would ban'
+        else:
+            verb = what
         self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
         if new and failures:
             for other, event in self.judge.after_ban(jail, network, now):
@@ -6645,8 +6979,13 @@ class Daemon:
     def full(self):
         """Why there may be no more bans."""
         limit = self.judge.bans.limit
-        name = self.wall.narrow(limit) if limit != self.config['maxbans'] else ''
-        return 'plain %s holds %d' % (name, limit) if name else 'maxbans is reached'
+        if limit != self.config['maxbans']:
+            name = self.wall.narrow(limit)
+        else:
+            name = ''
+        if name:
+            return 'plain %s holds %d' % (name, limit)
+        return 'maxbans is reached'
 
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
@@ -6766,7 +7105,9 @@ def run_daemon(conf, options, words):
     finally:
         deafen(daemon.loop, pair)
     machine.log('stopped')
-    return 1 if daemon.left_behind else 0
+    if daemon.left_behind:
+        return 1
+    return 0
 
 
 def check_file(conf, options, words):
@@ -6798,7 +7139,9 @@ def ask_in_parts(conf, options, networks, **more):
 
 def clock_text(when):
     """'2026-11-20 12:27:01', 'for ever' for None."""
-    return 'for ever' if when is None else time.strftime('%Y-%m-%d %H:%M:%S', local_time(when))
+    if when is None:
+        return 'for ever'
+    return time.strftime('%Y-%m-%d %H:%M:%S', local_time(when))
 
 
 def print_rows(rows):
@@ -6913,7 +7256,10 @@ def answer_banned(daemon, request, reply):
     offset = daemon.machine.wall() - now
     for ticket in sorted(daemon.judge.bans.tickets.values(), key=lambda ticket: ticket.since):
         if request.get('jail') in (None, ticket.jail):
-            until = None if ticket.until is None else round(offset + ticket.until, 1)
+            if ticket.until is None:
+                until = None
+            else:
+                until = round(offset + ticket.until, 1)
             rows.append({
                 'ip': ticket.network, 'jail': ticket.jail, 'since': round(offset + ticket.since, 1),
                 'until': until, 'left': round(ticket.left(now), 1), 'count': ticket.count,
@@ -7028,7 +7374,10 @@ def unban_addresses(conf, options, words):
     answer = ask_in_parts(conf, options, typed_networks(words), do='unban', all=everything)
     for net in answer['unbanned']:
         print('%s: unbanned' % net)
-    by = ' by ' + options['jail'] if 'jail' in options else ''
+    if 'jail' in options:
+        by = ' by ' + options['jail']
+    else:
+        by = ''
     return print_refusals(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
 
 
@@ -7039,7 +7388,9 @@ def print_refusals(answer, refused):
     if answer['trouble']:
         print('banwatch: saved, but the firewall refused it: %s' % printable(answer['trouble']),
               file=sys.stderr)
-    return 1 if refused or answer['trouble'] else 0
+    if refused or answer['trouble']:
+        return 1
+    return 0
 
 
 def answer_reload(daemon, request, reply):
@@ -7212,7 +7563,10 @@ class LineFilter:
         get = definition.get
         self.maxlines = max(1, definition.told('maxlines', int, get('maxlines') or '1'))
         self.templates = definition.told('datepattern', date_formats, get('datepattern'))
-        self.prefregex = self.compile('prefregex', get('prefregex')) if get('prefregex') else None
+        if get('prefregex'):
+            self.prefregex = self.compile('prefregex', get('prefregex'))
+        else:
+            self.prefregex = None
         self.texts = failregex or text_rows(get('failregex'))
         self.rows = [self.compile('failregex', text) for text in self.texts]
         # for each row sets of texts (bytes), one of each stands in a line that it matches; the
@@ -7246,7 +7600,10 @@ class LineFilter:
 
     def check(self):
         """ValueError if a regex cannot mean what its author wants."""
-        known = self.prefregex.groupindex if self.prefregex else {}
+        if self.prefregex:
+            known = self.prefregex.groupindex
+        else:
+            known = {}
         ids = {'fid', 'ip4', 'ip6', 'dns', 'mlfid'}
         if not self.rows:
             raise self.definition.complaint('failregex', 'there is none')
@@ -7263,7 +7620,10 @@ class LineFilter:
         if self.maxlines > 1 or any(template.unbound for template in self.templates):
             return None
         sets = [most_telling(found) for found in self.needs]
-        rows = set().union(*sets) if all(sets) else None
+        if all(sets):
+            rows = set().union(*sets)
+        else:
+            rows = None
         return most_telling(
             [found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
 
@@ -7288,7 +7648,10 @@ class LineFilter:
             if when is None or found.verdict == NOFAIL:
                 continue
             if found.ip and found.verdict == FAIL:
-                told = self.told(raw, found.fields) if self.keep_matches else None
+                if self.keep_matches:
+                    told = self.told(raw, found.fields)
+                else:
+                    told = None
                 yield LogEvent(found.ip, found.user, 1, False, when, told)
             elif found.ip and found.user:
                 yield LogEvent(found.ip, found.user, 0, True, when)
@@ -7324,7 +7687,10 @@ class LineFilter:
         found, failures = None, 0
         for raw in block[1:-1].split(b'\n'):
             raw = PRIORITY.sub(b'', raw.rstrip(b'\r'))
-            found = self.look(raw.decode('utf-8', 'backslashreplace'), wall) if raw else None
+            if raw:
+                found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
+            else:
+                found = None
             if found and found.verdict == FAIL and found.ip:
                 failures += 1
             elif found and found.verdict == FAIL:
@@ -7345,27 +7711,42 @@ class LineFilter:
             return Look(None, regex, None, None, None, when, fields, 'an ignoreregex matches')
         if fields.get('mlfid') is not None:
             fields = self.merge(fields, when if when is not None else wall)
-        verdict = NOFAIL if fields.get('nofail') and not fields.get('mlfgained') else (
-            LOGIN if fields.get('nofail') else FAIL)
+        if fields.get('nofail') and not fields.get('mlfgained'):
+            verdict = NOFAIL
+        elif fields.get('nofail'):
+            verdict = LOGIN
+        else:
+            verdict = FAIL
         ip, fid = fields.get('ip4') or fields.get('ip6'), fields.get('fid')
-        key = ' '.join(map(str, fid)) if type(fid) is tuple else fid or ip or fields.get('dns')
+        if type(fid) is tuple:
+            key = ' '.join(map(str, fid))
+        else:
+            key = fid or ip or fields.get('dns')
         user = fields.get('user')
-        user = ' '.join(filter(None, user)) if isinstance(user, tuple) else user
+        if isinstance(user, tuple):
+            user = ' '.join(filter(None, user))
+        else:
+            user = user
         if verdict == FAIL and key is None:
             fields['mlfpending'] = '1'
             return Look(None, regex, None, None, user, when, fields, 'its address is not known yet')
         if fields.get('cidr') and ip:
             ip = '%s/%s' % (ip, fields['cidr'])
         try:
-            ip = network_of(key if fields.get('fid') and not ip
-                            else ip) if key and (ip or fields.get('fid')) else None
+            if key and (ip or fields.get('fid')):
+                ip = network_of(key if fields.get('fid') and not ip else ip)
+            else:
+                ip = None
         except ValueError:
             ip = None
         return Look(verdict, regex, ip, key, user, when, dict(fields), '')
 
     def match(self, text, wall, date=None):
         """(regex, fields, time or None, ignored) of a line, None if it does not match."""
-        template, m = locate_date(text, self.templates) if date is None else (None, None)
+        if date is None:
+            template, m = locate_date(text, self.templates)
+        else:
+            template, m = (None, None)
         if m:
             start, end = m.span(template.group)
             text = text[:start] + text[end:]
@@ -7377,7 +7758,9 @@ class LineFilter:
         self.pending, before = dated or self.pending, self.pending
 
         def when():
-            return self.time(dated, before, wall) if date is None else date
+            if date is None:
+                return self.time(dated, before, wall)
+            return date
         if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
             return None, fields, when(), True
         if self.prefregex:
@@ -7386,9 +7769,15 @@ class LineFilter:
                 return None
             fields = groups(m)
             content = fields.pop('content', None)
-            seen = content + '\n' if content else seen
+            if content:
+                seen = content + '\n'
+            else:
+                seen = seen
         for text, regex, teller in zip(self.texts, self.rows, self.tellers):
-            m = regex.search(seen) if teller in seen else None
+            if teller in seen:
+                m = regex.search(seen)
+            else:
+                m = None
             if m:
                 fields.update((key, value) for key, value in groups(m).items()
                               if value is not None or key not in fields)
@@ -7406,19 +7795,29 @@ class LineFilter:
         not read before it is needed: `before` is that of the line before.)"""
         if before:
             self.last = self.read_date(before) or self.last
-        recent = self.last if self.last is not None and self.last > wall - 60 else None
+        if self.last is not None and self.last > wall - 60:
+            recent = self.last
+        else:
+            recent = None
         when = dated and self.read_date(dated)
         if when is None and dated and not dated[1].group(dated[0].group):
-            when = wall if recent is None else recent
+            if recent is None:
+                when = wall
+            else:
+                when = recent
         if when is not None:
             self.last, self.pending = when, None
-        return recent if when is None else when
+        if when is None:
+            return recent
+        return when
 
     @staticmethod
     def read_date(dated):
         template, m, wall = dated
         when = template.time(m, wall)
-        return None if when is None else float(int(when))
+        if when is None:
+            return None
+        return float(int(when))
 
     def forget_lines(self, m):
         """After a match over several lines, they are not looked at again, but for those it
@@ -7429,7 +7828,10 @@ class LineFilter:
         first, last = whole.count('\n', 0, m.start() + 1 if whole[m.start():m.start() + 1] == '\n'
                                   else m.start()), \
             whole.count('\n', 0, m.end())
-        last += 0 if m.end() and whole[m.end() - 1] == '\n' else 1
+        if m.end() and whole[m.end() - 1] == '\n':
+            last += 0
+        else:
+            last += 1
         skipped = ''.join(value or '' for key, value in m.groupdict().items()
                           if key.startswith('skiplines')).split('\n')
         used = self.buffer[first:last]
@@ -7444,8 +7846,10 @@ class LineFilter:
     def merge(self, new, when):
         """What is known of a connection, this line's fields laid over it: fail2ban's rules. The
         same connection may tell its address, its user and its failures in different lines."""
-        identity = new['mlfid'] if type(new['mlfid']) is tuple else re.sub(
-            LEVEL.decode(), '', new['mlfid'])
+        if type(new['mlfid']) is tuple:
+            identity = new['mlfid']
+        else:
+            identity = re.sub(LEVEL.decode(), '', new['mlfid'])
         known = self.connections.get(identity)
         if known and abs(when - known[0]) > 300:
             known = self.connections.pop(identity) and None
@@ -7454,7 +7858,10 @@ class LineFilter:
             new['nofail'] = new.get('nofail') or gained
         if known:
             fields = known[1]
-            users = fields.setdefault('users', set()) if new.get('user') else fields.get('users')
+            if new.get('user'):
+                users = fields.setdefault('users', set())
+            else:
+                users = fields.get('users')
             if new.get('user') and len(users) < 3:             # two are asked for
                 users.add(new['user'])
             fields.pop('nofail', None)
@@ -7466,7 +7873,10 @@ class LineFilter:
                 del self.connections[identity]
         else:
             fields = new
-            users = {new['user']} if new.get('user') and not forget else None
+            if new.get('user') and not forget:
+                users = {new['user']}
+            else:
+                users = None
             if users:
                 fields['users'] = users
             if not forget:
@@ -7553,7 +7963,10 @@ def ticket_tags(ticket, now, wall, restored):
     family, first, _ = span(ticket.network)
     rows, fields = ticket.matches or ((), {})
     ip = ticket.network.partition('/')[0]
-    parts = ip.split('.') if family == 4 else '%032x' % first
+    if family == 4:
+        parts = ip.split('.')
+    else:
+        parts = '%032x' % first
     matches = [printable(row.decode('utf-8', 'backslashreplace'))[:MATCH_BYTES] for row in rows]
     tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD] for name,
             value in fields.items()}
@@ -7708,7 +8121,10 @@ class ActionRunner(Worker):
                 if failures < self.TRIES and self.machine.ticks() < self.deadline:
                     commands = self.custom.commands('unban', ticket, self.times(ticket))
                     failed = yield from self.each(commands)
-                    failures = failures + failed if failed else 0
+                    if failed:
+                        failures = failures + failed
+                    else:
+                        failures = 0
                 else:
                     left += 1
         if left:
@@ -7999,7 +8415,10 @@ class Tally:
                 continue
             # to the end: the latest matter, for a login may follow
             pair = pairs.pop((net, user), None)
-            pairs[net, user] = [pair[0] + n, max(pair[1], when)] if pair else [n, when]
+            if pair:
+                pairs[net, user] = [pair[0] + n, max(pair[1], when)]
+            else:
+                pairs[net, user] = [n, when]
             there = users.get((user,))
             if there:
                 there[0] += n
@@ -8082,13 +8501,19 @@ class Tally:
         for part, cells in self.parts.items():
             keys = list(cells)
             if kept:
-                keys = [] if part in ('pairs', 'earlier') else self.order(part)
+                if part in ('pairs', 'earlier'):
+                    keys = []
+                else:
+                    keys = self.order(part)
                 if part == 'users':
                     keys = [key for key in keys if cells[key][3]]
                 if part not in OLDEST_GO:
                     left[part] = len(keys) - most
                     keys = keys[-most:]
-            details = 2 if kept else DETAILS
+            if kept:
+                details = 2
+            else:
+                details = DETAILS
             state[part] = [self.aged(PARTS[part].key, key, now, details)
                            + self.aged(PARTS[part].cell, cells[key], now, details) for key in keys]
         state['counts'] += [[part, n] for part, n in left.items() if n > 0 and part != 'counts']
@@ -8128,7 +8553,9 @@ class Tally:
 
 def first_and_latest(rows, most=DETAILS):
     """The first and the latest of some lines."""
-    return rows if len(rows) <= most else rows[:1] + rows[1 - most:]
+    if len(rows) <= most:
+        return rows
+    return rows[:1] + rows[1 - most:]
 
 
 # what becomes of two fields of a cell, see PARTS
@@ -8145,7 +8572,9 @@ def checked_age(value):
 def rows_of(state, part):
     """The rows of a part in a state file; one that makes no sense if it has none."""
     rows = state.get(part, [])
-    return rows if type(rows) is list else [None]
+    if type(rows) is list:
+        return rows
+    return [None]
 
 
 def load_tally(state, now, gone, offset=0):
@@ -8300,8 +8729,9 @@ def masked(message):
 def unnamed(message, instead='…'):
     """A message without the names in it."""
     found = NAMED.sub(lambda m: (m.group(1) or '') + instead, message)
-    return NAMED_THERE.sub(lambda m: m.group(1) + ' ' + instead if m.group(1) else instead,
-                           found) if REFUSED.search(found) else found
+    if REFUSED.search(found):
+        found = NAMED_THERE.sub(lambda m: ' '.join(filter(None, (m.group(1), instead))), found)
+    return found
 
 
 class Rule:
@@ -8322,8 +8752,10 @@ class Rule:
         """Compiles it; ValueError if an option does not mean anything."""
         options = self.options
         self.regexes = [compile_line(text) for text in options['regex']]
-        fields = set().union(
-            *(regex.groupindex for regex in self.regexes)) if self.regexes else set()
+        if self.regexes:
+            fields = set().union(*(regex.groupindex for regex in self.regexes))
+        else:
+            fields = set()
         self.fields = {'ip', 'program'} | fields - {'ip4', 'ip6', 'dns'}
         key = options['key']
         self.key = tag_field(key)
@@ -8351,7 +8783,9 @@ class Rule:
                 fields = groups(m)
                 fields['ip'] = fields.get('ip4') or fields.get('ip6') or fields.get('dns')
                 return dict(fields, program=program)
-        return None if self.regexes else {'program': program}
+        if self.regexes:
+            return None
+        return {'program': program}
 
     def ran_away(self, now):
         """What is wrong, after a regex was aborted; a rule whose regexes do it again and again
@@ -8376,10 +8810,11 @@ def clipped(text):
 
 def tag_field(tag):
     """The name of the field that a <tag> stands for."""
-    return 'ip' if tag in ('HOST',
-                           'ADDR') else TAG_NAMES.get(tag[2:],
-                                                      tag[2:].lower()) if tag.startswith(
-                                                          'F-') else tag
+    if tag in ('HOST', 'ADDR'):
+        return 'ip'
+    if tag.startswith('F-'):
+        return TAG_NAMES.get(tag[2:], tag[2:].lower())
+    return tag
 
 
 class Digest:
@@ -8487,7 +8922,10 @@ class Digest:
                            clipped(unnamed(message)))
             # what is not to be shown may hold a password, and is not kept
             elif level != 'ignore':
-                details = [] if rule.options['details'] == 'none' else [[now, shown]]
+                if rule.options['details'] == 'none':
+                    details = []
+                else:
+                    details = [[now, shown]]
                 tally.note('rules', (level, rule.name, text), n, now, now, details)
             if rule.options['mail']:
                 yield rule, text, clipped(raw[:4 * TEXT_LENGTH].decode('utf-8', 'backslashreplace'))
@@ -8524,14 +8962,27 @@ class Digest:
         for rule in self.speakers[program]:
             if rule.match(program, message):
                 if rule.options['report'] == 'ignore':
-                    return False if rule.name == 'dropped' else None
+                    if rule.name == 'dropped':
+                        return False
+                    return None
                 return 'rules', (rule.options['report'], rule.name,
                                  rule.text({}, message)), [] if rule.options[
                                      'details'] == 'none' else None
         severe = SEVERE.search(raw[:len(raw) - len(line.message)])
-        number = 7 if severe is None else int(severe.group(2)) & 7 if severe.group(
-            2) else 3 if severe.group(1) else 4
-        level = 'err' if number < 4 else 'warn' if number == 4 else ''
+        if severe is None:
+            number = 7
+        elif severe.group(2):
+            number = int(severe.group(2)) & 7
+        elif severe.group(1):
+            number = 3
+        else:
+            number = 4
+        if number < 4:
+            level = 'err'
+        elif number == 4:
+            level = 'warn'
+        else:
+            level = ''
         words = printable(masked(message)).split()[:25]
         template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
         return 'other', (program, template, level), clipped(unnamed(message))
@@ -8818,7 +9269,9 @@ def often(row, seconds):
 def span_text(row, seconds):
     """'14:02', '14:02–15:10'."""
     first, last = hour_text(row['first'], seconds), hour_text(row['last'], seconds)
-    return last if first == last else '%s–%s' % (first, last)
+    if first == last:
+        return last
+    return '%s–%s' % (first, last)
 
 
 def noted_lines(tally, facts, wall):
@@ -8991,7 +9444,10 @@ class Outline:
             yield 'BANS', self.bans_text(), self.bans()
         if summary['hours'] and self.seconds >= 3600:
             hours = summary['hours'][0]['hours']
-            each = 'hour' if hours == 1 else '%d hours' % hours
+            if hours == 1:
+                each = 'hour'
+            else:
+                each = '%d hours' % hours
             highest = format(max(bar['failures'] for bar in summary['hours']), ',')
             note = 'failures per %s, %s at most' % (each, highest)
             yield 'HOURS', note, [('chart', summary['hours'])]
@@ -9045,7 +9501,9 @@ class Outline:
         def until(row):
             if not row['active']:
                 return ''
-            return 'for ever' if row['until'] is None else until_text(row['until'], summary['to'])
+            if row['until'] is None:
+                return 'for ever'
+            return until_text(row['until'], summary['to'])
         if summary['addresses']:
             blocks.append(self.table(
                 ('ADDRESS', 'JAIL', 'FAILURES', 'BANS', 'UNTIL', 'USERS TRIED'),
@@ -9073,7 +9531,10 @@ class Outline:
 def other_blocks(row, seconds):
     """A group of other log lines: what they have in common, and one of them, if that says more."""
     text = '%s × %s' % (format(row['times'], ','), row['program'] or '(no program)')
-    kind = 'warnings' if row['level'] else 'lines'
+    if row['level']:
+        kind = 'warnings'
+    else:
+        kind = 'lines'
     if row['level']:
         text += ' ' + row['level']
     if row['times'] == 1 or row['text'] == row['example']:
@@ -9177,7 +9638,10 @@ def chart_lines(bars, height=4):
     """Yields (style, line) of a chart."""
     highest = max(1, max(bar['failures'] for bar in bars))
     # columns a bar: a day of hours, and the begun one
-    wide = 2 if len(bars) > 25 else 3
+    if len(bars) > 25:
+        wide = 2
+    else:
+        wide = 3
     for level in reversed(range(height)):
         columns = []
         for bar in bars:
@@ -9186,7 +9650,10 @@ def chart_lines(bars, height=4):
                 eighths = max(1, eighths)
             columns.append(EIGHTHS[eighths] * (wide - 1) + ' ')
         yield 'bar', ('  ' + ''.join(columns)).rstrip()
-    every = 1 if wide > 2 and bars[0]['hours'] == 1 else 3
+    if wide > 2 and bars[0]['hours'] == 1:
+        every = 1
+    else:
+        every = 3
     labels = [bar_label(bar) if n % every == 0 else '' for n, bar in enumerate(bars)]
     yield 'head', ('  ' + ''.join(label.ljust(wide) for label in labels)).rstrip()
 
@@ -9223,8 +9690,14 @@ def report_page(summary, most=1.0):
         if n == 0:
             out.append('<h1>%s</h1>' % escaped(title))
         else:
-            marked = ' class="w"' if title == 'WARNING' else ''
-            note = ' <i>%s</i>' % escaped(note) if note else ''
+            if title == 'WARNING':
+                marked = ' class="w"'
+            else:
+                marked = ''
+            if note:
+                note = ' <i>%s</i>' % escaped(note)
+            else:
+                note = ''
             out.append('<section%s><h2>%s%s</h2>' % (marked, escaped(title), note))
         for kind, shown in blocks:
             if kind == 'table':
@@ -9274,13 +9747,18 @@ def table_html(head, rows, more):
         return '<tr>%s</tr>' % ''.join(out)
     text = row_html('th', head) + ''.join(row_html('td', cells) for cells in rows)
     text = '<div class="t"><table>%s</table></div>' % text
-    return text + '<p>+ %d more</p>' % more if more else text
+    if more:
+        return text + '<p>+ %d more</p>' % more
+    return text
 
 
 def chart_html(bars):
     """A chart as HTML."""
     highest = max(1, max(bar['failures'] for bar in bars))
-    every = 1 if len(bars) < 13 else 3
+    if len(bars) < 13:
+        every = 1
+    else:
+        every = 3
     columns, labels = [], []
     for n, bar in enumerate(bars):
         columns.append('<td title="%s: %d failures, %d bans"><b style="height:%dpx"></b></td>' % (
@@ -9343,7 +9821,10 @@ def report_mail(summary, settings, now, chance):
     [report]."""
     headers = headers_of(settings, summary['host'], subject_text(summary), now, chance)
     for most in (1.0, 0.5, 0.25, 0):
-        page = '' if is_empty(summary) else report_page(summary, most)
+        if is_empty(summary):
+            page = ''
+        else:
+            page = report_page(summary, most)
         made = mime_message(headers, report_text(summary, most), page)
         if len(made) <= MAIL_BYTES:
             return made
@@ -9833,8 +10314,14 @@ def log_blocks(name):
                 yield cutter.feed(chunk)
             yield cutter.rest()
     except (OSError, EOFError) as e:
-        code = os.EX_NOPERM if isinstance(e, PermissionError) else 1
-        hint = ' (try: journalctl -o short-iso | banwatch.py replay -)' if name in LOGS else ''
+        if isinstance(e, PermissionError):
+            code = os.EX_NOPERM
+        else:
+            code = 1
+        if name in LOGS:
+            hint = ' (try: journalctl -o short-iso | banwatch.py replay -)'
+        else:
+            hint = ''
         raise Problem('%s: %s%s' % (name, getattr(e, 'strerror', None) or e, hint), code) from None
 
 
@@ -9842,7 +10329,10 @@ def default_log(machine):
     """The log file of this machine; Problem with what to type instead if it has none."""
     found = find_source(machine)
     if not found.startswith('/'):
-        program = 'logread' if found == 'logread' else 'journalctl -o short-iso'
+        if found == 'logread':
+            program = 'logread'
+        else:
+            program = 'journalctl -o short-iso'
         raise Problem('this machine keeps no log file; try: %s | banwatch.py replay -' % program)
     return found
 
@@ -9918,8 +10408,9 @@ def replay_logs(conf, options, words):
     if not trial.dated:
         print('banwatch: it does not begin with lines that have a date: is this a log?',
               file=sys.stderr)
-    return print_rows(
-        table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows)) if rows else 0
+    if rows:
+        return print_rows(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows))
+    return 0
 
 
 class Trial:
@@ -10057,7 +10548,10 @@ def test_filter(conf, options, words):
     machine = Machine()
     filters, files = trial_filters(conf, machine, words, options)
     try:
-        wall = float(options['now']) if 'now' in options else machine.wall()
+        if 'now' in options:
+            wall = float(options['now'])
+        else:
+            wall = machine.wall()
         if not 0 <= wall < 1e11:
             raise ValueError
     except ValueError:
@@ -10081,7 +10575,9 @@ def test_filter(conf, options, words):
                     trial.note(*row)
     if 'json' not in options:
         print_rows(trial.summary())
-    return 0 if matches else 1
+    if matches:
+        return 0
+    return 1
 
 
 COMMANDS['test'] = Verb(
@@ -10143,7 +10639,9 @@ class Doctor:
     def run(self, *argv):
         """What a program prints, None if it fails or is not there."""
         problem, output = run_now(self.machine, Command(list(argv)), 5)
-        return None if problem else output
+        if problem:
+            return None
+        return output
 
     def pause(self, seconds):
         """Lets time go by."""
@@ -10206,7 +10704,10 @@ def check_daemon(doctor):
 def check_log(doctor):
     """Sends a line into the system log, and waits for it where banwatch would read it."""
     machine, spec = doctor.machine, doctor.config['source'][0]
-    meant = find_source(machine) if spec == 'auto' else spec
+    if spec == 'auto':
+        meant = find_source(machine)
+    else:
+        meant = spec
     if not (meant == 'logread' or meant.startswith('/')):
         yield Finding(OK, 'log: %s, which is not asked from here' % meant)
         return
@@ -10227,9 +10728,10 @@ def check_log(doctor):
     until = machine.ticks() + MARKER_SECONDS
     while True:
         # busybox has no -l, and a script of OpenWrt's syslog-ng little else
-        said = (doctor.run('logread', '-l', '50') or doctor.run('logread')
-                or '') if meant == 'logread' else ''.join(
-            machine.end_of(path, 1 << 16) for path in glob.glob(meant))
+        if meant == 'logread':
+            said = (doctor.run('logread', '-l', '50') or doctor.run('logread') or '')
+        else:
+            said = ''.join(machine.end_of(path, 1 << 16) for path in glob.glob(meant))
         if mark + 'info' in said or machine.ticks() >= until:
             break
         doctor.pause(0.2)
@@ -10294,8 +10796,10 @@ TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody ha
 def check_drops(doctor):
     """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their
     own."""
-    kinds = [wall['name'] for wall in doctor.answer['firewall']
-             if not wall['trouble']] if doctor.answer else []
+    if doctor.answer:
+        kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']]
+    else:
+        kinds = []
     made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4),
             'ipset': functools.partial(IPSet, 4)}
     for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
@@ -10333,8 +10837,9 @@ def run_commands(machine, commands):
 def remove_trial_rules(machine, trial):
     """Takes the rules on trial out of the kernel; '' or what is in the way."""
     there = list_trial_rules(machine, trial)
-    return 'its rules cannot be read' if there[0] is None else run_commands(
-        machine, trial.stop(there))
+    if there[0] is None:
+        return 'its rules cannot be read'
+    return run_commands(machine, trial.stop(there))
 
 
 def packet_is_dropped(machine, trial, door):
@@ -10494,7 +10999,9 @@ def ask_doctor(conf, options, words):
             sys.stdout.flush()
     if 'json' in options:
         print(json.dumps([row._asdict() for row in found]))
-    return 1 if any(row.level == PROBLEM for row in found) else 0
+    if any(row.level == PROBLEM for row in found):
+        return 1
+    return 0
 
 
 COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
@@ -10569,7 +11076,10 @@ class Installer:
             return self.say('%s: has what it needs' % path)
         new = '\n'.join(missing + [''])
         # a last line without an end stays the last one, so that `uninstall` leaves no trace
-        text = new + text if text and text[-1] != '\n' else text + new
+        if text and text[-1] != '\n':
+            text = new + text
+        else:
+            text = text + new
         self.say('\n    '.join(['%s: gets' % path] + missing), self.put, path, text,
                  self.machine.mode(self.root + path, 0o644))
 
@@ -10587,7 +11097,10 @@ class Installer:
         if self.root:
             return
         self.say('runs: ' + ' '.join(argv))
-        problem = '' if self.dry_run else run_now(self.machine, Command(argv), STEP_SECONDS)[0]
+        if self.dry_run:
+            problem = ''
+        else:
+            problem = run_now(self.machine, Command(argv), STEP_SECONDS)[0]
         if problem:
             print('    ' + problem)
 
@@ -11704,7 +12217,10 @@ def dispatch(argv):
             known = ' '.join(COMMANDS)
             raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known),
                           os.EX_USAGE)
-        short = 'c:hj:t:' if 'jail=' in verb.flags else 'c:h'
+        if 'jail=' in verb.flags:
+            short = 'c:hj:t:'
+        else:
+            short = 'c:h'
         options, words = getopt.gnu_getopt(rest[1:], short, verb.flags + ['help'])
     except getopt.GetoptError as e:
         raise Problem('%s (see --help)' % e, os.EX_USAGE) from None
