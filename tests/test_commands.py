@@ -373,6 +373,31 @@ def test_hup_reloads_at_once_and_a_bad_conf_is_refused(running):
     running.until(lambda: "reload refused, nothing has changed: %s:7: maxretry: 'x'" % running.conf in running.said(), 'the refusal')
 
 
+def test_a_conf_from_standard_input_cannot_be_read_again_and_stays_in_force(tmp_path):
+    text = '[banwatch]\nsource = fifo:%s\nfirewall = none\nruntime = %s\nstate = %s\n' % (
+        tmp_path / 'fifo', tmp_path / 'run', tmp_path / 'state')
+    (tmp_path / 'c').write_text(text)
+    said = open(str(tmp_path / 'said'), 'w+')
+    with open(str(tmp_path / 'c')) as conf:
+        process = subprocess.Popen([sys.executable, PROGRAM, '-c', '-', 'run'], stdin=conf, stderr=said)
+    try:
+        end = time.time() + 10
+        while banwatch_py('-c', str(tmp_path / 'c'), 'status').returncode and time.time() < end:
+            time.sleep(0.05)
+        done = banwatch_py('-c', str(tmp_path / 'c'), 'reload')
+        assert done.returncode == 78
+        assert done.stderr.strip().endswith('a conf from standard input cannot be read again; restart instead')
+        process.send_signal(signal.SIGHUP)
+        while 'reload refused' not in (tmp_path / 'said').read_text() and time.time() < end:
+            time.sleep(0.05)
+        assert 'cannot be read again' in (tmp_path / 'said').read_text()
+        assert banwatch_py('-c', str(tmp_path / 'c'), 'status').returncode == 0, 'where it said to listen'
+    finally:
+        process.terminate()
+        process.wait(10)
+        said.close()
+
+
 def test_a_mistake_in_the_conf_never_bars_the_way_out(running):
     running('ban', '192.0.2.7')
     running.conf.write_text(running.text + '[sshd\n')

@@ -1240,6 +1240,19 @@ def test_a_regex_that_runs_away_again_and_again_rests_for_a_minute_and_its_neigh
     assert house.banned() == ['192.0.2.7', '192.0.2.8']
 
 
+def test_a_regex_that_has_run_away_is_wrong_until_it_has_not_for_ten_minutes(make):
+    house = make(SLOW)
+    house.write(ENDLESS)
+    house.pass_time(banwatch.CALM_SECONDS - 10)
+    house.write(ENDLESS)
+    house.pass_time(60)
+    assert house.ask('status')['wrong'] == [WRONG]
+    house.pass_time(banwatch.CALM_SECONDS + 60)
+    assert house.ask('status')['wrong'] == []
+    house.write(ENDLESS)
+    assert house.ask('status')['wrong'] == [WRONG]
+
+
 @pytest.mark.parametrize('text', ['[slow]\nfailregex = ^a+ <HOST>$\n', '[slow]\nenabled = false\n', ''])
 def test_a_regex_that_is_mended_or_gone_after_a_reload_is_no_longer_wrong(make, text):
     house = make(SLOW)
@@ -1475,3 +1488,17 @@ def test_a_backlog_is_as_old_for_a_jail_as_its_own_findtime_says(tmp_path, text)
     house = House(tmp_path, '[dropbear]\nsource = %s\n%s' % (log, text), machine=machine)
     house.turn()
     assert house.banned() == ['192.0.2.2']
+
+
+# --- what is wrong with a request, and what with the daemon
+
+def test_a_bug_in_the_answer_to_a_request_is_told_as_one_and_logged_with_its_traceback(house):
+    def broken(daemon, request, reply):
+        raise KeyError('oh')
+    house.daemon.requests = dict(house.daemon.requests, status=broken)
+    answers = []
+    house.daemon.loop.after(0, lambda: house.daemon.answer({'do': 'status'}, answers.append))
+    house.turn()
+    assert answers == [{'error': 'a bug in the daemon; its log has the traceback', 'code': 1}]
+    assert house.machine.said('KeyError')
+    assert house.ask('banned') == {'banned': []}, 'it goes on'

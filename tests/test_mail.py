@@ -725,6 +725,30 @@ def test_a_mail_at_once_is_tried_four_times_then_told_as_not_sent(make):
     assert desk.subjects()[4:] == ['fire at last']
 
 
+def test_a_stop_waits_for_the_mail_at_once_that_is_on_its_way_and_sends_what_waits(make):
+    desk = make(FIRE)
+    desk.machine.slow_mail = True
+    desk.log('fire at home')
+    desk.log('fire at work')
+    desk.daemon.stop()
+    desk.turn()
+    assert not desk.daemon.stopping
+    desk.finish()
+    assert desk.subjects() == ['fire at home', 'fire at work']
+    desk.finish()
+    assert desk.daemon.stopping
+
+
+def test_a_mail_at_once_that_does_not_go_at_a_stop_is_counted_and_told_by_the_next_summary(make):
+    desk = make(FIRE)
+    desk.machine.refuses = 'sendmail: no'
+    desk.log('fire at home')
+    desk.stop()
+    assert desk.daemon.stopping
+    desk.restart()
+    assert any('1 mail was not sent' in row['text'] for row in desk.summary()['warnings'])
+
+
 def test_a_flood_while_one_is_on_its_way_neither_fills_the_memory_nor_goes_uncounted(make):
     desk = make(FIRE)
     desk.machine.slow_mail = True

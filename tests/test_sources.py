@@ -250,6 +250,18 @@ def test_a_log_that_is_a_symlink_is_rotated_where_it_points_to(tmp_path):
     assert Reader(str(link)).start(position).new() == ['rest', 'new']
 
 
+def test_a_rotated_file_that_goes_while_it_is_looked_for_makes_no_other_be_read_twice(tail, log, monkeypatch):
+    append(log, 'one')
+    assert tail.new() == ['one']
+    position = eval_json(tail.source.position())
+    tail.source.close()
+    append(log, 'two')
+    look = banwatch.glob.glob
+    monkeypatch.setattr(banwatch.glob, 'glob', lambda pattern: look(pattern) + [str(log) + '.7.gz'])
+    again = Reader(str(log)).start(position)
+    assert again.new() == ['two']
+
+
 def test_a_file_that_was_empty_at_the_stop_and_renamed_since_is_read(tmp_path):
     path = tmp_path / 'log'
     path.write_text('')
@@ -546,6 +558,18 @@ def test_a_closed_source_leaves_no_process_behind():
             return
         time.sleep(0.01)
     pytest.fail('the program lives on')
+
+
+def test_a_program_that_hangs_in_the_kernel_does_not_hold_up_a_stop(monkeypatch):
+    """It is killed, but does not end: its files lie on a dead server, perhaps."""
+    reader = Reader('exec:/bin/sh -c "echo one; exec sleep 1000"').start()
+    reader.until(lambda: reader.got == ['one'])
+    process, kill, began = reader.source.process, reader.machine.kill, time.time()
+    monkeypatch.setattr(reader.machine, 'kill', lambda process: None)
+    reader.source.close()
+    assert time.time() - began < 5
+    kill(process)
+    process.wait(5)
 
 
 def test_the_last_line_of_a_program_counts_without_a_newline():

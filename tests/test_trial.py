@@ -567,3 +567,21 @@ def test_replay_reads_with_the_modes_and_filters_of_the_conf(tried, tmp_path):
     assert replayed(tried, log, '[door]\nmode = more\n') == [('door', 600, 5)]
     assert replayed(tried, log, '[entry]\nfilter = door[mode=more]\n') == [('entry', 600, 5)]
     assert replayed(tried, log, '[door]\n') == []
+
+
+LOGIN = "%s 12:00:00 2026 authpriv.warn dropbear[%d]: Bad password attempt for 'root' from %s:53066\n"
+
+
+def test_replay_forgets_a_ban_as_the_daemon_does_dbpurgeage_after_its_end(tried):
+    def lengths(second):
+        log = ''.join(LOGIN % (day, n, '192.0.2.7') for day in ('Fri Jan  2', second) for n in range(5))
+        answer = json.loads(tried('--json', log=log, command='replay').out)
+        return [(ban['count'], ban['seconds']) for ban in answer['bans']]
+    assert lengths('Fri Jan 30') == [(1, 600), (2, 1200)]
+    assert lengths('Fri Mar 20') == [(1, 600), (1, 600)]
+
+
+def test_replay_keeps_no_more_bans_than_maxbans(tried):
+    log = ''.join(LOGIN % ('Fri Jan  2', n, '198.51.100.%d' % ip) for ip in (1, 2, 3, 4, 5, 6, 1) for n in range(5))
+    answer = json.loads(tried('--json', log=log, conf='[banwatch]\nmaxbans = 3\n', command='replay').out)
+    assert [ban['ip'] for ban in answer['bans']] == ['198.51.100.%d' % n for n in (1, 2, 3, 4, 5, 6, 1)], 'lifted, and banned again'
