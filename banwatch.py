@@ -9995,7 +9995,7 @@ class AlertMailer(Worker):
             self.machine.log('report: a mail at once was not sent: %s; it is tried again' % problem)
         self.attempts += 1
         if self.attempts >= ALERT_TRIES or self.closing:
-            self.wing.tally.count('unsent', len(self.batch))
+            self.wing.lose(len(self.batch))
             self.batch, self.attempts = [], 0
         else:
             self.wait(MINUTE)
@@ -10112,9 +10112,13 @@ class Reporter(Wing):
     def abandon(self):
         left = len(self.alerts.batch) + len(self.alerts.alerts)
         if left:
-            self.tally.count('unsent', left)
-            self.tally.news = True
+            self.lose(left)
         return []
+
+    def lose(self, alerts):
+        """So many mails at once will not be sent: the summary tells that, after a restart, too."""
+        self.tally.count('unsent', alerts)
+        self.tally.news = True
 
     def closed(self):
         return not (self.mailer.running or self.alerts.running or self.alerts.due())
