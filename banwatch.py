@@ -6945,8 +6945,10 @@ class Daemon:
     def finish(self):
         """Ends the loop; whoever has asked for that is answered."""
         self.stopping = True
-        # the last packets dropped
-        if not self.dry_run and any([wing.news() for wing in self.wings]):
+        # the last packets dropped, mails that were not sent
+        if any([wing.news() for wing in self.wings]):
+            self.store.touch()
+        if self.store.live_dirty and not self.dry_run:
             self.store.save_all()
         for reply in self.stop_replies:
             reply({'left': self.left_behind})
