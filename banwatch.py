@@ -665,7 +665,8 @@ OPTIONS = [Option(*row) for row in (
      'nft are as fast with all of them.'),
     ('banwatch', 'dbpurgeage', positive_duration, '30d',
      'How long after its last ban an address is remembered, and banned longer next time.'),
-    ('DEFAULT', 'enabled', flag, 'true', 'false switches a jail off.'),
+    ('DEFAULT', 'enabled', flag, 'true',
+     'false switches a jail off. One that stands here with options is on, unless it says so.'),
     ('DEFAULT', 'filter', str, '',
      'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the\n'
      'jail. Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the\n'
