@@ -1566,9 +1566,10 @@ def field_time(field, now):
             there = time.localtime(when)
         else:
             there = time.gmtime(when + offset)
-        if field.get('j') or there.tm_mday == (day
-                                               or 1) and (field.get('Y') or field.get('y')
-                                                          or when <= now + 86400):
+        if field.get('j'):
+            return when
+        real = there.tm_mday == (day or 1)         # 30 February would be 2 March
+        if real and (field.get('Y') or field.get('y') or when <= now + 86400):
             return when
     raise ValueError('no day')
 
