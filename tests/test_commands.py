@@ -506,3 +506,13 @@ def test_the_readme_is_short_and_its_commands_exist():
         assert word in banwatch.COMMANDS, word
     for word in ('python3 banwatch.py replay /var/log/auth.log', 'sh tests/run', 'MIT'):
         assert word in text
+
+
+def test_a_page_is_written_where_a_link_points_to_and_the_link_stays(tmp_path):
+    real, link = tmp_path / 'real', tmp_path / 'link'
+    real.write_text('old')
+    link.symlink_to(real)
+    banwatch.write_page(str(link), 'new', 0o644)
+    assert link.is_symlink() and real.read_text() == 'new'
+    with pytest.raises(banwatch.Problem, match='not a file'):
+        banwatch.write_page(str(tmp_path), 'new', 0o644)

@@ -166,6 +166,19 @@ def test_after_a_restart_the_oldest_bans_go_first(house):
     assert house.banned() == ['198.51.100.2', '198.51.100.3']
 
 
+def test_a_ban_by_hand_is_answered_in_time_by_a_firewall_that_is_not(tmp_path):
+    machine = FakeMachine()
+    house = House(tmp_path, firewall='nft', machine=machine)
+    machine.run = lambda command, done, seconds=10: None
+    answers = []
+    house.daemon.answer({'do': 'ban', 'networks': ['198.51.100.7']}, answers.append)
+    house.turn()
+    house.pass_time(banwatch.ANSWER_SECONDS - 1)
+    assert answers == []
+    house.pass_time(2)
+    assert len(answers) == 1 and 'nft does not answer yet' in json.dumps(answers)
+
+
 def test_little_ram_means_fewer_bans(tmp_path):
     machine = FakeMachine()
     machine.memory = lambda: (10000, 64000)

@@ -278,6 +278,13 @@ def test_our_own_are_never_banned_and_never_counted(ip):
     assert not court.fails.recent and court.jail.ignored == 1
 
 
+@pytest.mark.parametrize('nested', [['192.168.1.0/24', '192.168.1.1'], ['192.168.1.1', '192.168.1.0/24'], ['192.168.1.0/24', '192.168.1.128/25']])
+def test_what_is_exempt_inside_of_an_exempt_network_takes_nothing_from_it(nested):
+    court = Court(maxretry=1, protected=[(text, 'ours') for text in nested])
+    assert [court.see('192.168.1.%d' % n, 0) for n in (0, 1, 2, 127, 128, 255)] == [None] * 6
+    assert court.see('192.168.2.1', 0)
+
+
 def test_ignoreip_takes_addresses_and_networks():
     court = Court(maxretry=1, ignoreip='198.51.100.0/24, 2001:db8:9::/48 203.0.113.9')
     for ip in ('198.51.100.200', '2001:db8:9:8::1', '203.0.113.9'):
