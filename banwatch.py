@@ -4219,9 +4219,18 @@ class Program:
         return ''
 
 
-# what is slow; how much of that there may be in a minute
-SLOW_SECONDS, GUARD_TOTAL = 0.02, 1
 GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
+# what is slow, where a search of USUAL takes USUAL_SECONDS; how much of it there may be in a minute
+SLOW_SECONDS, GUARD_TOTAL = 0.02, 1
+USUAL, USUAL_SECONDS = ('(?:[ab]|ba)+c', 'ab' * 12), 0.002
+
+
+def regex_slowness():
+    """How many times slower regexes are here than where SLOW_SECONDS was measured; 1 at least."""
+    search = re.compile(USUAL[0]).search
+    began = time.process_time()
+    search(USUAL[1])
+    return max(1, (time.process_time() - began) / USUAL_SECONDS)
 
 
 class Machine:
@@ -4331,6 +4340,7 @@ class Machine:
         time."""
         if not self.guards:
             signal.signal(signal.SIGVTALRM, self.abort)
+            self.slow_seconds = min(GUARD_SECONDS / 2, SLOW_SECONDS * regex_slowness())
             self.guards = True
         self.guarding = True
         signal.setitimer(signal.ITIMER_VIRTUAL, GUARD_SECONDS)
@@ -4339,7 +4349,7 @@ class Machine:
         finally:
             self.guarding = False
             left = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
-        if GUARD_SECONDS - left > SLOW_SECONDS:
+        if GUARD_SECONDS - left > self.slow_seconds:
             self.charge(GUARD_SECONDS - left)
         return found
 

@@ -1404,6 +1404,30 @@ def test_own_filter_takes_the_same_options():
     assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
 
 
+@pytest.mark.parametrize('slowness, passes', [(1, False), (25, True)])
+def test_what_is_slow_is_measured_by_what_is_usual_on_this_machine(monkeypatch, slowness, passes):
+    """On a router of 580 MHz an ordinary search of a heavy filter takes what would be an attack on a desktop."""
+    monkeypatch.setattr(banwatch, 'regex_slowness', lambda: slowness)
+    guard = banwatch.Machine().guard
+
+    def search():
+        end = os.times().user + 0.08
+        while os.times().user < end:
+            sum(range(5000))
+        return True
+    found = []
+    try:
+        for _ in range(30):
+            found.append(guard(search))
+    except banwatch.Runaway:
+        pass
+    assert (len(found) == 30) is passes and len(found) >= 8
+
+
+def test_no_machine_is_faster_than_the_one_that_slow_was_measured_on():
+    assert 1 <= banwatch.regex_slowness() < 1000
+
+
 @pytest.mark.slow
 def test_lines_that_are_slow_but_end_in_time_may_not_take_more_than_a_second_of_a_minute():
     """Each is below the limit of a single one; two hundred of them would jam the daemon for half a minute."""
