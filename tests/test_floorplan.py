@@ -258,3 +258,47 @@ def test_statements_are_plain():
             assert not isinstance(node.right, (ast.Compare, ast.BoolOp)), node.lineno
             assert not (isinstance(node.right, ast.Call) and getattr(node.right.func, 'id', '') == 'bool'), node.lineno
         assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Tuple)), node.lineno
+
+
+def test_the_walk_from_a_line_in_a_file_to_the_kernel_is_no_longer_than_it_was(tmp_path, capsys):
+    """Functions that the last failure before a ban passes through, from the look at the file to the batch for nft. 75 are
+    wanted; that number only falls."""
+    import sys
+    from test_daemon import LINE, House
+
+    class Walk(House):
+        def conf(self):
+            made, problems = banwatch.read_config(
+                '[banwatch]\nsource = %s\nfirewall = nft\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxretry = 3\n' % (
+                    tmp_path / 'log.txt', tmp_path / 'run', tmp_path / 'state'), 'c')
+            assert not problems
+            return made
+
+    def write(*pids):
+        with open(str(tmp_path / 'log.txt'), 'a') as f:
+            f.write(''.join(LINE % (pid, '192.0.2.7') for pid in pids))
+    (tmp_path / 'log.txt').write_text('')
+    walk = Walk(tmp_path)
+    write(1, 2)
+    walk.pass_time(2)
+    write(3)
+    walk.machine.pass_time(2)
+    passed, run = set(), walk.machine.run
+
+    def profile(frame, event, argument):
+        if event == 'call' and frame.f_code.co_filename == PATH and '<' not in frame.f_code.co_name:
+            passed.add((frame.f_code.co_firstlineno, frame.f_code.co_name))
+
+    def arrived(command, done, seconds=10):
+        if 'element' in command.stdin:
+            sys.setprofile(None)
+        run(command, done, seconds)
+    walk.machine.run = arrived
+    sys.setprofile(profile)
+    try:
+        walk.turn()
+    finally:
+        sys.setprofile(None)
+    assert walk.banned() == ['192.0.2.7']
+    print(len(passed), ' '.join(name for _, name in sorted(passed)))
+    assert len(passed) <= 100
