@@ -2202,8 +2202,8 @@ class Filter:
         else:
             kinds = paragraphs(definition.get('failregex'))
         texts = [(kind, text) for kind, part in enumerate(kinds) for text in part]
-        rows = [definition.told('failregex', native_row, text, n) for n,
-                (_, text) in enumerate(texts)]
+        rows = [definition.told('failregex', native_row, text, n)
+                for n, (_, text) in enumerate(texts)]
         self.ignore = [definition.told('ignoreregex', compile_line, text)
                        for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
         if self.ignore:
@@ -3641,8 +3641,8 @@ class NFTables(Null):
                 last[name] = until, ip
         commands = [Command(['nft', '-t', 'list', 'ruleset', 'inet'])]
         if last:
-            rows = ['get element %s %s { %s }\n' % (self.table, name, ip) for name,
-                    (_, ip) in last.items()]
+            rows = ['get element %s %s { %s }\n' % (self.table, name, ip)
+                    for name, (_, ip) in last.items()]
             commands.append(Command(['nft', '-t', '-f', '-'], ''.join(rows)))
         return commands
 
@@ -3739,8 +3739,8 @@ class NFTables(Null):
                 old.setdefault(name, {})[ip] = None
             if not each.gone:
                 new.setdefault(name, {})[ip] = each.until
-        rows = [self.elements(verb, name, each) for verb in ('add', 'delete') for name,
-                each in old.items()]
+        rows = [self.elements(verb, name, each) for verb in ('add', 'delete')
+                for name, each in old.items()]
         rows += [self.elements('add', name, each, now) for name, each in new.items()]
         if not rows:
             return []
@@ -4386,8 +4386,8 @@ class Machine:
         environment = dict(more, PATH=os.environ.get('PATH', SBIN) + ':' + SBIN, LC_ALL='C')
         # in UTF-8, whatever our own locale is: it may have no way to write a name of the log
         argv = [word.encode('utf-8', 'surrogateescape') for word in [path] + list(argv[1:])]
-        environment = {key.encode(): value.encode('utf-8', 'surrogateescape') for key,
-                       value in environment.items()}
+        environment = {key.encode(): value.encode('utf-8', 'surrogateescape')
+                       for key, value in environment.items()}
         return subprocess.Popen(
             argv, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             bufsize=0, cwd='/', start_new_session=True, env=environment,
@@ -7982,8 +7982,8 @@ def ticket_tags(ticket, now, wall, restored):
     else:
         parts = '%032x' % first
     matches = [printable(row.decode('utf-8', 'backslashreplace'))[:MATCH_BYTES] for row in rows]
-    tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD] for name,
-            value in fields.items()}
+    tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD]
+            for name, value in fields.items()}
     tags.update({
         'ip': ticket.network, 'family': 'inet%d' % family,
         'ip-rev': '.'.join(reversed(parts)) + '.',
@@ -8542,8 +8542,8 @@ class Tally:
             elif code == 'h':
                 field = round(now + self.offset - field * 3600, 1)
             elif code == 'd':
-                field = [[round(now - when, 1), text] for when,
-                         text in first_and_latest(field, details)]
+                field = [[round(now - when, 1), text]
+                         for when, text in first_and_latest(field, details)]
             found.append(field)
         return found
 
@@ -8558,8 +8558,8 @@ class Tally:
         if code == 'b':
             return bool(field)
         if code == 'd':
-            return [[then - checked_age(age), str(text)[:TEXT_LENGTH]] for age,
-                    text in field[:DETAILS]]
+            return [[then - checked_age(age), str(text)[:TEXT_LENGTH]]
+                    for age, text in field[:DETAILS]]
         if type(field) is not str:
             raise ValueError('not a text')
         return field[:TEXT_LENGTH + NAME_LENGTH]
@@ -8603,8 +8603,8 @@ def load_tally(state, now, gone, offset=0):
             try:
                 if len(row) != len(keys + cell):
                     raise ValueError('too long or too short')
-                fields = [tally.read_field(code, field, now - gone) for code,
-                          field in zip(keys + cell, row)]
+                fields = [tally.read_field(code, field, now - gone)
+                          for code, field in zip(keys + cell, row)]
                 if part == 'addresses':
                     network_of(fields[0])
                 tally.note(part, tuple(fields[:len(keys)]), *fields[len(keys):])
@@ -8861,8 +8861,8 @@ class Digest:
         # line by line, not rule by rule: what comes first may reset what comes later
         for start, _, end, rule in sorted(
                 (start, n, end, rule) for n, rule in enumerate(self.rules.values())
-                if rule.needed is None or any(text in block for text in rule.needed) for start,
-                end in with_lines(block, rule.needed)):
+                if rule.needed is None or any(text in block for text in rule.needed)
+                for start, end in with_lines(block, rule.needed)):
             yield from self.apply(rule, block[start:end], start, explained, tally, now)
         scans = self.other and self.group(without(block, explained), tally, now)
         # a jail may have explained them, too
@@ -9424,8 +9424,8 @@ class Outline:
         shown, more = self.some(rows, usual)
         blocks = []
         for row in shown:
-            details = ['%s  %s' % (hour_text(when, self.seconds), line) for when,
-                       line in row['details']]
+            details = ['%s  %s' % (hour_text(when, self.seconds), line)
+                       for when, line in row['details']]
             blocks += [(kind, [text(row)]), ('quiet', details)]
         if more:
             blocks.append(('lines', ['+ %d more' % more]))
@@ -9737,8 +9737,8 @@ def tiles(summary):
     numbers = ((len(summary['warnings']), 'warning'), (logins, 'login'),
                (bans['failures'], 'failure'),
                (bans['bans'], 'ban'))
-    rows = ['<p><b>%s</b>%s</p>' % (format(n, ','), word if n == 1 else word + 's') for n,
-            word in numbers]
+    rows = ['<p><b>%s</b>%s</p>' % (format(n, ','), word if n == 1 else word + 's')
+            for n, word in numbers]
     rows.append('<p><b>%s</b>active</p>' % format(bans['active'], ','))
     return '<div class="k">%s</div>' % ''.join(rows)
 
@@ -9997,8 +9997,8 @@ class AlertMailer(Worker):
         title = '[%s] %s' % (host, self.batch[0][1])
         if self.batch[1:]:
             title += ' + %d more' % (len(self.batch) - 1)
-        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line) for wall, text,
-                         line in self.batch)
+        text = '\n'.join('%s  %s\n    %s\n' % (moment_text(wall), text, line)
+                         for wall, text, line in self.batch)
         headers = headers_of(self.wing.settings, host, shortened(title, 120), machine.wall(),
                              machine.chance())
         return mime_message(headers, text)
@@ -10841,8 +10841,8 @@ def check_drops(doctor):
 
 def list_trial_rules(machine, trial):
     """What the firewall lists for each command of the trial; None for one that fails."""
-    return [None if problem else output for problem,
-            output in (run_now(machine, command) for command in trial.check({}))]
+    return [None if problem else output
+            for problem, output in (run_now(machine, command) for command in trial.check({}))]
 
 
 def run_commands(machine, commands):
