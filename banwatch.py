@@ -858,8 +858,8 @@ class Config:
         else:
             known = JAILS
         # a built-in jail that is off is on as soon as its section stands in the conf
-        if option in known.get(section, ()) and not (option == 'enabled'
-                                                     and section in self.settings):
+        switched_on = option == 'enabled' and section in self.settings
+        if option in known.get(section, ()) and not switched_on:
             return row.read(known[section][option])
         if row.section == 'DEFAULT' and option in self.settings.get('DEFAULT', ()):
             return self.settings['DEFAULT'][option][0]
@@ -1957,9 +1957,11 @@ def native_row(text, n):
     unknown = re.search('</?(?!(?:/?F-(?:%s))>)[A-Z][A-Z0-9_/-]*>' % '|'.join(OWN_FIELDS),
                         re.sub('<(?:HOST|ADDR)>', '', text))
     if hosts > 1 or unknown:
-        raise ValueError('%s: with `program`, %s'
-                         % (quoted(text), 'there is one <HOST> at most' if hosts > 1
-                                                     else 'there is no ' + unknown.group()))
+        if hosts > 1:
+            limit = 'there is one <HOST> at most'
+        else:
+            limit = 'there is no ' + unknown.group()
+        raise ValueError('%s: with `program`, %s' % (quoted(text), limit))
     if re.search(r'(?<!\\)(?:\\\\)*\\[1-9]', text):
         raise ValueError('%s: with `program`, there is no \\1 (but (?P<name>...) and (?P=name))'
                          % quoted(text))
@@ -2156,9 +2158,8 @@ def block_regex(tag, rest, texts, led, bare):
                           re.M, 'what all of them make')
     at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
     for n, (kind, text) in enumerate(texts):
-        ip, user, distinct, times, mlfid = (at('%s%d' % (name, n), 0)
-                                            for name in ('ip', 'user', 'distinct', 'times',
-                                                         'mlfid'))
+        ip, user, distinct, times, mlfid = (
+            at('%s%d' % (name, n), 0) for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
         mlfid = mlfid or at('mlfid', 0)
         written[at('end%d' % n)] = text
         rows[at('end%d' % n)] = Row(
@@ -8859,16 +8860,18 @@ class Digest:
         """Counts the lines of a tidy block, but for those in which one of the positions `explained`
         lies. Yields (Rule, text, line) for each that is to be mailed at once."""
         # line by line, not rule by rule: what comes first may reset what comes later
-        for start, _, end, rule in sorted(
-                (start, n, end, rule) for n, rule in enumerate(self.rules.values())
-                if rule.needed is None or any(text in block for text in rule.needed)
-                for start, end in with_lines(block, rule.needed)):
+        rows = []
+        for n, rule in enumerate(self.rules.values()):
+            if rule.needed is None or any(text in block for text in rule.needed):
+                for start, end in with_lines(block, rule.needed):
+                    rows.append((start, n, end, rule))
+        for start, _, end, rule in sorted(rows):
             yield from self.apply(rule, block[start:end], start, explained, tally, now)
         scans = self.other and self.group(without(block, explained), tally, now)
         # a jail may have explained them, too
-        for protocol, port in PORTS_LOGGED.findall(
-            block) if scans or self.other and explained and b' DPT=' in block else ():
-            tally.note('ports', ('%s/%s' % (port.decode(), protocol.decode().lower()),), 1)
+        if scans or self.other and explained and b' DPT=' in block:
+            for protocol, port in PORTS_LOGGED.findall(block):
+                tally.note('ports', ('%s/%s' % (port.decode(), protocol.decode().lower()),), 1)
 
     def group(self, rest, tally, now):
         """Counts lines by their shape; True if the firewall has logged packets in some of them."""
@@ -8979,9 +8982,10 @@ class Digest:
                     if rule.name == 'dropped':
                         return False
                     return None
-                return 'rules', (rule.options['report'], rule.name,
-                                 rule.text({}, message)), [] if rule.options[
-                                     'details'] == 'none' else None
+                key = rule.options['report'], rule.name, rule.text({}, message)
+                if rule.options['details'] == 'none':
+                    return 'rules', key, []
+                return 'rules', key, None
         severe = SEVERE.search(raw[:len(raw) - len(line.message)])
         if severe is None:
             number = 7
@@ -9059,8 +9063,8 @@ def make_digest(config, guard=unguarded):
         name, options = section[5:], config.options(section)
         try:
             made[name] = Rule(name, options, guard if section in config.settings else None)
-            if section not in built_in_rules() and not {'program',
-                                                        'regex'} & set(config.settings[section]):
+            wanted = {'program', 'regex'} & set(config.settings.get(section, ()))
+            if section not in built_in_rules() and not wanted:
                 raise ValueError(
                     'has neither program nor regex, and no built-in rule is called so (%s)'
                     % choose_from(
@@ -10960,8 +10964,8 @@ def check_jails(doctor):
     if not doctor.answer or doctor.answer['uptime'] < 7 * DAY:
         return
     for jail in doctor.answer['jails']:
-        if jail['filter'] and not jail['failures'] + jail['ignored'] and jail[
-            'jail'] in doctor.config.settings:
+        silent = jail['filter'] and not jail['failures'] + jail['ignored']
+        if silent and jail['jail'] in doctor.config.settings:
             yield Finding(WARNING,
                           '%s: not one failure for %s'
                           % (jail['jail'], duration_text(doctor.answer['uptime'])),

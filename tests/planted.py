@@ -121,7 +121,7 @@ FAULTS = [Fault(*row) for row in (
      'max(1, -((now - until) // 1))', 'max(1, (until - now) // 1)',
      'tests/test_firewalls.py -k timeout_is_never_shorter'),
     ('nft-again', 'nft deletes nothing that is not there, or the whole batch would fail',
-     "for verb in ('add', 'delete') for name", "for verb in ('delete',) for name",
+     "for verb in ('add', 'delete')\n", "for verb in ('delete',)\n",
      'tests/test_firewalls.py -k unbanned_and_what_is_there'),
     ('foreign-set', 'a set of somebody else is not taken for ours',
      r"r'%s-%d(-\d+)?(-new)?$' % (name, family)", 'name',
