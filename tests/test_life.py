@@ -685,8 +685,11 @@ class Life(House):
         assert all(len(rows) <= 1100 for rows in daemon.wing('report').tally.below_cutoff.values()) and len(daemon.wing('report').tally.uncounted) <= 1000
         assert len(daemon.wing('report').digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.wing('report').digest.vocabulary) <= 165
         assert len(self.daemon.loop.timers.queue) < 20 and len(daemon.loop.selector.get_map()) < 6
-        assert not any([daemon.held, daemon.wall.old, daemon.wing('report').waiting, daemon.wing('report').alerts, self.machine.programs])
-        assert not any(kernel.waiting or kernel.changed or kernel.new or kernel.trouble for kernel in daemon.wall.syncs)
+        report, wall = daemon.wing('report'), daemon.wall
+        assert not any([wall.old, report.alerts.alerts, report.alerts.batch, self.machine.programs])
+        for worker in list(wall.syncs) + list(report.workers):
+            assert not (worker.running or worker.retry or worker.replies or worker.serving or worker.trouble), worker.name
+        assert not any(sync.changed or sync.new for sync in wall.syncs)
         assert daemon.loop.bugs == set() and daemon.wrong() == []
         del self.machine.ran[:]
 
