@@ -1404,6 +1404,7 @@ def test_own_filter_takes_the_same_options():
     assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('slowness, passes', [(1, False), (25, True)])
 def test_what_is_slow_is_measured_by_what_is_usual_on_this_machine(monkeypatch, slowness, passes):
     """On a router of 580 MHz an ordinary search of a heavy filter takes what would be an attack on a desktop."""
