@@ -142,6 +142,7 @@ def test_a_peer_that_is_not_installed_costs_only_its_own_number(monkeypatch, tmp
     assert measured.notes == ['sshguard: sshg-parser is not installed (Debian: apt install sshguard)']
 
 
+@pytest.mark.slow
 def test_help_names_every_row():
     assert all(name in run('--help') for name in bench.ROWS)
 

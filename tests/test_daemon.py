@@ -1296,6 +1296,7 @@ FOREIGN = {
     'a .local of a built-in one': ('[sshd]\n', '[Definition]\nprefregex = %s\n' % EXCEPT)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('where', FOREIGN)
 def test_no_regex_that_is_not_built_in_holds_the_daemon_whatever_filter_it_hangs_on(make, filter_d, where):
     text, file = FOREIGN[where]

@@ -116,6 +116,7 @@ def corpus_lines():
             for _, _, _, _, raw in group]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('made, text', regexes())
 def test_every_regex_has_a_sample_in_the_corpus(made, text):
     """No sample, no regex: some line of the corpus is matched by this one, and by none before it."""
