@@ -2992,7 +2992,7 @@ class Judge:
         refusal, key = jail.known_keys.get(event.ip) or jail.key_of(event.ip)
         if event.login:
             outcome = LOGGED_IN
-        elif refusal or jail.forgives(event):
+        elif refusal or jail.logins and jail.forgives(event):
             outcome = IGNORED
         else:
             outcome = FAILED
@@ -10389,18 +10389,17 @@ class Replay:
                 self.next_purge = event.when + MINUTE
                 judge.purge(event.when, self.keep_for)
             self.failures += event.guesses
-            self.weigh(jail, event)
+            order = judge.weigh(jail, event)
+            if order:
+                self.obey(jail, event, order)
 
     def release(self, when):
         """Drops the bans that are over, or too many."""
         for ticket, _ in self.judge.leaving(when):
             self.judge.bans.remove(ticket.key)
 
-    def weigh(self, jail, event):
-        """Notes what Daemon.weigh and Daemon.ban would have done."""
-        order = self.judge.weigh(jail, event)
-        if not order:
-            return
+    def obey(self, jail, event, order):
+        """Notes what Daemon.ban would have done with a BanOrder."""
         ticket, end = self.judge.ban(jail, order.network, event.when, order.seconds, order.failures)
         if end is not False:
             return
@@ -10409,7 +10408,9 @@ class Replay:
             'time': event.when, 'jail': jail.name, 'ip': ticket.network, 'seconds': order.seconds,
             'count': ticket.count, 'failures': order.failures})
         for other, more in self.judge.after_ban(jail, ticket.network, event.when):
-            self.weigh(other, more)
+            order = self.judge.weigh(other, more)
+            if order:
+                self.obey(other, more, order)
 
 
 def replay_logs(conf, options, words):

@@ -268,7 +268,7 @@ FAULTS = [Fault(*row) for row in (
      'tests/test_mail.py -k crash_while'),
     # Replay
     ('replay-recidive', 'a replay bans who was banned often',
-     '            self.weigh(other, more)\n', '            pass\n', 'tests/test_trial.py -k five_times'),
+     '                self.obey(other, more, order)\n', '                pass\n', 'tests/test_trial.py -k five_times'),
     # Doctor
     ('doctor-bug', 'a check that fails does not stop the others',
      '# what a friend cannot see is no reason to go home\n            except Exception as e:', 'except KeyError as e:',
