@@ -10386,7 +10386,7 @@ class Replay:
             if ends and ends[0][0] <= event.when:
                 self.release(event.when)
             if event.when >= self.next_purge:
-                self.next_purge = event.when + MINUTE
+                self.next_purge = event.when + HOUR        # it goes through all that is known
                 judge.purge(event.when, self.keep_for)
             self.failures += event.guesses
             order = judge.weigh(jail, event)
