@@ -1293,9 +1293,7 @@ class Calendar:
                     when = self.parse(date)
                 else:
                     when = date
-                if when is None:
-                    self.now = self.now
-                else:
+                if when is not None:
                     self.now = when
             return self.now
 
@@ -1331,8 +1329,8 @@ def epoch(fields, offset):
         years, months = (year + 4799, month + 9)
     else:
         years, months = (year + 4800, month - 3)
-    days = day + (153 * months
-                  + 2) // 5 + 365 * years + years // 4 - years // 100 + years // 400 - 2472633
+    leap_days = years // 4 - years // 100 + years // 400
+    days = day + (153 * months + 2) // 5 + 365 * years + leap_days - 2472633
     return ((days * 24 + hour) * 60 + minute) * 60 + second - offset
 
 
@@ -1345,7 +1343,7 @@ def zone_seconds(zone):
     if m.group(2):
         offset = int(m.group(3)) * 3600 + int(m.group(4) or 0) * 60
         if m.group(2) == '-':
-            seconds += -offset
+            seconds -= offset
         else:
             seconds += offset
     return seconds
@@ -1385,13 +1383,9 @@ class DateFormat:
         text, unbound = pattern, pattern.startswith('{UNB}')
         if unbound:
             text = text[5:]
-        else:
-            text = text
         begin = text.startswith(LINE_BEGIN)
         if begin:
             text = text[len(LINE_BEGIN):]
-        else:
-            text = text
         word = text.lstrip('^').upper()
         # alone: at the beginning, in [brackets], or in audit(...:1)
         if word in EPOCHS:
@@ -1414,10 +1408,8 @@ class DateFormat:
         free_begin = unbound or text.startswith(('^', '(^', '(**', '**', '(?:^'))
         free_end = unbound or re.search(r'(?:\$\)?|\\b|\*\*\)*)$', text)
         text = re.sub(r'^(\(*)\*\*|\*\*(\)*)$', r'\1\2', re.sub(r'^(\(*)\*\*', r'\1', text))
-        if free_end:
-            text = text
-        else:
-            text = text + r'(?=\b|\W|$)'
+        if not free_end:
+            text += r'(?=\b|\W|$)'
         if begin and not free_begin:
             text = r'^(?:\W{0,2})?' + text
         elif not free_begin:
@@ -1454,7 +1446,7 @@ def date_field(m):
 
 
 def date_formats(pattern=''):
-    """The Templates that a `datepattern` (one a line; empty: all default ones) stands for;
+    """The DateFormats that a `datepattern` (one a line; empty: all default ones) stands for;
     ValueError says what is wrong. As in fail2ban, {^LN-BEG} alone means those at a line's
     beginning, {DATE} each of them in that place, and a default one is looked for at the beginning
     first."""
@@ -1478,7 +1470,7 @@ def date_formats(pattern=''):
 
 
 def date_format(pattern, line):
-    """The Template of a pattern; ValueError names the line of a datepattern that it comes from."""
+    """The DateFormat of a pattern; ValueError names the line of a datepattern it comes from."""
     try:
         return DateFormat(pattern)
     except (ValueError, re.error) as e:
@@ -1855,8 +1847,6 @@ class Definition:
             else:
                 if at == 'default':
                     at = 'DEFAULT'
-                else:
-                    at = at
                 found = self.last(at, name) or self.last('DEFAULT', name)
             if found is None:
                 raise ValueError('%s is not defined anywhere' % quoted(m.group()))
@@ -2355,10 +2345,6 @@ class Filter:
                 sessions.pop((home, pid), None)
                 if ip and user:
                     yield LogEvent(ip, as_text(user), 0, True, when)
-
-    def heal(self, wall):
-        """True if the trouble of a regex that has run away is over."""
-        return heal(self, wall)
 
     @staticmethod
     def told(block, m, user):
@@ -6874,7 +6860,7 @@ class Daemon:
         self.protect()
         self.judge.purge(now, self.config['dbpurgeage'])
         for jail in self.judge.jails.watching():
-            if jail.filter.trouble and jail.filter.heal(self.machine.wall()):
+            if jail.filter.trouble and heal(jail.filter, self.machine.wall()):
                 self.note(jail.name, '')
         self.look_at_clock(now, self.machine.wall())
         self.tell_wings('minute', now)
@@ -7609,10 +7595,6 @@ class LineFilter:
     def compile(self, option, text):
         return self.definition.told(option, compile_line, text, self.maxlines > 1)
 
-    def heal(self, wall):
-        """True if the trouble of a regex that has run away is over."""
-        return heal(self, wall)
-
     def check(self):
         """ValueError if a regex cannot mean what its author wants."""
         if self.prefregex:
@@ -7740,8 +7722,6 @@ class LineFilter:
         user = fields.get('user')
         if isinstance(user, tuple):
             user = ' '.join(filter(None, user))
-        else:
-            user = user
         if verdict == FAIL and key is None:
             fields['mlfpending'] = '1'
             return Look(None, regex, None, None, user, when, fields, 'its address is not known yet')
@@ -7786,8 +7766,6 @@ class LineFilter:
             content = fields.pop('content', None)
             if content:
                 seen = content + '\n'
-            else:
-                seen = seen
         for text, regex, teller in zip(self.texts, self.rows, self.tellers):
             if teller in seen:
                 m = regex.search(seen)
