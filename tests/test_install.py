@@ -575,7 +575,7 @@ def test_openwrt_with_a_bad_conf_starts_nothing_and_stops_nothing(openwrt):
     openwrt.write('/etc/banwatch.conf', BAD)
     openwrt.banwatch_py('install')
     assert openwrt.read('/tmp/procd') == '' and openwrt.daemons() == []
-    assert openwrt.logged(MISTAKE) == 1
+    assert poll(lambda: openwrt.logged(MISTAKE) == 1)
     openwrt(SERVICE, 'start')                                   # now the script itself is the only `banwatch` that runs
     assert openwrt.read('/tmp/procd') == '' and openwrt.daemons() == []
     assert openwrt.logged(MISTAKE) == 2 and openwrt.logged(' banwatch: not started: ') == 2
@@ -588,7 +588,7 @@ def test_openwrt_with_a_bad_conf_starts_nothing_and_stops_nothing(openwrt):
     assert openwrt.read('/tmp/procd') == 2 * ASKED and openwrt.logged(MISTAKE) == 3
     openwrt.said(SERVICE, 'reload')
     assert poll(lambda: MISTAKE in openwrt.read('/tmp/stderr')) and openwrt.daemons() == [pid]
-    assert openwrt(SERVICE, 'restart').returncode == 1 and openwrt.daemons() == [pid] and openwrt.logged(' banwatch: not restarted: ') == 1
+    assert openwrt(SERVICE, 'restart').returncode == 1 and openwrt.daemons() == [pid] and poll(lambda: openwrt.logged(' banwatch: not restarted: ') == 1)
     openwrt.write('/etc/banwatch.conf', CONF)
     openwrt.said(SERVICE, 'restart')
     assert openwrt.daemon() != pid
@@ -602,7 +602,7 @@ def test_openwrt_after_a_sysupgrade_says_that_python_is_missing(openwrt):
     os.unlink(openwrt.root + '/bb/python3')
     done = openwrt('/etc/rc.d/S95banwatch', 'boot')
     assert 'not started: python3 is missing' in done.stderr and done.stderr.count('\n') == 1
-    assert openwrt.logged('install python3-light') == 1 and openwrt.read('/tmp/procd') == ''
+    assert poll(lambda: openwrt.logged('install python3-light') == 1) and openwrt.read('/tmp/procd') == ''
 
 
 # Entware's, but for its pauses, which are of a second there
@@ -656,7 +656,7 @@ def test_entware_from_install_to_uninstall(box):
 
     entware.write('/opt/etc/banwatch.conf', BAD)
     done = entware(service, 'restart')
-    assert done.returncode == 1 and entware.logged(MISTAKE) == 1 and entware.daemons() == [again]
+    assert done.returncode == 1 and poll(lambda: entware.logged(MISTAKE) == 1) and entware.daemons() == [again]
     entware.write('/opt/etc/banwatch.conf', CONF)
     entware.write('/opt/lib/banwatch/banwatch.py', read(PROGRAM) + '# older\n')
     entware.write('/tmp/opt-banwatch', entware.read('/opt/sbin/banwatch').replace('/opt/lib/banwatch', '/root'))
@@ -678,7 +678,7 @@ def test_entware_without_python_says_so_and_exits_politely(box):
     entware = box({'/opt/etc/init.d/rc.func': RC_FUNC, '/opt/etc/init.d/S99banwatch': banwatch.ENTWARE_INIT}, '/opt/bin')
     entware.script('rm -f /opt/bin/python3 /usr/bin/python3')
     done = entware('sh', '/opt/etc/init.d/S99banwatch', 'start')
-    assert done.returncode == 0 and 'python3 is missing' in done.stderr and entware.logged('python3 is missing') == 1
+    assert done.returncode == 0 and 'python3 is missing' in done.stderr and poll(lambda: entware.logged('python3 is missing') == 1)
 
 
 @pytest.fixture
