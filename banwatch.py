@@ -315,12 +315,32 @@ def later_end(one, other):
     return max(one, other)
 
 
-def shorten(entries, most):
-    """Drops the oldest entries when a dict is 10 % over `most` (in bulk: one by one is
-    quadratic)."""
-    if len(entries) > 1.1 * most:
-        for key in list(itertools.islice(entries, len(entries) - most)):
-            del entries[key]
+class Recent(dict):
+    """A dict that never holds more than `limit` entries: it forgets the oldest, some at a time (to
+    look for one each time would be quadratic)."""
+
+    def __init__(self, limit):
+        dict.__init__(self)
+        self.limit = limit
+
+    def put(self, key, value):
+        """Sets an entry, which is the newest from now on."""
+        self.pop(key, None)
+        self[key] = value
+        if len(self) > self.limit:
+            surplus = len(self) - self.limit + self.limit // 20
+            for key in list(itertools.islice(self, surplus)):
+                del self[key]
+
+
+def slide(moments, when, times, seconds, most):
+    """Adds a moment, so many times, to a sorted list of them: a sliding window, which holds `most`
+    at most, and none that is older than `seconds` before the newest."""
+    for _ in range(min(times, most)):
+        bisect.insort(moments, when)
+    if moments[0] <= moments[-1] - seconds:
+        del moments[:bisect.bisect_right(moments, moments[-1] - seconds)]
+    del moments[:-most]
 
 
 def printable(text):
@@ -1188,21 +1208,26 @@ def tidy(block, before=b''):
 def expanded(block, before):
     """A block with `message repeated 3 times: [ x ]` as three lines x, and `last message repeated 3
     times` as three more of the line before. What long lines may add is bounded."""
-    rows, room = [], MOST_ROOM
-    for line in block.split(b'\n'):
-        m = b'message repeated ' in line and AGAIN.fullmatch(line)
+    parts, done, room = [], 0, MOST_ROOM
+    at = block.find(b'message repeated ')
+    while at >= 0:
+        start, end = block.rfind(b'\n', 0, at) + 1, block.find(b'\n', at)
+        m = AGAIN.fullmatch(block, start, end)
         if m:
+            parts.append(block[done:start])
+            before = parts[-1].strip(b'\n').rpartition(b'\n')[2] or before
             if m.group('more'):
                 times, line = int(m.group('more')), before
             else:
                 times, line = int(m.group('times')), m.group('head') + m.group('message')
             times = min(times, MOST_TIMES, max(0, room) // (len(line) + 1))
             room -= times * len(line)
-            rows += [line] * (times if line else 0)
-        else:
-            rows.append(line)
-        before = line or before
-    return b'\n'.join(rows)
+            if line:
+                parts.append((line + b'\n') * times)
+                before = line
+            done = end + 1
+        at = block.find(b'message repeated ', end)
+    return b''.join(parts) + block[done:]
 
 
 def has_long(block):
@@ -1237,6 +1262,7 @@ HEAD_DATE = Regex(
     r'|(?:\w{3} )?(?P<b>\w{3}) (?P<d2>[ \d]?\d) (?P<H2>\d\d):(?P<M2>\d\d):(?P<S2>\d\d)'
     r'(?P<f2>\.\d+)?(?: (?P<Y2>\d{4}))?|(?P<epoch>\d{10}(?:\.\d+)?))$')
 OFFSETS = {b'%d:%02d' % divmod(second, 60): second for second in range(600)}
+TEN_MINUTES = {b'%02d:%d' % divmod(n, 6): 600 * n for n in range(144)}
 
 
 CALENDAR = 28 * 365.25 * 86400        # seconds after which days and weekdays are the same again
@@ -1272,47 +1298,88 @@ def date_time(date, today):
 
 
 class Calendar:
-    """Reads many dates, each as date_time does, but parses once for ten minutes of log. (The clocks
-    of this world are put forward and back at full quarters of an hour.) A line without a date is as
-    late as the one before."""
+    """Reads many dates, each as date_time does, but asks for the zone once a day. As the `moment` of
+    a scan it takes each line at its own time; one without a date is as late as the one before."""
 
     def __init__(self, today):
         self.today = today
         self.now = 0.0               # the time of the last date
         # a date without its last four characters -> its time at 0:00 there
-        self.starts = {}
+        self.starts = Recent(1000)
+        # a date without its clock -> its midnight; None for a day that is not 24 hours long
+        self.midnights = Recent(100)
 
-    def __call__(self, date):
-        """The time of a line with this date (bytes, seconds since 1970, or None)."""
-        try:
-            self.now = when = self.starts[date[:-4]] + OFFSETS[date[-4:]]
-            return when
-        except (KeyError, TypeError):
-            if date is not None:
-                if type(date) is bytes:
-                    when = self.parse(date)
-                else:
-                    when = date
-                if when is not None:
-                    self.now = when
-            return self.now
+    def __call__(self, when):
+        """The time of a line (seconds since 1970, or None if its date is not known)."""
+        if when is not None:
+            self.now = when
+        return self.now
 
     def parse(self, date):
+        """The time of a date (bytes), None if it is none."""
         year = date[-5:] if date[-5:-4] == b' ' else b''              # logread's stands at the end
-        if year:
-            start, offset = (date[:-9] + year, date[-9:-5])
-        else:
-            start, offset = (date[:-4], date[-4:])
-        if offset not in OFFSETS:
+        clock = date[:len(date) - len(year)]
+        start, offset = clock[:-4], OFFSETS.get(clock[-4:])
+        if offset is None:
             return date_time(date, self.today)
-        if start not in self.starts:
-            when = date_time(date, self.today)
+        when = self.starts.get(start + year)
+        if when is None:
+            when = self.start(start, year)
             if when is None:
+                when = date_time(date, self.today)
+                if when is None:
+                    return None
+                when -= offset
+            self.starts.put(start + year, when)
+        return when + offset
+
+    def start(self, start, year):
+        """When ten minutes of a day begin, by its midnight; None if that does not tell."""
+        day, minutes = start[:-4], TEN_MINUTES.get(start[-4:])
+        if minutes is None:
+            return None
+        if day + year not in self.midnights:
+            first, last = (date_time(day + text + year, self.today)
+                           for text in (b'00:00:00', b'23:59:59'))
+            if first is None or last is None or last - first != DAY - 1:
+                first = None
+            self.midnights.put(day + year, first)
+        midnight = self.midnights[day + year]
+        return None if midnight is None else midnight + minutes
+
+
+class Heads:
+    """Reads what stands in lines before their tag. Those of one log look alike: what was read is
+    kept in two parts, parted at the last four digits of the clock, and the next line's most likely
+    is made of two parts that are known: begins[...] + ends[...] is its time, of `host`."""
+
+    def __init__(self, tag, today):
+        self.tag, self.calendar = tag, Calendar(today)
+        self.host, self.end, self.shape = None, b'', None
+        self.begins, self.ends = Recent(1000), {}
+        self.width = self.cut = 0    # of a head with the newline before it, and of its last part
+
+    def read(self, head):
+        """(time or None, host) of a head (bytes); None if it is none."""
+        date = head[:len(head) - len(self.end)]
+        if date.translate(SHAPE) != self.shape or not head.endswith(self.end):
+            m = HEADER.fullmatch(head)
+            # a line has one tag: what stands behind it is its message
+            if m is None or b': ' in head and self.tag.search(head):
                 return None
-            if len(self.starts) > 1000:
-                self.starts.clear()
-            self.starts[start] = when - OFFSETS[offset]
-        return self.starts[start] + OFFSETS[offset]
+            date, self.host = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
+            self.begins, self.ends = Recent(1000), {}
+            if not date or not head.startswith(date):
+                self.shape = None
+                return date and self.calendar.parse(date), self.host
+            self.end, self.shape = head[len(date):], date.translate(SHAPE)
+            self.width = len(head) + 1
+            self.cut = len(self.end) + (9 if date[-5:-4] == b' ' else 4)
+        when, offset = self.calendar.parse(date), OFFSETS.get(head[-self.cut:][:4])
+        if when is not None and offset is not None:
+            self.ends[head[-self.cut:]] = offset
+            self.begins.put(b'\n' + head[:-self.cut], when - offset)
+        return when, self.host
 
 
 def epoch(fields, offset):
@@ -1418,21 +1485,19 @@ class DateFormat:
         self.unbound = '**' in pattern or unbound and word not in EPOCHS
         self.anchored = word in EPOCHS or text.startswith(('^', '(^', '(?:^')) and not unbound
         self.regex = re.compile(text, re.I if named else 0)
-        self.times = {}              # (text, now) -> seconds since 1970 or None
+        self.times = Recent(256)     # (text, now) -> seconds since 1970 or None
 
     def time(self, m, now):
         """Seconds since 1970 of what `regex` has found, None if that is no date."""
         key = m.group(), now
         if key not in self.times:
-            if len(self.times) > 256:
-                self.times.clear()
-            try:
-                if m.group(self.group):
-                    self.times[key] = field_time(m.groupdict(), now)
-                else:
-                    self.times[key] = None
-            except (ValueError, OverflowError, KeyError):
-                self.times[key] = None
+            when = None
+            if m.group(self.group):
+                try:
+                    when = field_time(m.groupdict(), now)
+                except (ValueError, OverflowError, KeyError):
+                    pass
+            self.times.put(key, when)
         return self.times[key]
 
 
@@ -2122,58 +2187,107 @@ def as_text(raw):
 new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
+class Guarded:
+    """Runs regexes that are not built in under a watchdog. Those that take too long for a line again
+    and again rest for a minute."""
+
+    def __init__(self, guard, what, who):
+        self.guard, self.what, self.who = guard, what, who
+        self.runaways = []           # when one was aborted, lately
+        self.rests = 0               # until when they are not asked
+        self.last = 0                # when one was aborted last
+        self.trouble = ''
+
+    def __call__(self, now, search, *arguments):
+        """What `search` returns; Runaway if that takes too long, or while they rest."""
+        if self.rests - REST_SECONDS <= now < self.rests:
+            raise Runaway
+        try:
+            return self.guard(search, *arguments)
+        except Runaway:
+            self.last, self.trouble = now, self.what
+            slide(self.runaways, now, 1, REST_SECONDS, MOST_RUNAWAYS)
+            if len(self.runaways) == MOST_RUNAWAYS:
+                self.runaways, self.rests = [], now + REST_SECONDS
+                self.trouble += '; %s rests for a minute' % self.who
+            raise
+
+    def heal(self, now):
+        """Ends its trouble if no regex has run away for CALM_SECONDS."""
+        if now - self.last > CALM_SECONDS:
+            self.trouble = ''
+
+
 class Session:
     """What one connection has said: its address and user, lines of each kind, guesses counted."""
-    ip = user = None
-    counted = 0                      # guesses so far
-    pending = 0                      # of these, the ones that still wait for an address
+    __slots__ = ('born', 'ip', 'user', 'lines', 'counted', 'pending')
 
     def __init__(self, when):
         self.born = when
+        self.ip = self.user = None
         self.lines = {}              # kind -> how many lines of it
+        self.counted = 0             # guesses so far
+        self.pending = 0             # of these, the ones that still wait for an address
 
 
 @functools.lru_cache(maxsize=32)
 def block_regex(tag, rest, texts, led, bare):
-    """The Form of a filter's parts: what its tag matches, the rest of a line, (kind, regex as it is
-    written) of each row; is the regex to begin with the tag; may a line lack it?"""
+    """The BlockRegex of a filter's parts: what its tag matches, the rest of a line, (kind, regex as
+    it is written) of each row; is the regex to begin with the tag; may a line lack it?"""
     if bare:
         whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest
+    elif led:
+        whole = tag + rest
     else:
         whole = b'\n' + HEAD + tag + rest
-    # a line has one tag: after it, it is not tried again
-    if led and not bare:
-        whole = tag + b'(?:' + rest + br'|.*(?P<none>))'
     regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'),
                           re.M, 'what all of them make')
-    at, rows, written = regex.groupindex.get, {regex.groupindex.get('none', 0): None}, {}
+    at, rows, written = regex.groupindex.get, {}, {}
     for n, (kind, text) in enumerate(texts):
         ip, user, distinct, times, mlfid = (
             at('%s%d' % (name, n), 0) for name in ('ip', 'user', 'distinct', 'times', 'mlfid'))
-        mlfid = mlfid or at('mlfid', 0)
+        mlfid, verdict, special = mlfid or at('mlfid', 0), FAIL, None
+        if '<F-NOFAIL>' in text:
+            verdict = NOFAIL
+        elif '<F-MLFGAINED>' in text:
+            verdict = LOGIN
+        if distinct or times or mlfid:
+            special = Special(distinct, times, mlfid)
         written[at('end%d' % n)] = text
-        rows[at('end%d' % n)] = Row(
-            kind, NOFAIL if '<F-NOFAIL>' in text else LOGIN if '<F-MLFGAINED>' in text else FAIL,
-            ip, user, '<F-CHILD>' in text, Special(distinct, times, mlfid) if distinct or times
-            or mlfid else None)
-    return BlockRegex(regex, rows, written,
-                      required_literals(regex.pattern if bare else tag + rest, regex.flags))
+        rows[at('end%d' % n)] = Row(kind, verdict, ip, user, '<F-CHILD>' in text, special)
+    demands = required_literals(regex.pattern if bare else tag + rest, regex.flags)
+    # a regex that begins with a text finds it faster than many others could be looked for
+    if led and not bare:
+        demands = [texts for texts in demands if len(texts) == 1]
+    return BlockRegex(regex, rows, written, [sorted(texts) for texts in demands])
 
 
 class Filter:
-    """A filter of our own kind: `scan` turns a block into LogEvents. Where its regexes are not
-    built in, it looks at one line at a time, under `guard`, which raises Runaway; at an ignoreregex
-    always so."""
-    trouble, keep_matches = '', False     # does somebody want to know what the lines say?
+    """A filter of our own kind: `scan` turns a block into LogEvents, in two steps. `read` takes each
+    line by itself, and remembers nothing; `hear` knows connections, and no regex. Where its regexes
+    are not built in, it looks at one line at a time, under `guard`; at an ignoreregex always so.
+
+    What is always true of connections: one is (host, pid), or what <F-MLFID> says; it has one
+    address, once that is known, and ends after SESSION_SECONDS, with a login, or where its pid has
+    another address. It has made as many guesses as it has lines of its most frequent kind (`counted`);
+    those made before its address was known wait for that (`pending`). A child's line belongs to the
+    latest connection of its address on the same host (`parents`) that has no line of its kind yet;
+    else it is a connection of its own, whose guesses the next such connection there may claim, once,
+    if they name the same user (`children`). A login takes back one guess of the same user that still
+    waits."""
+    keep_matches = False                  # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
-        self.origin = definition.origin
-        self.definition, self.guard = definition, guard
+        self.origin, self.definition = definition.origin, definition
         self.foreign = definition.foreign or bool(failregex) or not all(
             PLAIN_WORD.fullmatch(text) for text in definition.params.values())
-        # 'failregex' or 'ignoreregex' -> (when one ran away lately, until when they rest)
-        self.slow = {}
-        self.last_runaway = 0
+        self.failing = Guarded(
+            guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin,
+            'the filter')
+        self.ignoring = Guarded(
+            guard, 'an ignoreregex takes too long for some lines of %s, which count' % self.origin,
+            'it')
+        self.guards = self.failing, self.ignoring
         self.meaning = definition.meaning(failregex, ignoreregex)
         program, prefregex = definition.get('program'), definition.get(
             'prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
@@ -2181,11 +2295,9 @@ class Filter:
         if parts is None:
             raise definition.complaint('prefregex',
                                        'with `program`, it is ^...<F-CONTENT>.+</F-CONTENT>...$')
-        before, after = (
-            one_line(
-                without_groups(
-                    re.sub('<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
-                         for part in parts.groups())
+        before, after = (one_line(without_groups(re.sub(
+            '<(/?)F-MLFID>', lambda m: ')' if m.group(1) else '(?P<mlfid>', part)))
+            for part in parts.groups())
         for option, text in ('program', program), ('prefregex', before), ('prefregex', after):
             definition.told(option, compile_regex, text, 0, text)
         if failregex:
@@ -2197,35 +2309,29 @@ class Filter:
                 for n, (_, text) in enumerate(texts)]
         self.ignore = [definition.told('ignoreregex', compile_line, text)
                        for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
-        if self.ignore:
-            begin = '(?P<begin>)'
-        else:
-            begin = ''
+        begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
         self.rest = ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode() + br'\r?$'
         self.texts = texts           # (kind, regex as it is written)
-        # may the regex begin with the tag, which C finds fast, and the header be looked at
-        # afterwards?
+        # may the regex begin with the tag, which C finds fast, and the head be read afterwards?
         self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
-        # of the last header: what stands between date and tag, its length, the date's shape, the
-        # host
-        self.known_head = None, 0, b'', None
-        self.forms = {}              # may a line lack the tag? -> its Form
+        self.heads = None
+        self.forms = {}              # may a line lack the tag? -> its BlockRegex
         try:
             self.form(False)
         except (ValueError, IndexError):           # one of them is no regex: which?
             for _, text in texts:
                 definition.told('failregex', compile_line, text)
             raise
-        self.sessions = {}           # (host, pid) -> Session, oldest first
-        self.parents = {}            # ip -> identity of its latest session
+        self.sessions = Recent(SESSIONS)           # (host, pid) -> Session
+        self.parents = Recent(SESSIONS)            # ip -> identity of its latest session
         # ip -> {identity: Session} of those that may be a child of that
-        self.children = {}
-        self.distinct = {}           # (ip, text) -> when it was seen last
+        self.children = Recent(SESSIONS)
+        self.distinct = Recent(10 * SESSIONS)      # (ip, text) -> when it was seen last
         self.names = 0               # failures that named a host, not an address
 
     def form(self, bare):
-        """The Form; with `bare` a line needs no tag."""
+        """The BlockRegex; with `bare` a line needs no tag."""
         if bare not in self.forms:
             try:
                 self.forms[bare] = block_regex(self.tag, self.rest, tuple(self.texts),
@@ -2234,115 +2340,113 @@ class Filter:
                 raise ValueError('%s: %s' % (self.definition.name, e)) from None
         return self.forms[bare]
 
-    def head(self, head):
-        """(date, host) of what stands in a line before its tag; None if that is no header. What
-        follows the date is kept: the next line most likely has the same there."""
-        m = HEADER.fullmatch(head)
-        if m is None:
-            return None
-        date, home = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
-        if head.startswith(date or b' '):
-            date = date or b''
-            self.known_head = head[len(date):], len(head) - len(date), b'\n' + date.translate(
-                SHAPE), home
-        return date, home
-
     def scan(self, block, moment, bare=False, wall=0, explained=None):
         """Yields a LogEvent for each line of a tidy block that is a login, or tells of guesses that
-        no line before it has told of. `moment` turns a line's date into its time. `explained`, if
-        it is a list, gets a position in each line that a regex matches."""
-        (regex, rows, _, demanded), sessions = self.form(bare), self.sessions
-        if not all(any(text in block for text in texts) for texts in demanded):
-            return
-        pid_at = regex.groupindex['pid']
-        if bare:
-            dates = DATE_GROUPS
-        else:
-            dates = HEAD_DATES
-        led, latest = self.tag_is_literal and not bare, None
-        end, size, shape, known_home = self.known_head
-        width = len(shape)
+        no line before it has told of. `moment` turns a line's date (seconds since 1970, None if it
+        has none) into its time, or into None for a line too old to matter. `explained`, if it is a
+        list, gets a position in each line that a regex matches."""
+        said = self.read(block, bare, wall, explained)
+        if not said:
+            return ()
+        return self.hear(said, moment, bare)
+
+    def read(self, block, bare=False, wall=0, explained=None):
+        """What the lines of a tidy block say, each by itself: tuples (number of its Row, less than 0
+        where an ignoreregex matches; seconds since 1970 or None; host; pid; address, '' for a name,
+        None for neither; user; what a Special has; what a LogEvent tells, or the text in place of an
+        address)."""
+        regex, rows, _, demanded = self.form(bare)
+        said = []
+        for texts in demanded:
+            for text in texts:
+                if text in block:
+                    break
+            else:
+                return said
+        today = int(wall) // 86400
+        if self.heads is None or self.heads.calendar.today != today:
+            self.heads = Heads(re.compile(self.tag), today)
+        heads, led = self.heads, self.tag_is_literal and not bare
+        begins, ends, width, cut, known_host = (
+            heads.begins, heads.ends, heads.width, heads.cut, heads.host)
+        pid_at, add, keep = regex.groupindex['pid'], said.append, self.keep_matches
         found = regex.finditer(block)
         if self.foreign:
             found = self.matches_in_lines(regex, block, demanded, led, wall)
         for m in found:
-            row = rows[m.lastindex]
-            if row is None:
-                continue
-            kind, verdict, ip_at, user_at, child, special = row
-            pid = m[pid_at]
-            if ip_at:
-                ip = captured_address(m[ip_at])
-            else:
-                ip = None
-            if not led:
-                date, home = first_group(m, dates), first_group(m, HOST_GROUPS)
-            else:
-                at = m.start() - size
-                if block[at:at
-                         + size] == end and block[max(0, at - width):at].translate(SHAPE) == shape:
-                    date, home = block[at - width + 1:at], known_home
-                else:
-                    at = m.start()
-                    head = self.head(block[block.rfind(b'\n', 0, at) + 1:at])
+            n, at = m.lastindex, m.start()
+            _, verdict, ip_at, user_at, _, special = rows[n]
+            if led:
+                try:
+                    when = begins[block[at - width:at - cut]] + ends[block[at - cut:at]]
+                    host = known_host
+                except KeyError:
+                    head = heads.read(block[block.rfind(b'\n', 0, at) + 1:at])
                     if head is None:
                         continue
-                    date, home = head
-                    end, size, shape, known_home = self.known_head
-                    width = len(shape)
-            if explained is not None:              # not what only says so in its message
-                explained.append(m.start())
-            identity = home, pid
-            if pid:
-                session = sessions.get(identity)
+                    when, host = head
+                    begins, ends, width, cut, known_host = (
+                        heads.begins, heads.ends, heads.width, heads.cut, heads.host)
             else:
-                session = None
-            if session and latest and ip == session.ip and verdict == FAIL and not (
-                special or self.ignore):
-                told = session.lines.get(kind, 0) + 1
-                if told <= session.counted and latest - session.born <= SESSION_SECONDS:
-                    # most lines tell nothing new: enough about this one
-                    session.lines[kind] = told
-                    if not child:
-                        self.parents[ip] = identity
-                    continue
-            latest = when = moment(date)
-            if when is None or self.ignore and self.ignored(block, m, wall):
+                date, host = first_group(m, DATE_GROUPS if bare else HEAD_DATES), first_group(
+                    m, HOST_GROUPS)
+                when = date and heads.calendar.parse(date)
+            if explained is not None:              # not what only says so in its message
+                explained.append(at)
+            ip = user = told = None
+            if user_at:
+                user = m[user_at]
+            if ip_at:
+                ip = captured_address(m[ip_at])
+                if not ip:
+                    told = m[ip_at]
+            if keep and told is None:
+                told = self.told(block, m, user if verdict == FAIL else None)
+            if special:
+                special = [m[group] if group else None for group in special]
+            if self.ignore and self.ignored(block, m, wall):
+                n = -n
+            add((n, when, host, m[pid_at], ip, user, special, told))
+        return said
+
+    def hear(self, said, moment, bare=False):
+        """Yields the LogEvents that follow from what lines have said."""
+        rows, sessions, parents = self.form(bare).rows, self.sessions, self.parents
+        for n, when, host, pid, ip, user, special, told in said:
+            when = moment(when)
+            if when is None or n < 0:
                 continue
+            kind, verdict, ip_at, _, child, _ = rows[n]
             if ip_at and not ip:
                 self.names += ip == '' and verdict == FAIL
                 continue
-            if user_at:
-                user = m[user_at]
-            else:
-                user = None
-            if verdict == FAIL:
-                new = 1
-            else:
-                new = 0
+            new = 1 if verdict == FAIL else 0
             if special:
-                pid, new = self.special(m, special, ip, when, pid, new)
-                identity = home, pid
-                session = sessions.get(identity)
+                pid, new = self.special(special, ip, when, pid, new)
             if pid is not None:
-                if (session is None or session.ip != ip and ip and session.ip
-                        or when - session.born > SESSION_SECONDS):
+                identity = host, pid
+                session = sessions.get(identity)
+                if session and when - session.born <= SESSION_SECONDS and (
+                        ip == session.ip or not ip or not session.ip):
+                    if new == 1 and ip == session.ip:
+                        lines = session.lines.get(kind, 0)
+                        if lines < session.counted:            # most tell nothing new
+                            session.lines[kind] = lines + 1
+                            if user is not None:
+                                session.user = user
+                            if not child:
+                                parents[ip] = identity
+                            continue
+                else:
                     session = self.session_for(identity, ip, kind, child, when)
                 ip, user, new = self.add_line(session, identity, ip, user, kind, verdict, child,
                                               new)
             if new > 0 and ip:
-                if user and verdict == FAIL:
-                    name = as_text(user)
-                else:
-                    name = None
-                if self.keep_matches:
-                    told = self.told(block, m, name)
-                else:
-                    told = None
+                name = as_text(user) if user and verdict == FAIL else None
                 yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
                 # what comes later under this pid is another connection
-                sessions.pop((home, pid), None)
+                sessions.pop((host, pid), None)
                 if ip and user:
                     yield LogEvent(ip, as_text(user), 0, True, when)
 
@@ -2350,13 +2454,16 @@ class Filter:
     def told(block, m, user):
         """What a LogEvent tells: the line, and who was named in it."""
         line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
-        return line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
+        return (line.strip().decode('utf-8', 'backslashreplace'),
+                {'user': as_text(user)} if user else {})
 
     def matches_in_lines(self, regex, block, demanded, led, wall):
         """Yields what a regex that is not built in finds in a block, line by line."""
         for start, end in with_lines(block, most_telling(demanded)):
-            m = self.guarded('failregex', wall, regex.search, block, start if led else start - 1,
-                             end)
+            try:
+                m = self.failing(wall, regex.search, block, start if led else start - 1, end)
+            except Runaway:
+                continue
             if m:
                 yield m
 
@@ -2364,32 +2471,10 @@ class Filter:
         """Does an ignoreregex match? One that takes too long does not: else a long name would hide
         a guess."""
         text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
-        return bool(self.guarded('ignoreregex', wall, self.ignores, text))
-
-    def ignores(self, text):
-        return any(regex.search(text) for regex in self.ignore)
-
-    def guarded(self, option, wall, search, *arguments):
-        """What the regexes of an option find; None if they take too long for this line, or rest for
-        having done that again and again."""
-        runaways, rest = self.slow.get(option, ((), 0))
-        if rest - REST_SECONDS <= wall < rest:
-            return None
         try:
-            return self.guard(search, *arguments)
+            return self.ignoring(wall, matches_any, self.ignore, text)
         except Runaway:
-            runaways, until = after_runaway(runaways, wall)
-            self.slow[option], self.last_runaway = (runaways, until or 0), wall
-            if option == 'failregex':
-                said = 'a regex of %s takes too long for some lines, which are skipped'
-                who = 'the filter'
-            else:
-                said = 'an ignoreregex takes too long for some lines of %s, which count'
-                who = 'it'
-            self.trouble = said % self.origin
-            if until:
-                self.trouble += '; %s rests for a minute' % who
-            return None
+            return False
 
     def session_for(self, identity, ip, kind, child, when):
         """The Session of a line whose connection is not known; a child's line may be its
@@ -2398,12 +2483,8 @@ class Filter:
             parent = self.sessions.get(self.parents.get(ip))
             if parent and kind not in parent.lines and when - parent.born <= SESSION_SECONDS:
                 return parent
-        self.sessions.pop(identity, None)
-        session = self.sessions[identity] = Session(when)
-        if len(self.sessions) > 1.1 * SESSIONS:
-            # no faster do these grow
-            for known in (self.sessions, self.parents, self.children):
-                shorten(known, SESSIONS)
+        session = Session(when)
+        self.sessions.put(identity, session)
         return session
 
     def add_line(self, session, identity, ip, user, kind, verdict, child, new):
@@ -2413,7 +2494,7 @@ class Filter:
         session.user = user = known if user is None else user
         if verdict == FAIL:
             if not child:
-                self.parents[ip] = identity
+                self.parents.put(ip, identity)
             elif ip and not session.lines:
                 self.wait(ip, identity, session)
             told = session.lines.get(kind, 0) + new
@@ -2434,11 +2515,9 @@ class Filter:
         """Notes a session that may be a child of one that has not spoken yet."""
         waiting = self.children.get(ip)
         if waiting is None:
-            self.children[ip] = {identity: session}
-        else:
-            waiting[identity] = session
-            if len(waiting) > CHILDREN:
-                del waiting[next(iter(waiting))]
+            waiting = Recent(CHILDREN)
+            self.children.put(ip, waiting)
+        waiting.put(identity, session)
 
     def claim(self, session, most):
         """How many of a connection's `most` new guesses its children have told already."""
@@ -2461,99 +2540,51 @@ class Filter:
             del self.children[session.ip]
         return found
 
-    def special(self, m, at, ip, when, pid, new):
+    def special(self, special, ip, when, pid, new):
         """(connection, guesses) of a line that names its own."""
-        if at.distinct:
-            new *= self.new_to(ip, m[at.distinct][:64], when)
-        if at.times and m[at.times]:
-            new *= min(int(m[at.times][:9]), MOST_TIMES)
-        return m[at.mlfid] or pid if at.mlfid else pid, new
-
-    def new_to(self, ip, text, when):
-        """1 if an address has not shown this text within SESSION_SECONDS, else 0."""
-        seen = self.distinct.pop((ip, text), None)
-        self.distinct[ip, text] = when
-        shorten(self.distinct, 10 * SESSIONS)
-        if seen is None or when - seen > SESSION_SECONDS:
-            return 1
-        return 0
+        distinct, times, mlfid = special
+        if distinct is not None:
+            seen = self.distinct.get((ip, distinct[:64]))
+            self.distinct.put((ip, distinct[:64]), when)
+            if seen is not None and when - seen <= SESSION_SECONDS:
+                new = 0
+        if times:
+            new *= min(int(times[:9]), MOST_TIMES)
+        return mlfid or pid, new
 
     def examine(self, block, wall):
         """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is
         one that came again), for `test`."""
-        look, failures, last = self.look_at(block, wall, True), 0, None
-        for event in self.scan(block, lambda date: look.when or 0.0, True):
-            if not event.login:
-                failures, last = failures + event.guesses, event
-        if last:
-            look = look._replace(ip=last.ip, user=last.user, verdict=FAIL, why='')
-        elif look and look.verdict == FAIL and not look.why:
-            look = look._replace(why='it tells of a guess that a line before has told of')
-        return look, failures
-
-    def look(self, text, wall, bare=False):
-        """The Look of one line (text), whatever was before it; None if no regex matches."""
-        return self.look_at(tidy(text.encode('utf-8', 'surrogateescape') + b'\n'), wall, bare)
-
-    def look_at(self, block, wall, bare):
-        regex, rows, texts, demanded = self.form(bare)
-        found = regex.finditer(block)
-        if self.foreign:
-            found = self.matches_in_lines(regex, block, demanded, self.tag_is_literal and not bare,
-                                          wall)
-        for m in found:
-            if rows[m.lastindex] is None:
-                continue
-            if self.tag_is_literal and not bare:
-                head = self.head(block[1:m.start()])
-            else:
-                head = (first_group(m, DATE_GROUPS if bare else HEAD_DATES), None)
-            if head:
-                break
+        said = self.read(block, True, wall)
+        if not said:
+            return None, 0
+        n, when, _, _, ip, user, _, told = said[0]
+        _, rows, texts, _ = self.form(True)
+        verdict, why = rows[abs(n)].verdict, ''
+        events = [event for event in self.hear(said, lambda date: when or 0.0, True)
+                  if not event.login]
+        if events:
+            ip, user, verdict = events[-1].ip, events[-1].user, FAIL
         else:
-            return None
-        row, date = rows[m.lastindex], head[0]
-        if row.ip:
-            ip = captured_address(m[row.ip])
-        else:
-            ip = None
-        if row.user:
-            user = m[row.user]
-        else:
-            user = None
-        ignored = bool(self.ignore) and self.ignored(block, m, wall)
-        if ignored:
-            why = 'an ignoreregex matches'
-        elif row.ip and not ip:
-            why = 'it names no address'
-        elif row.verdict == FAIL and not ip:
-            why = 'its address is not known yet'
-        else:
-            why = ''
-        fields = {name: as_text(m[at]) for name,
-                  at in dict(row.special._asdict() if row.special else {}, user=row.user).items()
-                  if at and m[at]}
-        return Look(None if why else row.verdict, texts[m.lastindex], ip or None,
-                    as_text(m[row.ip]) if row.ip else None,
-                    as_text(user) if user else None, date and date_time(date, int(wall) // 86400),
-                    fields, why)
+            user = user and as_text(user)
+            if n < 0:
+                verdict, why = None, 'an ignoreregex matches'
+            elif rows[n].ip and not ip:
+                verdict, why = None, 'it names no address'
+            elif verdict == FAIL and not ip:
+                verdict, why = None, 'its address is not known yet'
+            elif verdict == FAIL:
+                why = 'it tells of a guess that a line before has told of'
+        name = ip
+        if not ip and type(told) is bytes:
+            name = as_text(told)
+        return (Look(verdict, texts[abs(n)], ip or None, name, user, when, {}, why),
+                sum(event.guesses for event in events))
 
 
-def after_runaway(runaways, now):
-    """(when regexes were aborted that still count, until when to rest) after another one; None: no
-    need to."""
-    lately = [when for when in runaways if when > now - REST_SECONDS] + [now]
-    if len(lately) >= MOST_RUNAWAYS:
-        return ([], now + REST_SECONDS)
-    return (lately, None)
-
-
-def heal(made, wall):
-    """True if the trouble of a filter's regexes is over: none has run away for CALM_SECONDS."""
-    if wall - made.last_runaway <= CALM_SECONDS:
-        return False
-    made.trouble = ''
-    return True
+def matches_any(regexes, text):
+    """True if one of these regexes stands in a text."""
+    return any(regex.search(text) for regex in regexes)
 
 
 ENGINES = {}                         # 'lines' -> the class of filters in fail2ban's own manner
@@ -2568,7 +2599,7 @@ def line_engine(*words):
 
 class History:
     """The filter `recidive`: it reads no log, but is told of the bans of other jails."""
-    trouble, names, keep_matches = '', 0, False
+    guards, names, keep_matches = (), 0, False
 
     def __init__(self, definition):
         self.origin = definition.origin
@@ -2627,35 +2658,22 @@ class Fails:
     moments at most, and nothing in it is older than findtime before its newest."""
 
     def __init__(self, limit):
-        self.limit = limit
         # (jail, network) -> moments, oldest first; least recently seen first
-        self.recent = {}
+        self.recent = Recent(limit)
 
     def add(self, key, when, guesses, findtime, maxretry):
         """How many failures lie within `findtime`, after `guesses` more at `when`."""
-        seen = self.recent.pop(key, None)
+        seen = self.recent.get(key)
         if seen is None:
             seen = [when] * min(guesses, maxretry)
         else:
-            for _ in range(min(guesses, maxretry)):
-                bisect.insort(seen, when)
-            if seen[0] <= seen[-1] - findtime:
-                del seen[:bisect.bisect_right(seen, seen[-1] - findtime)]
-            del seen[:-maxretry]
-        self.recent[key] = seen
-        if len(self.recent) > self.limit:
-            self.forget_oldest()
+            slide(seen, when, guesses, findtime, maxretry)
+        self.recent.put(key, seen)
         return len(seen)
-
-    def forget_oldest(self):
-        """Makes room; a hundredth more than needed, so that it is not looked for each time."""
-        surplus = len(self.recent) - self.limit + self.limit // 100
-        for key in list(itertools.islice(self.recent, surplus)):
-            del self.recent[key]
 
     def put(self, key, seen):
         """Takes in a restored list of moments, oldest first."""
-        if seen and len(self.recent) < self.limit:
+        if seen and len(self.recent) < self.recent.limit:
             self.recent[key] = seen
 
     def forget(self, key):
@@ -2694,7 +2712,7 @@ class Bans:
         # (jail, network) -> Ticket; who has been silent longest stands first
         self.tickets = {}
         # (jail, network) -> (bans so far, end of the last), oldest first
-        self.history = {}
+        self.history = Recent(limit)
         self.ends = []               # heap of (until, key); rows that no longer hold are skipped
         self.dropped = 0             # bans that `limit` has cost
 
@@ -2729,10 +2747,7 @@ class Bans:
 
     def remember(self, key, bans, last):
         """Notes how many bans a network has had, and when the last one ends."""
-        self.history.pop(key, None)
-        self.history[key] = bans, last
-        if len(self.history) > self.limit:
-            del self.history[next(iter(self.history))]
+        self.history.put(key, (bans, last))
 
     def heard(self, key):
         """The ticket of somebody who has tried again although he is banned."""
@@ -2787,10 +2802,10 @@ class Jail:
         self.options = options
         self.filter = filter         # None: bans by hand only
         self.exempt, self.exempt_ranges = (), merge_ranges(())
-        self.known_keys = {}         # address -> what `key_of` says of it
-        self.logins = {}             # (ip, user) -> until when their failures are forgiven
+        self.known_keys = Recent(2048)             # address -> what `key_of` says of it
+        self.logins = Recent(1000)   # (ip, user) -> until when their failures are forgiven
         # key -> (lines, fields) of its failures, if an action wants them
-        self.matches = {}
+        self.matches = Recent(MOST_MATCHES)
         if filter and options['action']:
             filter.keep_matches = True
         self.failures = self.banned = self.ignored = 0         # since the start
@@ -2803,7 +2818,8 @@ class Jail:
             exempt = tuple(machine) + exempt
         changed = exempt != self.exempt
         if changed:
-            self.exempt, self.exempt_ranges, self.known_keys = exempt, merge_ranges(exempt), {}
+            self.exempt, self.exempt_ranges = exempt, merge_ranges(exempt)
+            self.known_keys.clear()
         return changed
 
     def refusal(self, network):
@@ -2813,14 +2829,13 @@ class Jail:
     def key_of(self, ip):
         """(why the address is never banned or '', key it is counted and banned by): the address
         itself where its network holds an exempt one."""
-        if len(self.known_keys) > 2048:
-            self.known_keys.clear()
         net = ip
         if ':' in ip or self.options['ipv4prefix'] != 32:
             net = network_of(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
             if net != ip and self.refusal(net):
                 net = ip
-        self.known_keys[ip] = known = self.refusal(ip), (self.name, net)
+        known = self.refusal(ip), (self.name, net)
+        self.known_keys.put(ip, known)
         return known
 
     def forgives(self, event):
@@ -2831,19 +2846,16 @@ class Jail:
     def note_match(self, key, told, n):
         """Keeps the lines that told of the last `n` failures of an address, and the latest
         fields."""
-        rows, fields = self.matches.pop(key, ((), {}))
+        rows, fields = self.matches.get(key, ((), {}))
         line, found = told
         fields = dict(fields, **{name: value[:MATCH_FIELD] for name, value in found.items()})
         # as bytes, for one rare letter makes each letter of a text take four
         rows = (rows + (line.encode()[:MATCH_BYTES],))[-min(n, MATCH_LINES):]
-        self.matches[key] = rows, fields
-        shorten(self.matches, MOST_MATCHES)
+        self.matches.put(key, (rows, fields))
 
     def note_login(self, event):
         """Remembers a login: it had fewer than maxretry failures before it."""
-        self.logins.pop((event.ip, event.user), None)
-        self.logins[event.ip, event.user] = event.when + self.options['ignorelogin']
-        shorten(self.logins, 1000)
+        self.logins.put((event.ip, event.user), event.when + self.options['ignorelogin'])
 
 
 class Jails:
@@ -2868,6 +2880,12 @@ class Jails:
         for jail in self.watching():
             self.sources += jail.options['source']
         self.sources = list(dict.fromkeys(self.sources))
+        self.find_guards()
+
+    def find_guards(self):
+        """Lists the Guardeds of the filters, each with the name of its jail."""
+        self.guards = [(jail.name, guard) for jail in self.watching() for guard in
+                       jail.filter.guards]
 
     def watching(self):
         """The jails that have a filter."""
@@ -2884,6 +2902,7 @@ class Jails:
                 if jail.filter and before.filter and jail.filter.meaning == before.filter.meaning:
                     before.filter.keep_matches = jail.filter.keep_matches
                     jail.filter = before.filter                # with all that it knows
+        self.find_guards()
 
     def protect(self, machine):
         """True if something is new for one of them."""
@@ -2905,8 +2924,8 @@ class Jails:
         return block
 
     def scan(self, source, block, moment, wall=0):
-        """Yields (jail, LogEvent) for a block of whole lines; `moment` turns a line's date (bytes,
-        seconds since 1970 or None) into its time, or into None for a line too old to matter."""
+        """Yields (jail, LogEvent) for a block of whole lines; `moment` turns a line's date (seconds
+        since 1970, or None) into its time, or into None for a line too old to matter."""
         if self.listeners(source) and block:
             yield from self.scan_tidy(source, self.tidied(source, block), moment, wall)
 
@@ -5094,16 +5113,13 @@ class Pipe(Source):
 
 
 class Child(Source):
-    """A program that prints log lines, such as `logread -f`. It is killed with its whole group.
-    What it prints at first may be what it has printed before, if its log daemon tells its memory
-    again: so the first second is compared with what was seen last, and not counted twice."""
+    """A program that prints log lines. It is killed with its whole group. What it prints in the
+    first second may be older: it counts at its own time."""
     process = settling = tether = None
 
     def open(self, position):
-        self.seen = getattr(self, 'seen', None) or collections.deque(
-            position if is_checksums(position) else (), maxlen=SEEN)
         self.process, self.tether = self.machine.spawn_tethered(self.argument)
-        self.cutter, self.said, self.first = LineSplitter(), '', b''
+        self.cutter, self.said = LineSplitter(), ''
         self.settling = self.loop.after(SETTLE, self.settled)
         for stream, handler in ((self.process.stdout, self.readable),
                                 (self.process.stderr, self.complaint)):
@@ -5124,32 +5140,13 @@ class Child(Source):
         self.fail('ended' + (': ' + self.said if self.said else ''))
 
     def take(self, block):
-        """Hands a block over, or keeps it until it is clear what of it is new."""
-        if not self.settling:
-            self.pass_on(block, LIVE)
-        elif self.seen:
-            self.first += block
-            if len(self.first) > BACKLOG:
-                self.settled()
-        else:
-            self.pass_on(block, RECENT)
+        """Hands a block over."""
+        self.hand_over(block, RECENT if self.settling else LIVE)
 
     def settled(self):
         """The first second is over."""
         self.loop.cancel(self.settling)
-        self.settling, block, self.first = None, self.first, b''
-        self.pass_on(self.new_lines(block), RECENT)
-
-    def new_lines(self, block):
-        told = count_replayed(list(self.seen), checksums(block))
-        return b''.join(line + b'\n' for line in block.split(b'\n')[told:-1])
-
-    def pass_on(self, block, age):
-        self.seen.extend(checksums(block, SEEN))
-        self.hand_over(block, age)
-
-    def position(self):
-        return list(self.seen)
+        self.settling = None
 
     def complaint(self):
         """Keeps the last line of what the program says on standard error."""
@@ -5198,8 +5195,11 @@ class Logread(Child):
 
     def open(self, position):
         self.socket = inode(self.SOCKET)
+        # checksums of the last lines, by which it is known what is told again
+        self.seen = getattr(self, 'seen', None) or collections.deque(
+            position if is_checksums(position) else (), maxlen=SEEN)
         Child.open(self, position)
-        self.ring = None
+        self.ring, self.first = None, b''
         self.loop.cancel(self.settling)
         self.settling = self.loop.after(SETTLE, self.ask_ring)
 
@@ -5239,10 +5239,23 @@ class Logread(Child):
                           'emptied')
         self.ring, self.ring_until = collections.Counter(
             checksums(ring)), self.machine.ticks() + RING_SECONDS
-        self.loop.cancel(self.settling)
-        self.settling, block, self.first = None, self.first, b''
+        Child.settled(self)
+        block, self.first = self.first, b''
         self.pass_on(new, age)
         self.take(block)
+
+    def settled(self):
+        """The first second is over, and the ring was not asked."""
+        Child.settled(self)
+        block, self.first = self.first, b''
+        self.pass_on(self.new_lines(block), RECENT)
+
+    def pass_on(self, block, age):
+        self.seen.extend(checksums(block, SEEN))
+        self.hand_over(block, age)
+
+    def position(self):
+        return list(self.seen)
 
     def new_lines(self, block):
         """What of a block was not seen yet. What stands before the oldest line that is remembered
@@ -5321,16 +5334,6 @@ def lines_not_in(block, told):
 def is_checksums(position):
     """True if this position is one in the output of a program: checksums of its last lines."""
     return type(position) is list and all(type(n) is int for n in position)
-
-
-def count_replayed(seen, lines):
-    """How many of the first `lines` were seen before: as many as end like what was seen last. Lines
-    are compared as a sequence: two equal ones in one second are two guesses."""
-    for n in range(len(lines) if seen else 0, 0, -1):
-        some = min(n, len(seen))
-        if lines[n - 1] == seen[-1] and lines[n - some:n] == seen[-some:]:
-            return n
-    return 0
 
 
 class Datagrams(Source):
@@ -6606,7 +6609,7 @@ class Daemon:
         for (name, ip, user), until in state.logins.items():
             jail = self.judge.jails.by_name.get(name)
             if jail:
-                jail.logins[ip, user] = until
+                jail.logins.put((ip, user), until)
         self.positions = state.sources
         if state.booted:
             self.came_from = 'reboots'
@@ -6641,6 +6644,12 @@ class Daemon:
             self.machine.log('%s: %s' % (where, trouble))
             self.tell_incident(where, trouble)
         self.troubles[where] = trouble
+
+    def heal(self, where, guard, now):
+        """Trouble of regexes that is over is over here, too."""
+        if guard.trouble:
+            guard.heal(now)
+            self.note(where, guard.trouble)
 
     def tell_wings(self, what, *words):
         for wing in self.wings:
@@ -6707,10 +6716,7 @@ class Daemon:
         if not age and RELOADS in block:
             self.wall.firewall_reloads()
 
-        def own_time(date):
-            when = date
-            if type(date) is bytes:
-                when = date_time(date, int(wall) // 86400)
+        def own_time(when):
             if when is None or when > wall + STEP:             # one of the two clocks is wrong
                 if age == RECENT:
                     return now
@@ -6733,9 +6739,9 @@ class Daemon:
         if age != OLD:
             for wing in self.wings:
                 wing.seen(source, block, explained or [], now)
-        for jail in jails.watching():
-            if jail.filter.trouble:
-                self.note(jail.name, jail.filter.trouble)
+        for name, guard in jails.guards:
+            if guard.trouble:
+                self.note(name, guard.trouble)
 
     def look_at_clock(self, now, wall):
         """Notes that the wall clock has been set."""
@@ -6834,7 +6840,7 @@ class Daemon:
         """After each turn: what has ended goes, the firewalls and then the files are brought up to
         date."""
         bans = self.judge.bans
-        bans.limit = self.wall.room(self.most_bans())
+        bans.limit = bans.history.limit = self.wall.room(self.most_bans())
         for ticket, why in self.judge.leaving(self.machine.ticks()):
             self.unban(ticket, why)
         self.wall.settle_all()
@@ -6859,9 +6865,8 @@ class Daemon:
         self.loop.after(MINUTE, self.minute)
         self.protect()
         self.judge.purge(now, self.config['dbpurgeage'])
-        for jail in self.judge.jails.watching():
-            if jail.filter.trouble and heal(jail.filter, self.machine.wall()):
-                self.note(jail.name, '')
+        for name, guard in self.judge.jails.guards:
+            self.heal(name, guard, self.machine.wall())
         self.look_at_clock(now, self.machine.wall())
         self.tell_wings('minute', now)
         if self.ending:
@@ -6907,7 +6912,7 @@ class Daemon:
         for jail in self.judge.jails.by_name:
             self.note(jail, '')
         self.judge.jails, self.config = jails, config
-        self.judge.fails.limit = config['maxtracked']
+        self.judge.fails.recent.limit = config['maxtracked']
         self.store.save_every = config['save']
         self.protect()
         for wing in self.wings:
@@ -7192,7 +7197,7 @@ def answer_status(daemon, request, reply):
         'uptime': round(now - daemon.began, 1), 'jails': jails, 'sources': sources,
         'firewall': firewall, 'actions': [], 'bans': len(judge.bans.tickets),
         'maxbans': judge.bans.limit,
-        'tracked': len(judge.fails.recent), 'maxtracked': judge.fails.limit,
+        'tracked': len(judge.fails.recent), 'maxtracked': judge.fails.recent.limit,
         'memory': machine.memory()[0], 'written': machine.written,
         'saved': None if store.flash_saved is None else round(wall - now + store.flash_saved, 1),
         'wrong': daemon.wrong()}
@@ -7549,6 +7554,8 @@ def help_text():
 # Owns: what connections have said, for filters in fail2ban's own manner. Always true: each line is
 # looked at by itself, without its date, and never longer than its guard allows.
 
+# what a line is that a regex took too long for
+TOO_SLOW = Look(None, None, None, None, None, None, {}, 'a regex took too long')
 PRIORITY = Regex(br'^<\d{1,3}>')       # which syslog over UDP has in front of a line
 
 
@@ -7558,8 +7565,11 @@ class LineFilter:
     keep_matches = False                  # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
-        self.definition, self.guard = definition, guard
-        self.origin = definition.origin
+        self.definition, self.origin = definition, definition.origin
+        self.guarded = Guarded(
+            guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin,
+            'the filter')
+        self.guards = self.guarded,
         self.meaning = definition.meaning(failregex, ignoreregex)
         get = definition.get
         self.maxlines = max(1, definition.told('maxlines', int, get('maxlines') or '1'))
@@ -7582,15 +7592,11 @@ class LineFilter:
         self.check()
         self.needed = self.what_is_needed()
         self.buffer = []             # the lines that a regex over several of them may want
-        self.connections = {}        # mlfid -> [when it was first seen, what is known of it]
+        self.connections = Recent(SESSIONS)        # mlfid -> [when it was first seen, what is known of it]
         self.last = None             # the time of the last line that had one, and was asked for it
         # (template, match, now) of a later date that nobody has asked for
         self.pending = None
         self.names = 0               # failures that named a host, not an address
-        self.runaways = []           # when a regex was aborted, lately
-        self.last_runaway = 0
-        self.rests = None            # until when the filter is not asked
-        self.trouble = ''
 
     def compile(self, option, text):
         return self.definition.told(option, compile_line, text, self.maxlines > 1)
@@ -7631,13 +7637,11 @@ class LineFilter:
             return
         for start, end in with_lines(block, self.needed):
             raw = block[start:end].rstrip(b'\r')
-            if self.rests and self.rests - REST_SECONDS <= wall < self.rests:
-                continue
             if not raw or self.needed and not self.may_match(raw):
                 continue
             raw = PRIORITY.sub(b'', raw)
             found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
-            if found and explained is not None:
+            if found and found is not TOO_SLOW and explained is not None:
                 explained.append(start)
             when = None
             if found and found.verdict is not None:
@@ -7698,9 +7702,10 @@ class LineFilter:
         """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
         lacks; with `date` (seconds since 1970) the text is one that has no date."""
         try:
-            matched = self.guard(self.match, text, wall, date)
+            matched = self.guarded(wall, self.match, text, wall, date)
         except Runaway:
-            return self.ran_away(wall)
+            self.buffer = []
+            return TOO_SLOW
         if matched is None:
             return None
         regex, fields, when, ignored = matched
@@ -7756,7 +7761,7 @@ class LineFilter:
             if date is None:
                 return self.time(dated, before, wall)
             return date
-        if self.ignore and len(self.ignore) < len(self.rows) - 2 and self.ignores(seen):
+        if self.ignore and len(self.ignore) < len(self.rows) - 2 and matches_any(self.ignore, seen):
             return None, fields, when(), True
         if self.prefregex:
             m = self.prefregex.search(seen)
@@ -7774,13 +7779,10 @@ class LineFilter:
             if m:
                 fields.update((key, value) for key, value in groups(m).items()
                               if value is not None or key not in fields)
-                ignored = self.ignores(seen)
+                ignored = matches_any(self.ignore, seen)
                 self.forget_lines(m)
                 return text, fields, when(), ignored
         return None
-
-    def ignores(self, text):
-        return any(regex.search(text) for regex in self.ignore)
 
     def time(self, dated, before, wall):
         """The time of a line: its own; else the last one that a line had, if that was less than a
@@ -7873,23 +7875,12 @@ class LineFilter:
             if users:
                 fields['users'] = users
             if not forget:
-                self.connections[identity] = [when, fields]
-                shorten(self.connections, SESSIONS)
+                self.connections.put(identity, [when, fields])
         # who has failed before, or tried two names, does not clear that with a login of his own
         if fields.pop('mlfpending', None) or users and len(users) > 1:
             fields.pop('nofail', None)
             fields.pop('mlfgained', None)
         return fields
-
-    def ran_away(self, wall):
-        """Notes that a regex was aborted; one that does it again and again rests for a minute."""
-        self.buffer = []
-        self.runaways, rests = after_runaway(self.runaways, wall)
-        self.last_runaway = wall
-        self.trouble = 'a regex of %s takes too long for some lines, which are skipped%s' % (
-            self.definition.origin, '; the filter rests for a minute' if rests else '')
-        self.rests = rests or self.rests
-        return Look(None, None, None, None, None, None, {}, 'a regex took too long')
 
 
 def groups(m):
@@ -7998,7 +7989,7 @@ class ActionRunner(Worker):
         self.queue = {}  # ('ban' or 'unban', key) -> (Ticket, tries so far), in their order
         self.applied = {}            # key -> Ticket of a ban that the other side has, or may have
         # the same, of those that could not be lifted; the latest of them
-        self.not_removed = {}
+        self.not_removed = Recent(MOST_MATCHES)
         self.deadline = float('inf')               # of lifting bans one by one
         self.begun = False           # has actionstart succeeded?
         self.given_up = False        # has something just been given up? Then its trouble stays
@@ -8098,8 +8089,7 @@ class ActionRunner(Worker):
             self.report(str(e))
             self.machine.log('%s: %s of %s is given up' % (self.name, verb, ticket.network))
             if verb == 'unban':
-                self.not_removed[key] = self.applied.pop(key)
-                shorten(self.not_removed, MOST_MATCHES)
+                self.not_removed.put(key, self.applied.pop(key))
 
     def lift(self):
         """Lifts what was applied, all at once or one by one. Who fails again and again, or takes
@@ -8292,10 +8282,6 @@ class Tally:
     def __init__(self, begun, offset=0):
         self.begun, self.offset = begun, offset
         self.parts = {name: {} for name in PARTS}
-        # part -> how often the last one that was dropped had been counted
-        self.evicted_count = {}
-        # key -> recent failures of who did not get in
-        self.below_cutoff = {'addresses': {}, 'users': {}}
         # (jail, network, user) -> [failures, last] that are in no part yet
         self.uncounted = {}
         # has anything but plain numbers been counted since somebody looked?
@@ -8323,7 +8309,7 @@ class Tally:
         """Drops what matters least, but for its number."""
         cells, order = self.parts[part], self.order(part)
         for key in order[:len(cells) - PARTS[part].limit]:
-            self.evicted_count[part] = cells.pop(key)[0]
+            del cells[key]
         if part not in OLDEST_GO and part != 'counts':
             self.note('counts', (part,), len(order) - PARTS[part].limit)
 
@@ -8386,24 +8372,18 @@ class Tally:
         self.hour_of(when)[0] += guesses
 
     def fold(self):
-        """Sorts recent failures into their parts. Where a part is full, a newcomer enters only with
-        more failures than the last one that was dropped."""
+        """Sorts recent failures into their parts."""
         fresh, self.uncounted, news = self.uncounted, {}, self.news
-        jails, nets, names = (collections.defaultdict(int) for _ in range(3))
-        for (jail, net, user), (n, _) in fresh.items():
-            jails[jail] += n
-            nets[net,] += n
-            names[user,] += n
+        jails = collections.Counter()
         addresses, pairs, users = (self.parts[part] for part in ('addresses', 'pairs', 'users'))
-        early_nets, left_nets = self.cut_off('addresses', nets)
-        early_names, left_names = self.cut_off('users', names)
         for (jail, net, user), (n, when) in fresh.items():
+            jails[jail] += n
             cell = addresses.get((net,))
             if cell:
                 cell[0] += n
                 cell[1] = max(cell[1], when)
-            elif (net,) not in left_nets:
-                addresses[net,] = [n + early_nets.get((net,), 0), when, jail]
+            else:
+                addresses[net,] = [n, when, jail]
             if not user:
                 continue
             # to the end: the latest matter, for a login may follow
@@ -8417,31 +8397,14 @@ class Tally:
                 there[0] += n
                 there[1] += not pair
                 there[3] = there[3] or there[2] != net
-            elif (user,) not in left_names:
-                users[user,] = [n + early_names.get((user,), 0), 1, net, False]
+            else:
+                users[user,] = [n, 1, net, False]
         for jail, n in jails.items():
             self.count_jail(jail, 'failures', n)
         for part in 'addresses', 'pairs', 'users':
             if len(self.parts[part]) > PARTS[part].limit:
                 self.shorten(part)
         self.news = news                           # all of this is known
-
-    def cut_off(self, part, new):
-        """(those of before that did not count then, and are added; who does not get in this time
-        either) of recent failures by key."""
-        cells, below = self.parts[part], self.below_cutoff[part]
-        cutoff = self.evicted_count.get(part, 0)
-        early = {key: below.pop(key) for key in new if key in below}
-        for key, n in early.items():
-            new[key] += n
-        left = {key: n for key, n in new.items() if n <= cutoff and key not in cells
-                and key != ('',)}
-        below.update(left)
-        shorten(below, FOLDED)
-        turned_away = len(left.keys() - early.keys())
-        if turned_away:
-            self.count(part, turned_away)
-        return early, left
 
     def ignored(self, jail, net, user, guesses, when, why):
         """Failures of an address that is never banned, or that has logged in lately."""
@@ -8601,7 +8564,7 @@ class Report:
         self.tally = Tally(now, offset)
         self.sent = None             # the Tally of the mail that sendmail has in hand
         # (user, address) -> its last login, as far as summaries have told
-        self.logins_reported = {}
+        self.logins_reported = Recent(500)
         self.mail_due = False        # has a mail been asked for that has not gone?
         self.maybe_sent = False      # a mail was with sendmail when we died; it may have gone out
         self.last = None             # when the last one went
@@ -8624,9 +8587,7 @@ class Report:
     def gone(self, now):
         """The mail has gone."""
         for (user, ip, _), (_, _, last) in self.sent['logins'].items():
-            self.logins_reported.pop((user, ip), None)
-            self.logins_reported[user, ip] = last
-        shorten(self.logins_reported, 500)
+            self.logins_reported.put((user, ip), last)
         self.sent, self.mail_due, self.maybe_sent, self.last = None, False, False, now
 
     def came_back(self):
@@ -8662,10 +8623,9 @@ def load_report(state, now, gone, offset=0):
         try:
             user, ip, age = row
             key = str(user)[:NAME_LENGTH], str(ip)[:NAME_LENGTH]
-            report.logins_reported[key] = now - gone - checked_age(age)
+            report.logins_reported.put(key, now - gone - checked_age(age))
         except (TypeError, ValueError):
             lost += 1
-    shorten(report.logins_reported, 500)
     return report, lost
 
 
@@ -8682,6 +8642,8 @@ VARIABLE = Regex(r"""
   | (?<![\w:])(?:[0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}(?![\w:])
     # an IPv6 address
   | (?<![\w:])(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)[0-9a-fA-F:]{3,}(?:[:/]\d+)?(?![\w:])
+    # the name of a host or a file
+  | (?<![\w.-])[\w-]+(?:\.[\w-]+)+(?![\w.-])
     # a date, a number of some kind, a quoted word
   | (?:\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),?\ )?
     \b(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ +\d+(?:[ ]+[\d:]+)*
@@ -8703,7 +8665,6 @@ NAMED_THERE = Regex(
      (?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)
      (?!\*)[^\s,:)]+
     |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)
-SOFT = Regex(r'[*\d/=@_]|.[.-].')         # words in which one thing or another may be named
 SEVERE = Regex(rb'(?:^|[ \n])(?:[a-z]+\d?)\.(?:(emerg|alert|crit|err)|warn)\w* |^<(\d{1,3})>')
 # as the kernel writes it: nothing is gone through twice
 PORTS_LOGGED = Regex(rb' PROTO=(\w{1,10})(?: SPT=\d{1,5})? DPT=(\d{1,5})')
@@ -8731,14 +8692,13 @@ class Rule:
     """One [rule NAME]: which lines it means, and what is to become of them."""
 
     def __init__(self, name, options, guard=None):
-        self.name, self.options, self.guard = name, options, guard or unguarded
+        self.name, self.options, self.guarded = name, options, None
         self.program = compile_regex(options['program'] or '.*', 0, options['program'])
         # made when its program has spoken; at once if `guard` tells that it is not built in
         self.regexes = None
-        self.runaways = []           # when a regex was aborted, lately
-        self.last_runaway = 0
-        self.rests = 0               # until when the rule is not asked
         if guard:
+            self.guarded = Guarded(
+                guard, 'its regex takes too long for some lines, which are skipped', 'it')
             self.check()
 
     def check(self):
@@ -8764,14 +8724,18 @@ class Rule:
             [found for found in (best_literals(self.program), all(sets) and set().union(*sets))
              if found])
 
-    def match(self, program, message):
-        """The fields that one of its regexes finds, None if none matches."""
-        if not self.guard(self.program.fullmatch, program):
+    def match(self, program, message, now=0):
+        """The fields that one of its regexes finds, None if none matches; Runaway if that takes too
+        long."""
+        search = unguarded
+        if self.guarded:
+            search = functools.partial(self.guarded, now)
+        if not search(self.program.fullmatch, program):
             return None
         if self.regexes is None:
             self.regexes = [compile_line(text) for text in self.options['regex']]
         for regex in self.regexes:
-            m = self.guard(regex.search, message)
+            m = search(regex.search, message)
             if m:
                 fields = groups(m)
                 fields['ip'] = fields.get('ip4') or fields.get('ip6') or fields.get('dns')
@@ -8779,14 +8743,6 @@ class Rule:
         if self.regexes:
             return None
         return {'program': program}
-
-    def ran_away(self, now):
-        """What is wrong, after a regex was aborted; a rule whose regexes do it again and again
-        rests for a minute."""
-        self.runaways, rests = after_runaway(self.runaways, now)
-        self.rests, self.last_runaway = rests or self.rests, now
-        return 'its regex takes too long for some lines, which are skipped%s' % (
-            '; it rests for a minute' if rests else '')
 
     def text(self, fields, message):
         """What the summary says of a line."""
@@ -8820,19 +8776,16 @@ class Digest:
         self.built_in = built_in     # name -> Rule
         self.other = other           # are lines grouped that no rule explains?
         self.fails = Fails(1000)     # how often rules have been met that want more than one line
-        self.graces = {}             # (rule, key) -> until when it is not counted
+        self.graces = Recent(1000)   # (rule, key) -> until when it is not counted
         # a line without its digits -> (part, key, example), None if it does not matter
-        self.shapes = {}
-        # (program, number of words, the first) -> templates, as lists of words
-        self.vocabulary = {}
-        self.trouble = {}            # rule -> what is wrong with it
-        self.speakers = {}           # program -> the built-in rules that mean it
+        self.shapes = Recent(KNOWN_SHAPES)
+        self.speakers = Recent(200)  # program -> the built-in rules that mean it
         self.room = [NEW_AT_ONCE] * 2              # for new shapes of programs, of the kernel
         self.looked = float('-inf')  # when that was brought up to date
 
     def adopt(self, old):
         """Takes over what was known before a reload."""
-        self.fails, self.graces, self.vocabulary = old.fails, old.graces, old.vocabulary
+        self.fails, self.graces = old.fails, old.graces
 
     def read(self, block, explained, tally, now):
         """Counts the lines of a tidy block, but for those in which one of the positions `explained`
@@ -8867,11 +8820,7 @@ class Digest:
                                ('', 'lines of ever new kinds, too many to be looked at', ''), n,
                                now, now, '')
                     continue
-                if len(self.shapes) >= KNOWN_SHAPES:
-                    self.shapes.clear()
-                # which may clear them, too
-                learnt = self.classify(examples[shape], tally)
-                self.shapes[known] = learnt
+                self.shapes.put(known, self.classify(examples[shape]))
             found = self.shapes[known]
             if found and found[2] is None:         # a built-in rule that shows lines
                 shown = [as_message(read_line(line).message) for line, key in zip(raw, keys)
@@ -8895,14 +8844,11 @@ class Digest:
 
     def apply(self, rule, raw, start, explained, tally, now):
         """One rule of the conf, and a line that begins at `start`."""
-        if rule.rests > now:
-            return
         line = read_line(raw)
         program, message = program_of(line), as_message(line.message, PLAIN_LINE)
         try:
-            fields = rule.match(program, message)
+            fields = rule.match(program, message, now)
         except Runaway:
-            self.trouble[rule.name] = rule.ran_away(now)
             return
         if fields is None:
             return
@@ -8932,8 +8878,7 @@ class Digest:
         if options['resets']:
             self.fails.forget((options['resets'], what))
             if options['grace']:
-                self.graces[options['resets'], what] = now + options['grace']
-                shorten(self.graces, 1000)
+                self.graces.put((options['resets'], what), now + options['grace'])
         if self.graces.get((rule.name, what), now) > now:
             return False
         if self.fails.add((rule.name, what), now, 1, options['findtime'],
@@ -8942,7 +8887,7 @@ class Digest:
         self.fails.forget((rule.name, what))
         return True
 
-    def classify(self, raw, tally):
+    def classify(self, raw):
         """(part, key, last field of its cell) of a line whose shape is new; None if it does not
         matter, False if it is a packet that the firewall has logged."""
         line = read_line(raw)
@@ -8951,9 +8896,8 @@ class Digest:
             return None
         program = printable(program_of(line))[:NAME_LENGTH]
         if program not in self.speakers:
-            shorten(self.speakers, 200)
-            self.speakers[program] = [rule for rule in self.built_in.values()
-                                      if rule.program.fullmatch(program)]
+            self.speakers.put(program, [rule for rule in self.built_in.values()
+                                        if rule.program.fullmatch(program)])
         for rule in self.speakers[program]:
             if rule.match(program, message):
                 if rule.options['report'] == 'ignore':
@@ -8979,57 +8923,12 @@ class Digest:
             level = 'warn'
         else:
             level = ''
-        words = printable(masked(message)).split()[:25]
-        template = shortened(' '.join(self.template(program, words, tally)), TEXT_LENGTH)
-        return 'other', (program, template, level), clipped(unnamed(message))
-
-    def template(self, program, words, tally):
-        """The template, a list of words, that a message belongs to. One that differs from a known
-        one in a few words that look like names widens it; so do two known ones that differ from it
-        in the same few words."""
-        known = self.vocabulary.setdefault((program, len(words), words[0]), [])
-        shorten(self.vocabulary, 150)
-        alike = {}                   # where they differ -> indexes of templates
-        for n, template in enumerate(known):
-            where = tuple(i for i, (a, b) in enumerate(zip(template, words)) if a != b and a != '*')
-            if not where:
-                return template
-            if 5 * len(where) <= 2 * len(words):
-                alike.setdefault(where, []).append(n)
-        for where, found in alike.items():
-            if len(found) > 1 and len(words) > 3 or all(
-                    SOFT.search(words[i]) and SOFT.search(known[n][i]) for n in found
-                    for i in where):
-                wider = ['*' if i in where else word for i, word in enumerate(known[found[0]])]
-                for n in reversed(found):
-                    self.generalise(program, known.pop(n), wider, tally)
-                known.append(wider)
-                return wider
-        known.append(words)
-        del known[:-8]
-        return words
-
-    def generalise(self, program, template, wider, tally):
-        """What was counted under a template now counts under a wider one."""
-        self.shapes.clear()
-        for level in ('err', 'warn', ''):
-            cell = tally['other'].pop((program, shortened(' '.join(template), TEXT_LENGTH), level),
-                                      None)
-            if cell:
-                tally.note('other', (program, shortened(' '.join(wider), TEXT_LENGTH), level),
-                           *cell)
+        pattern = clipped(' '.join(masked(message).split()))
+        return 'other', (program, pattern, level), clipped(unnamed(message))
 
     def purge(self, now):
         """Forgets what no longer counts."""
         self.fails.purge(now, {name: rule.options['findtime'] for name, rule in self.rules.items()})
-
-    def heal(self, now):
-        """Names of the rules whose regexes have not run away for long enough: that trouble is
-        over."""
-        calm = [name for name in self.trouble if now - self.rules[name].last_runaway > CALM_SECONDS]
-        for name in calm:
-            del self.trouble[name]
-        return calm
 
 
 def make_digest(config, guard=unguarded):
@@ -9963,12 +9862,12 @@ class AlertMailer(Worker):
         """Hands the next mail to sendmail, or once more the last one."""
         now, wing = self.machine.ticks(), self.wing
         if not self.batch:
-            self.sent = [when for when in self.sent if when > now - HOUR]
-            if len(self.sent) >= wing.settings['mailmax']:
+            most = wing.settings['mailmax']
+            if len(self.sent) >= most and self.sent[-most] > now - HOUR:
                 wing.tally.count('unmailed', len(self.alerts))
                 self.alerts = []
                 return
-            self.sent.append(now)
+            slide(self.sent, now, 1, HOUR, most)
             self.batch, self.alerts = self.alerts[:50], self.alerts[50:]
         yield sendmail_command(self.machine, wing.settings, self.message())
         self.batch = []
@@ -10046,8 +9945,9 @@ class Reporter(Wing):
             for rule, text, line in self.digest.read(block, explained, self.tally, now):
                 if not self.daemon.dry_run:
                     self.alerts.add(text, line)
-            for name, text in self.digest.trouble.items():
-                self.daemon.note('rule ' + name, text)
+            for name, rule in self.digest.rules.items():
+                if rule.guarded.trouble:
+                    self.daemon.note('rule ' + name, rule.guarded.trouble)
 
     def event(self, outcome, jail, network, event, why):
         if outcome == FAILED:
@@ -10083,8 +9983,8 @@ class Reporter(Wing):
 
     def minute(self, now):
         self.digest.purge(now)
-        for name in self.digest.heal(now):
-            self.daemon.note('rule ' + name, '')
+        for name, rule in self.digest.rules.items():
+            self.daemon.heal('rule ' + name, rule.guarded, now)
 
     def news(self):
         news, self.tally.news = self.tally.news, False
@@ -11362,7 +11262,7 @@ failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> fr
 
             ^maximum authentication attempts exceeded for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
-            ^Received disconnect from <HOST>(?: port \d+)?: ?3: .*: Auth fail
+            ^Received disconnect from (?=\S+ (?:port \d+: ?)?3: |\S+:3: )<HOST>(?: port \d+)?: ?3: .*: Auth fail
 
             ^Disconnecting (?:(?:invalid|authenticating) user <F-USER>.{0,64}</F-USER> )?<HOST> port \d+: Too many authentication failures(?: \[preauth\])?$
             ^Disconnecting: Too many authentication failures

@@ -22,7 +22,7 @@ Fault = collections.namedtuple('Fault', 'name why text instead tests')
 FAULTS = [Fault(*row) for row in (
     # found while the file was read
     ('filter-heals', "a regex's trouble is over after ten quiet minutes",
-     'if wall - made.last_runaway <= CALM_SECONDS:', 'if True:', 'tests/test_daemon.py -k ten_minutes'),
+     'if now - self.last > CALM_SECONDS:', 'if False:', 'tests/test_daemon.py -k ten_minutes'),
     ('request-bug', 'a bug in a request is answered as a bug',
      'except Exception:                          # the loop reports', 'except SystemExit:                          # the loop reports',
      'tests/test_daemon.py -k told_as_one'),
@@ -85,8 +85,8 @@ FAULTS = [Fault(*row) for row in (
      'self.foreign = self.foreign or folder != BUILT_IN', 'pass',
      'tests/test_language.py -k unless_all_of_it_is_built_in'),
     ('ignore-runaway', 'who makes an ignoreregex run away is counted all the same',
-     "return bool(self.guarded('ignoreregex', wall, self.ignores, text))",
-     "return self.guarded('ignoreregex', wall, self.ignores, text) is not False",
+     "matches_any, self.ignore, text)\n        except Runaway:\n            return False",
+     "matches_any, self.ignore, text)\n        except Runaway:\n            return True",
      'tests/test_daemon.py -k makes_an_ignoreregex'),
     ('runaway-rests', 'a filter whose regexes run away again and again rests for a minute',
      'MOST_RUNAWAYS = 3 ', 'MOST_RUNAWAYS = 30 ', 'tests/test_language.py -k after_three'),
@@ -97,9 +97,9 @@ FAULTS = [Fault(*row) for row in (
      'if not (forged and event.login):', 'if True:', 'tests/test_filters.py -k comes_by_udp'),
     # Judge
     ('findtime', 'failures older than findtime do not count',
-     'if seen[0] <= seen[-1] - findtime:', 'if False:', 'tests/test_deciders.py -k findtime'),
+     'if moments[0] <= moments[-1] - seconds:', 'if False:', 'tests/test_deciders.py -k findtime'),
     ('maxtracked', 'memory of failures is bounded',
-     'if len(self.recent) > self.limit:', 'if False:', 'tests/test_deciders.py -k failures_is_bounded'),
+     'if len(self) > self.limit:', 'if False:', 'tests/test_deciders.py -k failures_is_bounded'),
     ('maxtime', 'no ban is longer than bantime.maxtime',
      "return min(seconds, options['bantime.maxtime'])", 'return seconds', 'tests/test_deciders.py -k cap'),
     ('full-table', 'a full table lifts those who have been silent longest, not who attacks now',
@@ -232,7 +232,7 @@ FAULTS = [Fault(*row) for row in (
      '    del sys.path[:OWN_PATH', '    sys.path[:OWN_PATH', 'tests/test_strangers.py -k no_module'),
     # Language
     ('line-guard', 'every line of a foreign filter is guarded',
-     'self.guard(self.match, text, wall, date)', 'self.match(text, wall, date)',
+     'self.guarded(wall, self.match, text, wall, date)', 'self.match(text, wall, date)',
      'tests/test_language.py -k every_line_of_a_foreign'),
     # Actions
     ('never-told', 'a ban that ends before its turn is never told',
@@ -247,7 +247,7 @@ FAULTS = [Fault(*row) for row in (
      "VARIABLE.sub('*', unnamed(message, '*'))", "unnamed(VARIABLE.sub('*', message), '*')",
      'tests/test_report_attacks.py -k password'),
     ('example-name', 'a name that was typed is in no example',
-     'template, level), clipped(unnamed(message))', 'template, level), clipped(message)',
+     'pattern, level), clipped(unnamed(message))', 'pattern, level), clipped(message)',
      'tests/test_report.py -k name_that_was_typed'),
     ('kernel-room', 'a flood of ever new lines does not hide what the kernel says',
      "self.may_analyse(b' kernel: ' in known, now)", 'self.may_analyse(False, now)',
@@ -262,7 +262,7 @@ FAULTS = [Fault(*row) for row in (
      '        if self.running:             # that one is as good', '        if False:',
      'tests/test_mail.py -k two_sends'),
     ('mailmax', 'mailmax an hour is all',
-     "if len(self.sent) >= wing.settings['mailmax']:", 'if False:', 'tests/test_mail.py -k mailmax'),
+     'if len(self.sent) >= most and', 'if False and', 'tests/test_mail.py -k mailmax'),
     ('marked-repeat', 'a mail that may be a repeat says so',
      'wing.save_all()                            # says that', 'pass  # says that',
      'tests/test_mail.py -k crash_while'),

@@ -1027,9 +1027,9 @@ EVIL = 'Nov 20 14:01:45 h web: no EVIL 192.0.2.6'
 
 def test_a_line_whose_regex_takes_too_long_is_skipped_and_the_filter_says_so():
     made = load(SIMPLE, guard=evil)
-    assert made.trouble == ''
+    assert made.guarded.trouble == ''
     assert ips(made, SIMPLE_LINE, EVIL, SIMPLE_LINE) == ['192.0.2.7'] * 2
-    assert made.trouble == 'a regex of /f/x.conf takes too long for some lines, which are skipped'
+    assert made.guarded.trouble == 'a regex of /f/x.conf takes too long for some lines, which are skipped'
     look = made.look(EVIL, NOW)
     assert (look.verdict, look.why) == (None, 'a regex took too long')
 
@@ -1038,7 +1038,7 @@ def test_after_three_within_a_minute_the_filter_rests_for_a_minute_and_says_so()
     made = load(SIMPLE, guard=evil)
     assert ips(made, EVIL, EVIL, SIMPLE_LINE) == ['192.0.2.7']
     assert ips(made, EVIL, SIMPLE_LINE, wall=NOW + 30) == []
-    assert made.trouble.endswith('; the filter rests for a minute')
+    assert made.guarded.trouble.endswith('; the filter rests for a minute')
     assert ips(made, SIMPLE_LINE, wall=NOW + 89) == []
     assert ips(made, SIMPLE_LINE, EVIL, SIMPLE_LINE, wall=NOW + 90) == ['192.0.2.7'] * 2
 
@@ -1047,7 +1047,7 @@ def test_a_runaway_now_and_then_makes_no_filter_rest():
     made = load(SIMPLE, guard=evil)
     for minute in range(5):
         assert ips(made, EVIL, SIMPLE_LINE, wall=NOW + 31 * minute * 2) == ['192.0.2.7']
-    assert 'rests' not in made.trouble
+    assert 'rests' not in made.guarded.trouble
 
 
 def test_after_a_reload_a_filter_that_rests_goes_on_resting():
@@ -1055,7 +1055,7 @@ def test_after_a_reload_a_filter_that_rests_goes_on_resting():
     scan(old.by_name['x'].filter, EVIL, EVIL, EVIL)
     new.adopt(old)
     made = new.by_name['x'].filter
-    assert ips(made, SIMPLE_LINE) == [] and 'rests' in made.trouble
+    assert ips(made, SIMPLE_LINE) == [] and 'rests' in made.guarded.trouble
 
 
 def test_a_line_that_is_skipped_does_not_stay_among_the_lines_of_a_regex_over_several():
@@ -1168,7 +1168,7 @@ def test_a_catastrophic_line_costs_a_stock_filter_a_moment_and_no_failure(machin
     look = made.look(bad, NOW)
     assert time.process_time() - began < 1
     assert look.why == 'a regex took too long'
-    assert made.trouble == 'a regex of %s/%s takes too long for some lines, which are skipped' % (STOCK, spec.partition('[')[0])
+    assert made.guarded.trouble == 'a regex of %s/%s takes too long for some lines, which are skipped' % (STOCK, spec.partition('[')[0])
     assert finds(made, good)[0][0] == '192.0.2.7'
     assert ips(made, good) == ['192.0.2.7']
 
@@ -1178,7 +1178,7 @@ def test_a_whole_attack_of_them_costs_no_more_than_three_a_minute(machine):
     made = stock('domino-smtp.conf', machine.guard)
     began = time.process_time()
     assert ips(made, *[CATASTROPHES[3][1]] * 200) == []
-    assert time.process_time() - began < 2 and 'rests' in made.trouble
+    assert time.process_time() - began < 2 and 'rests' in made.guarded.trouble
     assert ips(made, CATASTROPHES[3][2], wall=NOW + 60) == ['192.0.2.7']
 
 
@@ -1401,7 +1401,7 @@ def test_own_filter_takes_the_same_options():
 
     made = banwatch.own_filter({'maxlines': '3', 'datepattern': '{^LN-BEG}'}, ['^ a <HOST>$<SKIPLINES>^ b$'], ['192.0.2.8'], evil)
     lines = ['Nov 20 14:01:45 ' + text for text in ('a 192.0.2.7', 'b', 'a 192.0.2.8', 'b')]
-    assert ips(made, *lines) == ['192.0.2.7'] and made.guard is evil
+    assert ips(made, *lines) == ['192.0.2.7'] and made.guarded.guard is evil
 
 
 @pytest.mark.slow
@@ -1436,4 +1436,4 @@ def test_lines_that_are_slow_but_end_in_time_may_not_take_more_than_a_second_of_
     line = b'2026-11-20 12:27:01 SMTP protocol error in "AUTH LOGIN' + b'"' * 17 + b' H=(x) [192.0.2.7] AUTH command used when not advertised x\n'
     block, began = banwatch.tidy(line * 200), time.process_time()
     assert list(made.scan(block, lambda date: 0.0, wall=NOW)) == []
-    assert time.process_time() - began < 4 and 'takes too long' in made.trouble
+    assert time.process_time() - began < 4 and 'takes too long' in made.guarded.trouble

@@ -692,7 +692,7 @@ def test_a_regex_that_runs_away_skips_its_line_and_is_named():
     machine = FakeMachine()
     made = digest('[rule slow]\nregex = ^(a+)+$\n' + DOOR, machine.guard)
     tally, _ = read(made, 'p: ' + 'a' * 40 + 'b', 'gate: the door is open')
-    assert list(made.trouble) == ['slow'] and list(tally['rules']) == [('info', 'door', 'the door is open')]
+    assert made.rules['slow'].guarded.trouble.startswith('its regex takes too long') and list(tally['rules']) == [('info', 'door', 'the door is open')]
 
 
 @pytest.mark.slow
@@ -719,10 +719,9 @@ ALIKE = [
     ['p: session 8f3a%04x9bc%x begins' % (n * 999, n) for n in range(9)], ["p: cannot open '/tmp/%s'" % 'abc'[:n] for n in range(1, 4)],
     ['p: query from host%d.example.org refused' % n for n in range(9)],
     ['p: query from %s.example.org refused' % name for name in ('mail', 'www', 'gate', 'printer')],
-    ['p: device %s-lan has joined' % name for name in ('kitchen', 'garage', 'attic', 'hall')],
     ['p: user %s is away' % name for name in ('bob', 'eve', 'mallory')],
     ['p: took %d.%d s, %d%%' % (n, n, n) for n in range(9)], ['p: at 0x%x in 0x%08x' % (n, n * 77) for n in range(9)],
-    ['p: since Fri Jan %2d 07:0%d:00 2027' % (n, n) for n in range(1, 9)], ['p: packet with flags=%s was refused' % name for name in ('SYN,ACK', 'RST,FIN', 'ACK,PSH')]]
+    ['p: since Fri Jan %2d 07:0%d:00 2027' % (n, n) for n in range(1, 9)]]
 
 
 @pytest.mark.parametrize('messages', ALIKE, ids=lambda messages: messages[0])
@@ -758,14 +757,6 @@ def test_lines_that_mean_different_things_are_different_groups(messages):
 def test_an_interface_with_another_number_goes_up_and_down_in_two_groups():
     assert others(*['p: link eth%d is %s' % (n, how) for n in range(5) for how in ('up', 'down')]) == {
         'link eth* is up': 5, 'link eth* is down': 5}
-
-
-def test_a_template_that_becomes_wider_takes_its_count_along():
-    made, tally = digest(), banwatch.Tally(0)
-    for n, name in enumerate(('a.example.org', 'b.example.org', 'c.example.org')):
-        read(made, *['p: mail for the host %s waits' % name] * (n + 1), tally=tally, now=n)
-    (_, cell), = tally['other'].items()
-    assert cell[:3] == [6, 0, 2] and 'a.example.org' in cell[3] + 'a.example.org'
 
 
 def test_a_group_has_its_program_its_times_and_an_example():
@@ -896,10 +887,6 @@ def test_a_program_with_a_wild_name_comes_out_printable():
     assert_readable(text(report))
 
 
-def sizes(made):
-    return len(made.shapes), len(made.vocabulary), max(map(len, made.vocabulary.values()), default=0)
-
-
 def random_lines(rnd, n):
     words = [''.join(rnd.choice('abcdefghijklmnopqrstuvwxyz') for _ in range(rnd.randrange(2, 9))) for _ in range(5000)]
     for _ in range(n):
@@ -910,8 +897,7 @@ def flood(n):
     made, tally, found = digest(), banwatch.Tally(0), random_lines(random.Random(1), n)
     for _ in range(n // 500):
         list(made.read(('\n' + ''.join(itertools.islice(found, 500))).encode(), [], tally, NOW))
-        shapes, heads, templates = sizes(made)
-        assert shapes <= banwatch.KNOWN_SHAPES and heads <= 170 and templates <= 9
+        assert len(made.shapes) <= banwatch.KNOWN_SHAPES
         assert len(tally['other']) <= 1.1 * banwatch.PARTS['other'].limit + 1
     counted = sum(cell[0] for cell in tally['other'].values())
     assert counted + rows(tally, 'counts')['other'][0] >= n - n // 50           # nearly nothing is simply gone
@@ -919,12 +905,6 @@ def flood(n):
 
 def test_random_lines_fill_no_memory():
     flood(2000)
-
-
-def test_lines_that_begin_alike_and_go_on_in_many_ways_fill_no_memory():
-    made = digest()
-    assert len(others(*['p: x %s %s' % words for words in itertools.product(('on', 'off', 'up', 'down', 'in', 'out'), repeat=2)], made=made)) > 20
-    assert sizes(made)[2] <= 9
 
 
 @pytest.mark.slow

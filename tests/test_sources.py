@@ -511,35 +511,6 @@ def test_a_program_that_ends_is_started_again_and_what_it_said_is_told():
     assert reader.machine.said('ended: oops')
 
 
-def test_what_a_log_daemon_tells_again_at_a_reconnect_counts_once(tmp_path):
-    """The program prints its ring each time it starts; two equal lines of one second are two lines."""
-    ring = tmp_path / 'ring'
-    ring.write_text('a\nb\nb\n')
-    reader = Reader('exec:/bin/cat %s' % ring).start()
-    reader.until(lambda: len(reader.got) == 3)
-    ring.write_text('b\nb\nb\nc\n')                # the oldest line has left the ring, two are new
-    reader.until(lambda: 'c' in reader.got)
-    assert reader.got == ['a', 'b', 'b', 'b', 'c']
-    ring.write_text('b\nb\nb\nc\n')
-    known, passed = reader.source.position(), reader.source.lines
-    reader.source.close()
-    again = Reader('exec:/bin/cat %s' % ring)
-    again.source.start(known)
-    ring.write_text('b\nc\nd\n')
-    again.until(lambda: 'd' in again.got)
-    assert again.got == ['d'] and passed == 5
-
-
-def test_what_is_replayed_is_found_as_a_sequence():
-    seen = list('abcb')
-    assert banwatch.count_replayed(seen, list('cbx')) == 2
-    assert banwatch.count_replayed(seen, list('zzabcbx')) == 6
-    assert banwatch.count_replayed(seen, list('bx')) == 1
-    assert banwatch.count_replayed(seen, list('xyz')) == 0
-    assert banwatch.count_replayed(seen, list('abab')) == 0
-    assert banwatch.count_replayed([], []) == 0
-
-
 def test_a_missing_program_is_trouble_not_an_end():
     reader = Reader('exec:/no/such/program').start()
     assert 'No such file' in reader.source.trouble
