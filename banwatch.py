@@ -1196,7 +1196,10 @@ def tidy(block, before=b''):
     block = b'\n' + block
     if b'\r' in block:
         block = block.replace(b'\r\n', b'\n')
-    if has_long(block):
+    at = 0
+    while at >= 0 and len(block) - at > PLAIN_LINE:
+        at = block.rfind(b'\n', at + 1, at + PLAIN_LINE + 2)
+    if at < 0:                                     # a line is longer than that
         block = LONG.sub(br'\1 [cut]', block)
     if b'>1 ' in block:
         block = RFC5424.sub(plain_head, block)
@@ -1228,14 +1231,6 @@ def expanded(block, before):
             done = end + 1
         at = block.find(b'message repeated ', end)
     return b''.join(parts) + block[done:]
-
-
-def has_long(block):
-    """True if a line is over PLAIN_LINE."""
-    at = 0
-    while at >= 0 and len(block) - at > PLAIN_LINE:
-        at = block.rfind(b'\n', at + 1, at + PLAIN_LINE + 2)
-    return at < 0
 
 
 def plain_head(m):
@@ -1298,8 +1293,9 @@ def date_time(date, today):
 
 
 class Calendar:
-    """Reads many dates, each as date_time does, but asks for the zone once a day. As the `moment` of
-    a scan it takes each line at its own time; one without a date is as late as the one before."""
+    """Reads many dates, each as date_time does, but asks for the zone once a day. As the `moment`
+    of a scan it takes each line at its own time; one without a date is as late as the one
+    before."""
 
     def __init__(self, today):
         self.today = today
@@ -2188,8 +2184,8 @@ new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
 class Guarded:
-    """Runs regexes that are not built in under a watchdog. Those that take too long for a line again
-    and again rest for a minute."""
+    """Runs regexes that are not built in under a watchdog. Those that take too long for a line
+    again and again rest for a minute."""
 
     def __init__(self, guard, what, who):
         self.guard, self.what, self.who = guard, what, who
@@ -2263,18 +2259,19 @@ def block_regex(tag, rest, texts, led, bare):
 
 
 class Filter:
-    """A filter of our own kind: `scan` turns a block into LogEvents, in two steps. `read` takes each
-    line by itself, and remembers nothing; `hear` knows connections, and no regex. Where its regexes
-    are not built in, it looks at one line at a time, under `guard`; at an ignoreregex always so.
+    """A filter of our own kind: `scan` turns a block into LogEvents, in two steps. `read` takes
+    each line by itself, and remembers nothing; `hear` knows connections, and no regex. Where its
+    regexes are not built in, it looks at one line at a time, under `guard`; at an ignoreregex
+    always so.
 
     What is always true of connections: one is (host, pid), or what <F-MLFID> says; it has one
     address, once that is known, and ends after SESSION_SECONDS, with a login, or where its pid has
-    another address. It has made as many guesses as it has lines of its most frequent kind (`counted`);
-    those made before its address was known wait for that (`pending`). A child's line belongs to the
-    latest connection of its address on the same host (`parents`) that has no line of its kind yet;
-    else it is a connection of its own, whose guesses the next such connection there may claim, once,
-    if they name the same user (`children`). A login takes back one guess of the same user that still
-    waits."""
+    another address. It has made as many guesses as it has lines of its most frequent kind
+    (`counted`); those made before its address was known wait for that (`pending`). A child's line
+    belongs to the latest connection of its address on the same host (`parents`) that has no line of
+    its kind yet; else it is a connection of its own, whose guesses the next such connection there
+    may claim, once, if they name the same user (`children`). A login takes back one guess of the
+    same user that still waits."""
     keep_matches = False                  # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
@@ -2351,11 +2348,11 @@ class Filter:
         return self.hear(said, moment, bare)
 
     def read(self, block, bare=False, wall=0, explained=None):
-        """What the lines of a tidy block say, each by itself: tuples (number of its Row, less than 0
-        where an ignoreregex matches; seconds since 1970 or None; host; pid; address, '' for a name,
-        None for neither; user; what a Special has; what a LogEvent tells, or the text in place of an
-        address)."""
-        regex, rows, _, demanded = self.form(bare)
+        """What the lines of a tidy block say, each by itself: tuples (number of its Row, less than
+        0 where an ignoreregex matches; seconds since 1970 or None; host; pid; address, '' for a
+        name, None for neither; user; what a Special has; what a LogEvent tells, or the text in
+        place of an address)."""
+        regex, rows, _, demanded = self.forms.get(bare) or self.form(bare)
         said = []
         for texts in demanded:
             for text in texts:
@@ -2411,7 +2408,7 @@ class Filter:
 
     def hear(self, said, moment, bare=False):
         """Yields the LogEvents that follow from what lines have said."""
-        rows, sessions, parents = self.form(bare).rows, self.sessions, self.parents
+        rows, sessions, parents = self.forms[bare].rows, self.sessions, self.parents
         for n, when, host, pid, ip, user, special, told in said:
             when = moment(when)
             if when is None or n < 0:
@@ -2676,9 +2673,6 @@ class Fails:
         if seen and len(self.recent) < self.recent.limit:
             self.recent[key] = seen
 
-    def forget(self, key):
-        self.recent.pop(key, None)
-
     def purge(self, now, findtimes):
         """Drops what is older than its jail's findtime (name -> seconds), and jails not named
         there."""
@@ -2743,11 +2737,8 @@ class Bans:
             if len(self.ends) > 2 * len(self.tickets) + 64:
                 self.ends = [(t.until, t.key) for t in self.tickets.values() if t.until is not None]
                 heapq.heapify(self.ends)
-        self.remember(ticket.key, ticket.count, now if ticket.until is None else ticket.until)
-
-    def remember(self, key, bans, last):
-        """Notes how many bans a network has had, and when the last one ends."""
-        self.history.put(key, (bans, last))
+        last = now if ticket.until is None else ticket.until
+        self.history.put(ticket.key, (ticket.count, last))
 
     def heard(self, key):
         """The ticket of somebody who has tried again although he is banned."""
@@ -2766,21 +2757,6 @@ class Bans:
                 return ticket
             heapq.heappop(self.ends)
         return None
-
-    def ended(self, now):
-        """Yields the tickets whose time is over; the caller removes them."""
-        ticket = self.next_end()
-        while ticket is not None and ticket.until <= now:
-            yield ticket
-            ticket = self.next_end()
-
-    def surplus(self):
-        """The tickets that `limit` leaves no room for: of those who have been silent longest, for
-        whoever attacks now is to be banned. The caller removes them."""
-        found = list(
-            itertools.islice(self.tickets.values(), max(0, len(self.tickets) - self.limit)))
-        self.dropped += len(found)
-        return found
 
     def purge(self, now, age):
         """Forgets history whose last ban ended more than `age` ago and is not running."""
@@ -2990,7 +2966,8 @@ class Judge:
         self.jails = jails
         self.fails, self.bans = Fails(maxtracked), Bans(maxbans)
         self.chance = chance         # () -> a random number from 0 to 1
-        self.tell = None             # (outcome, jail name, network, LogEvent, why exempt or '')
+        # functions of (outcome, jail name, network, LogEvent, why exempt or '')
+        self.told = ()
 
     def weigh(self, jail, event):
         """The BanOrder that an event completes, else None."""
@@ -3001,8 +2978,8 @@ class Judge:
             outcome = IGNORED
         else:
             outcome = FAILED
-        if self.tell:
-            self.tell(outcome, jail.name, key[1], event, refusal)
+        for tell in self.told:
+            tell(outcome, jail.name, key[1], event, refusal)
         if outcome == FAILED:
             jail.failures += event.guesses
             return self.count(jail, key, event)
@@ -3047,7 +3024,7 @@ class Judge:
             end = before.until
         else:
             end = False
-        self.fails.forget((jail.name, network))
+        self.fails.recent.pop((jail.name, network), None)
         ticket = self.bans.add(jail.name, network, now, seconds, failures)
         ticket.failures = max(ticket.failures, failures)
         if not before:
@@ -3059,16 +3036,23 @@ class Judge:
         since anybody can forge its lines (luci, kernel-scan) adds up to nothing wider: a ban counts
         only where it stops all that theirs would."""
         if jail.filter and not isinstance(jail.filter, History):
-            for other in self.jails.watching():
+            for other in self.jails.by_name.values():
                 if isinstance(other.filter, History) and as_wide(
                         jail.options, other.options, self.jails.hooks):
                     yield other, LogEvent(network, None, 1, False, now)
 
     def leaving(self, now):
-        """Yields (Ticket, why) of those that have to go; the caller removes each."""
-        for ticket in self.bans.ended(now):
+        """Yields (Ticket, why) of those that have to go; the caller removes each. Those that
+        `limit` leaves no room for are the ones that have been silent longest, for whoever attacks
+        now is to be banned."""
+        bans = self.bans
+        ticket = bans.next_end()
+        while ticket is not None and ticket.until <= now:
             yield ticket, 'its time is over'
-        for ticket in self.bans.surplus():
+            ticket = bans.next_end()
+        surplus = max(0, len(bans.tickets) - bans.limit)
+        bans.dropped += surplus
+        for ticket in list(itertools.islice(bans.tickets.values(), surplus)):
             yield ticket, 'maxbans'
 
     def purge(self, now, age):
@@ -4317,29 +4301,23 @@ class Machine:
     def end_of(self, path, size):
         """The last bytes of a file, as text; '' if it cannot be read."""
         try:
-            # a FIFO has no end
-            with open(path, 'rb', opener=lambda path,
-                      flags: os.open(path, flags | os.O_NONBLOCK)) as f:
+            with open(open_log(path), 'rb') as f:              # a FIFO has no end
                 f.seek(max(0, os.fstat(f.fileno()).st_size - size))
                 return f.read(size).decode('utf-8', 'replace')
         except OSError:
             return ''
 
-    def read(self, path, limit=1 << 20):
-        """Text of a file of the system, '' if it cannot be read."""
+    def read(self, path, missing='', errors='replace'):
+        """Text of a file of the system, its first MB; `missing` if it cannot be read."""
         try:
             with open(path, 'rb') as f:
-                return f.read(limit).decode('utf-8', 'replace')
+                return f.read(1 << 20).decode('utf-8', errors)
         except OSError:
-            return ''
+            return missing
 
-    def filter_text(self, path):
-        """Text of a filter's file, None if there is none."""
-        try:
-            with open(path, 'rb') as f:
-                return f.read(1 << 20).decode('utf-8', 'replace')
-        except OSError:
-            return None
+    def read_or_none(self, path):
+        """Text of a file, such as one of a filter; None if there is none."""
+        return self.read(path, None)
 
     def guard(self, search, *arguments):
         """What `search` returns; Runaway if that takes longer than GUARD_SECONDS of processor
@@ -4536,15 +4514,6 @@ class Machine:
             pass
 
     # what `install` needs
-    def whole_text(self, path):
-        """Text of a file, None if there is none; bytes that are no UTF-8 are written back by
-        `surrogateescape`."""
-        try:
-            with open(path, 'rb') as f:
-                return f.read().decode('utf-8', 'surrogateescape')
-        except OSError:
-            return None
-
     def make_folder(self, path):
         os.makedirs(path, 0o755, exist_ok=True)
 
@@ -4755,6 +4724,11 @@ class Machine:
             sys.stderr.flush()
         except OSError:
             pass
+
+
+def open_log(path):
+    """A descriptor of a log file, or of a FIFO without waiting for who writes to it; or OSError."""
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
 def interface(index):
@@ -5575,11 +5549,6 @@ class Tail(Source):
         for file in self.files.values():
             os.close(file.fd)
         self.files = {}
-
-
-def open_log(path):
-    """A descriptor of a log file, or of a FIFO without waiting for who writes to it; or OSError."""
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
 def same_file(fd, offset, mark, head):
@@ -6500,7 +6469,6 @@ class Daemon:
         self.ending = self.stopping = False
         self.stop_replies = []       # to be called at the very end
         self.left_behind = []        # firewalls that still had rules of ours at the end
-        self.ram = machine.memory()[1]
         self.troubles = {}           # what is wrong, by where
         self.sources = {}            # spec -> Source
         self.positions = {}          # of sources, from the state file
@@ -6513,13 +6481,16 @@ class Daemon:
         self.next_timer = None
         self.exempt = ()             # what of this machine must never be banned
         jails = self.make_jails(config)
-        self.judge = Judge(jails, config['maxtracked'], self.most_bans(), machine.chance)
-        self.judge.tell = self.tell_event
+        self.most_bans = self.room_for_bans(config)            # whatever the firewall can hold
+        self.judge = Judge(jails, config['maxtracked'], self.most_bans, machine.chance)
         self.wall = Wall(machine, self.judge.bans, self.refused, self.note, self.tell_incident,
                          self.tell_drops, dry_run)
         self.store = Store(machine, config, self.note, self.pieces, self.tell_written)
         self.with_matches = collections.deque()    # the latest tickets that have log lines
         self.wings = [make(self) for make in (WINGS if wings is None else wings)]
+        # those that want to hear of each line, the hot path
+        self.judge.told = [wing.event for wing in self.wings if type(wing).event != Wing.event]
+        self.readers = [wing for wing in self.wings if type(wing).seen != Wing.seen]
         self.configure_wings(config, jails)
         for wing in self.wings:
             wing.adopt()
@@ -6527,7 +6498,11 @@ class Daemon:
     # the configuration
     def make_jails(self, config):
         """The Jails of a configuration."""
-        return Jails(config, self.machine.filter_text, self.machine.guard)
+        return Jails(config, self.machine.read_or_none, self.machine.guard)
+
+    def room_for_bans(self, config):
+        """How many bans there may be: `maxbans`, or what this machine has memory for."""
+        return config['maxbans'] or min(20000, self.machine.memory()[1] // 10)
 
     def configure_wings(self, config, jails):
         """Lets the wings read a configuration; Problem if one of them, or a jail, cannot use it."""
@@ -6536,10 +6511,6 @@ class Daemon:
             problems += wing.configure(config, jails)
         if problems:
             raise Problem('\n'.join(in_order(problems)), os.EX_CONFIG)
-
-    def most_bans(self):
-        """How many bans there may be, whatever the firewall can hold."""
-        return self.config['maxbans'] or min(20000, self.ram // 10)
 
     def wing(self, name):
         """The wing of that name; Problem if there is none."""
@@ -6584,10 +6555,10 @@ class Daemon:
         return os.path.join(self.config['runtime'], name)
 
     def restore(self):
-        """Takes in what an earlier run has kept."""
+        """Takes in what an earlier run has kept: the Restored state, None if there is none."""
         state, now = self.store.restore(), self.machine.ticks()
         if state is None:
-            return
+            return None
         bans = self.judge.bans
         if state.offset is not None:
             self.offset = state.offset
@@ -6598,7 +6569,7 @@ class Daemon:
             self.machine.log('%s: %s could not be read; the rest is used' % (
                 state.path, plural(lost, 'entry', 'entries')))
         for key, (n, last) in reversed(list(state.history.items())):
-            bans.remember(key, n, last)
+            bans.history.put(key, (n, last))
         for ticket in sorted(state.tickets, key=lambda ticket: ticket.since):
             if ticket.until is None or ticket.until > now:
                 bans.put(ticket, now)
@@ -6621,6 +6592,7 @@ class Daemon:
                                'full?')
         if bans.tickets:
             self.machine.log('restored %s' % plural(len(bans.tickets), 'ban'))
+        return state
 
     def pieces(self):
         """What the state files are to hold."""
@@ -6663,10 +6635,6 @@ class Daemon:
 
     def tell_written(self, size):
         self.tell_wings('count', 'written', size)
-
-    def tell_event(self, *words):
-        for wing in self.wings:                    # the hot path
-            wing.event(*words)
 
     def set_firewall(self):
         """Puts the firewall of the configuration to work; a dry run touches none."""
@@ -6727,7 +6695,7 @@ class Daemon:
         jails = self.judge.jails
         block = jails.tidied(source.spec, block)
         explained = None
-        if age != OLD and any(wing.explains for wing in self.wings):
+        if age != OLD and any([wing.explains for wing in self.readers]):
             explained = []
         if age:
             moment = own_time
@@ -6737,7 +6705,7 @@ class Daemon:
             if event.when > now - jail.options['findtime']:
                 self.weigh(jail, event)
         if age != OLD:
-            for wing in self.wings:
+            for wing in self.readers:
                 wing.seen(source, block, explained or [], now)
         for name, guard in jails.guards:
             if guard.trouble:
@@ -6840,7 +6808,7 @@ class Daemon:
         """After each turn: what has ended goes, the firewalls and then the files are brought up to
         date."""
         bans = self.judge.bans
-        bans.limit = bans.history.limit = self.wall.room(self.most_bans())
+        bans.limit = bans.history.limit = self.wall.room(self.most_bans)
         for ticket, why in self.judge.leaving(self.machine.ticks()):
             self.unban(ticket, why)
         self.wall.settle_all()
@@ -6913,6 +6881,7 @@ class Daemon:
             self.note(jail, '')
         self.judge.jails, self.config = jails, config
         self.judge.fails.recent.limit = config['maxtracked']
+        self.most_bans = self.room_for_bans(config)
         self.store.save_every = config['save']
         self.protect()
         for wing in self.wings:
@@ -7069,7 +7038,7 @@ def read_conf(name, strict=True, filters=True):
         raise Problem('%s: byte %d is not UTF-8' % (name, e.start), os.EX_CONFIG) from None
     config, problems = read_config(text, name)
     if strict and (filters or problems):           # all mistakes are told at once
-        problems += Jails(config, Machine().filter_text).problems
+        problems += Jails(config, Machine().read_or_none).problems
         for check in CONF_CHECKS:
             problems += check(config)
     if problems and strict:
@@ -7363,7 +7332,7 @@ def answer_unban(daemon, request, reply):
     missing = [net for net in networks
                if not any(networks_overlap(ticket.network, net) for ticket in tickets)]
     for key in [key for key in judge.fails.recent if meant(key)]:
-        judge.fails.forget(key)
+        del judge.fails.recent[key]
         daemon.store.touch(False)
     for ticket in tickets:
         daemon.unban(ticket, BY_HAND)
@@ -7592,7 +7561,8 @@ class LineFilter:
         self.check()
         self.needed = self.what_is_needed()
         self.buffer = []             # the lines that a regex over several of them may want
-        self.connections = Recent(SESSIONS)        # mlfid -> [when it was first seen, what is known of it]
+        # mlfid -> [when it was first seen, what is known of it]
+        self.connections = Recent(SESSIONS)
         self.last = None             # the time of the last line that had one, and was asked for it
         # (template, match, now) of a later date that nobody has asked for
         self.pending = None
@@ -8876,7 +8846,7 @@ class Digest:
         does so here."""
         options, what = rule.options, str(fields.get(rule.key) or '')[:TEXT_LENGTH]
         if options['resets']:
-            self.fails.forget((options['resets'], what))
+            self.fails.recent.pop((options['resets'], what), None)
             if options['grace']:
                 self.graces.put((options['resets'], what), now + options['grace'])
         if self.graces.get((rule.name, what), now) > now:
@@ -8884,7 +8854,7 @@ class Digest:
         if self.fails.add((rule.name, what), now, 1, options['findtime'],
                           options['maxretry']) < options['maxretry']:
             return False
-        self.fails.forget((rule.name, what))
+        del self.fails.recent[rule.name, what]
         return True
 
     def classify(self, raw):
@@ -8998,7 +8968,7 @@ CHART_BARS = 36
 
 def summarise(report, facts):
     """What is to be reported, as a dict for JSON; moments by the wall clock. `facts` is what only
-    the daemon, or who stands in for it, knows: see facts_of."""
+    the daemon, or who stands in for it, knows: see facts_of_daemon."""
     tally, now = report.whole(), facts['now']
     tally.fold()
     accounts = set(facts['accounts']) | {user for user, _, _ in tally['logins']}
@@ -9917,10 +9887,6 @@ class Reporter(Wing):
     def tally(self):
         return self.report.tally
 
-    @property
-    def explains(self):
-        return self.digest.other
-
     def configure(self, config, jails):
         digest, problems = make_digest(config, self.daemon.machine.guard)
         self.read = config.options('report'), digest
@@ -9929,6 +9895,7 @@ class Reporter(Wing):
     def adopt(self):
         old = self.digest
         self.settings, self.digest = self.read
+        self.explains = self.digest.other
         if old:
             self.digest.adopt(old)
             for name in old.rules:
@@ -10025,36 +9992,29 @@ class Reporter(Wing):
         return summarise(self.report, facts_of_daemon(self.daemon, self.digest))
 
 
-def facts_of(machine, bans, **more):
-    """What only the machine and the tickets know, for `summarise`."""
-    now, until = machine.ticks(), {}
+def facts_of_daemon(daemon, digest):
+    """What only the machine, the tickets and the daemon know, for `summarise`."""
+    machine, bans, until, details = daemon.machine, daemon.judge.bans, {}, {}
+    now, wall = machine.ticks(), machine.wall()
+    daemon.look_at_clock(now, wall)
     for ticket in bans.tickets.values():
         until[ticket.network] = later_end(until.get(ticket.network, ticket.until), ticket.until)
     times = collections.Counter()
     for (_, net), (n, _) in bans.history.items():
         times[net] += n
-    active = collections.Counter(ticket.jail for ticket in bans.tickets.values())
-    return dict({
-        'host': machine.host(), 'now': now, 'wall': machine.wall(), 'uptime': now,
-        'accounts': machine.accounts(), 'active': dict(active), 'until': until, 'bans': times,
-        'running': False, 'wrong': [], 'sources': [], 'firewall': [], 'memory': 0, 'details': {}},
-                **more)
-
-
-def facts_of_daemon(daemon, digest):
-    """The same of a daemon, which knows more."""
-    machine, details = daemon.machine, {}
-    now = machine.ticks()
-    daemon.look_at_clock(now, machine.wall())
     for rules in digest.rules, digest.built_in:
         for name, rule in rules.items():
             details.setdefault(name, rule.options['details'])
-    sources = [(source.what, now - source.since, source.trouble)
-               for source in daemon.sources.values()]
-    return facts_of(
-        machine, daemon.judge.bans, wrong=daemon.nameless(), details=details, sources=sources,
-        running=daemon.control is not None or daemon.dry_run, memory=machine.memory()[0],
-        firewall=[sync.name for sync in daemon.wall.syncs])
+    running = daemon.control is not None or daemon.dry_run
+    return {
+        'host': machine.host(), 'now': now, 'wall': wall, 'uptime': now,
+        'accounts': machine.accounts(), 'until': until, 'bans': times, 'details': details,
+        'active': dict(collections.Counter(ticket.jail for ticket in bans.tickets.values())),
+        'running': running, 'wrong': daemon.nameless(),
+        'sources': [(source.what, now - source.since, source.trouble)
+                    for source in daemon.sources.values()],
+        'firewall': [sync.name for sync in daemon.wall.syncs],
+        'memory': machine.memory()[0] if running else 0}
 
 
 def answer_report(daemon, request, reply):
@@ -10140,45 +10100,28 @@ class Quiet(Machine):
 
 
 def without_daemon(config, absent, send):
-    """The answer to `report` while no daemon runs, from the state files; `absent` is the Problem if
-    there are none."""
-    machine, paths = Quiet(), [os.path.join(config['runtime'], 'state.json'), config['state']]
-    if send and any(machine.age(path) is not None for path in paths):
-        return send_without_daemon(machine, config)
-    for path in paths:
-        try:
-            if not send:
-                state = load(machine.recall(path) or '', machine.clocks())
-                return {'summary': summary_in(state, machine)}
-        except (ValueError, RecursionError):       # absent, or not ours to trust
-            pass
-    raise absent
-
-
-def summary_in(state, machine):
-    """The summary that a Restored state holds."""
-    bans, now = Bans(len(state.tickets) + len(state.history) + 1), machine.ticks()
-    for key, (n, last) in state.history.items():
-        bans.remember(key, n, last)
-    for ticket in state.tickets:
-        if ticket.left(now):
-            bans.put(ticket, now)
-    report, _ = load_report(state.state.get('report'), now, state.age, machine.wall() - now)
-    return summarise(report, facts_of(machine, bans))
-
-
-def send_without_daemon(machine, config):
-    """The answer of a daemon that does nothing but mail."""
-    machine.folder(config['runtime'])
-    if not machine.lock(os.path.join(config['runtime'], 'lock')):
-        raise Problem('a daemon is running, but does not answer')
+    """The answer to `report` while no daemon runs: that of one that only reads the state files, and
+    mails; `absent` is the Problem if there are none."""
+    machine = Quiet()
+    paths = os.path.join(config['runtime'], 'state.json'), config['state']
+    if all(machine.age(path) is None for path in paths):
+        raise absent
+    if send:
+        machine.folder(config['runtime'])
+        if not machine.lock(os.path.join(config['runtime'], 'lock')):
+            raise Problem('a daemon is running, but does not answer')
+    else:
+        machine.put_aside = lambda path: 'it is'               # it may be a daemon's own
     daemon, answered = Daemon(machine, config), []
-    daemon.restore()
-    mailer = daemon.wing('report').mailer
-    mailer.ask(answered.append)
+    state, wing = daemon.restore(), daemon.wing('report')
+    if not send:
+        if state is None:                          # not ours to trust
+            raise absent
+        return {'summary': wing.summary()}
+    wing.mailer.ask(answered.append)
 
     def done():
-        mailer.settle()
+        wing.mailer.settle()
         return answered or daemon.ending
 
     # a terminal that closes is no wish for a new conf, which would read the log
@@ -10241,7 +10184,7 @@ class Replay:
     """The whole pipeline over a log, in the log's own time."""
 
     def __init__(self, config, machine):
-        jails = Jails(config, machine.filter_text, machine.guard)
+        jails = Jails(config, machine.read_or_none, machine.guard)
         jails.protect(machine.networks())
         self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
         self.keep_for = config['dbpurgeage']
@@ -10424,9 +10367,9 @@ def trial_filters(conf, machine, words, options):
             return {each: built_in_filter(each, given) for each in JAILS
                     if each != 'recidive'}, files
         if spec in config.jails():
-            made = Jails(config, machine.filter_text, machine.guard).by_name[spec].filter
+            made = Jails(config, machine.read_or_none, machine.guard).by_name[spec].filter
         else:
-            made = load_filter(name + bracket + more, {}, machine.filter_text,
+            made = load_filter(name + bracket + more, {}, machine.read_or_none,
                                filter_folders(config.name), machine.guard)
         if isinstance(made, History):
             raise Problem('%s reads no log, it counts the bans of other jails (try replay)'
@@ -10958,7 +10901,8 @@ class Installer:
 
     def there(self, path):
         """The text of a file under the root, None if there is none."""
-        return self.machine.whole_text(self.root + path)
+        # bytes that are no UTF-8 are written back as they are
+        return self.machine.read(self.root + path, None, 'surrogateescape')
 
     def write(self, path, text, mode):
         if self.there(path) == text:
@@ -11131,7 +11075,7 @@ def make_installer(options):
 def install_here(conf, options, words):
     """The command `install`."""
     here = os.path.realpath(__file__)
-    text = Machine().filter_text(here if here.endswith('.py') else here[:-1])
+    text = Machine().read_or_none(here if here.endswith('.py') else here[:-1])
     if not text or not text.startswith('#!'):
         raise Problem('%s: this is not the source; run banwatch.py itself' % here)
     make_installer(options).install(text)

@@ -1,6 +1,7 @@
 """A machine for tests: its clock is turned by hand, and what it would run is written down."""
 import contextlib
 import time
+import types
 
 import banwatch
 
@@ -98,3 +99,11 @@ def zone(monkeypatch, name):
     monkeypatch.undo()
     time.tzset()
     banwatch.date_time.cache_clear()
+
+
+def facts_of(machine, bans, **more):
+    """What `summarise` is told of a daemon that has only these bans."""
+    daemon = types.SimpleNamespace(
+        machine=machine, judge=types.SimpleNamespace(bans=bans), look_at_clock=lambda now, wall: None, control=None, dry_run=False,
+        nameless=list, sources={}, wall=types.SimpleNamespace(syncs=[]))
+    return dict(banwatch.facts_of_daemon(daemon, types.SimpleNamespace(rules={}, built_in={})), **more)

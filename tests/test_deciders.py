@@ -234,12 +234,13 @@ def test_extend_leaves_a_permanent_ban_alone():
 # --- ends and limits
 
 def test_tickets_end_in_order_and_an_extended_one_later():
-    bans = banwatch.Bans(10)
+    court = Court(maxbans=10)
+    bans = court.bans
     for net, seconds in (('192.0.2.1', 30), ('192.0.2.2', 10), ('192.0.2.3', 20), ('192.0.2.4', banwatch.FOREVER)):
         bans.add('sshd', net, 0, seconds, 5)
     bans.add('sshd', '192.0.2.2', 5, 100, 5)
     ended = []
-    for ticket in bans.ended(31):
+    for ticket, _ in court.judge.leaving(31):
         ended.append(ticket.network)
         bans.remove(ticket.key)
     assert ended == ['192.0.2.3', '192.0.2.1']
@@ -249,11 +250,11 @@ def test_over_maxbans_those_go_first_who_have_been_silent_longest_permanent_or_n
     court = Court(maxbans=3, maxretry=1)
     for n, seconds in ((1, banwatch.FOREVER), (2, 50), (3, 500)):
         court.bans.add('sshd', '192.0.2.%d' % n, n, seconds, 5)
-    assert court.bans.surplus() == []
+    assert list(court.judge.leaving(3)) == []
     court.see('192.0.2.1', 10)                       # tries again, although it is banned
     for n in 4, 5:
         court.bans.add('sshd', '192.0.2.%d' % n, n, 20, 5)
-    assert [ticket.network for ticket in court.bans.surplus()] == ['192.0.2.2', '192.0.2.3']
+    assert [(ticket.network, why) for ticket, why in court.judge.leaving(10)] == [('192.0.2.2', 'maxbans'), ('192.0.2.3', 'maxbans')]
     assert court.bans.dropped == 2
 
 

@@ -128,7 +128,7 @@ def test_no_include_is_looked_for_in_the_current_directory(tmp_path, monkeypatch
     made = banwatch.Definition('sshd', {})
     local = str(tmp_path / 'f' / 'sshd.local')
     made.load((os.path.dirname(local), banwatch.BUILT_IN), lambda path: (
-        '[INCLUDES]\nbefore = sub/a.conf\n' if path == local else machine.filter_text(path)))
+        '[INCLUDES]\nbefore = sub/a.conf\n' if path == local else machine.read_or_none(path)))
     assert made.given('seen') is None and 'sub/a.conf' in made.missing[0]
 
 
@@ -1154,7 +1154,7 @@ CATASTROPHES = [
 def stock(spec, guard=banwatch.unguarded):
     if not os.path.isdir(STOCK):
         need('fail2ban-client')
-    return banwatch.load_filter('%s/%s' % (STOCK, spec), {}, banwatch.Machine().filter_text, guard=guard)
+    return banwatch.load_filter('%s/%s' % (STOCK, spec), {}, banwatch.Machine().read_or_none, guard=guard)
 
 
 @pytest.mark.slow

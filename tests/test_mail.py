@@ -22,7 +22,7 @@ import pytest
 import banwatch
 from banwatch import DAY, HOUR, MINUTE, PARTS
 from conftest import need
-from machine import FakeMachine, config
+from machine import config, facts_of, FakeMachine
 from network import poll
 from test_commands import PROGRAM, Running
 from test_daemon import House
@@ -52,7 +52,7 @@ def summary(tally=None, accounts=(), **facts):
     report.tally.set_clock(machine.time - DAY - (machine.now - DAY))
     if tally:
         tally(report.tally, machine.now)
-    return banwatch.summarise(report, dict(banwatch.facts_of(machine, banwatch.Bans(10), running=True, accounts=accounts), **facts))
+    return banwatch.summarise(report, dict(facts_of(machine, banwatch.Bans(10), running=True, accounts=accounts), **facts))
 
 
 def filled(*texts):

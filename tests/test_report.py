@@ -9,7 +9,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, config, zone
+from machine import config, facts_of, FakeMachine, zone
 from test_filters import CORPORA, read_groups
 
 NOW, WALL = 900000.0, 1800000000.0                 # Fri 15 Jan 2027 08:00, UTC
@@ -25,7 +25,7 @@ def utc(monkeypatch):
 def summary(report, now=NOW, wall=None, bans=None, **facts):
     machine = FakeMachine()
     machine.now, machine.time = now, WALL + now - NOW if wall is None else wall
-    return banwatch.summarise(report, banwatch.facts_of(machine, bans or banwatch.Bans(100), **dict({'running': True}, **facts)))
+    return banwatch.summarise(report, facts_of(machine, bans or banwatch.Bans(100), **dict({'running': True}, **facts)))
 
 
 def begun(seconds=3600):

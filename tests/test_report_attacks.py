@@ -6,7 +6,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, config
+from machine import config, facts_of, FakeMachine
 from network import poll
 from test_daemon import House
 
@@ -42,7 +42,7 @@ def nth(n):
 
 def summary(report, **facts):
     machine = FakeMachine()
-    return banwatch.summarise(report, banwatch.facts_of(machine, banwatch.Bans(5), running=True, **facts))
+    return banwatch.summarise(report, facts_of(machine, banwatch.Bans(5), running=True, **facts))
 
 
 # --- to blind it
