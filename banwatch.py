@@ -2885,10 +2885,11 @@ class Jails:
         return any([jail.protect(machine) for jail in self.by_name.values()])
 
     def listeners(self, source):
-        """The jails that listen to `source`; all jails for None, as in a replay."""
+        """[(jail, may a line lack its tag?)] of those that listen to `source`; all for None, as in a
+        replay."""
         if source not in self.listening:
             self.listening[source] = [
-                jail for jail in self.watching()
+                (jail, bool(jail.options['source'])) for jail in self.watching()
                 if source is None or source in (jail.options['source'] or self.everywhere)]
         return self.listening[source]
 
@@ -2909,9 +2910,8 @@ class Jails:
         """The same for a tidy block; the list `explained` gets a position in each line that a
         filter knows. Anybody may send datagrams in another's name: a login that comes so forgives
         nobody."""
-        forged = (source or '').startswith('udp:')
-        for jail in self.listeners(source):
-            bare = bool(jail.options['source'])
+        forged = source is not None and source.startswith('udp:')
+        for jail, bare in self.listeners(source):
             for event in jail.filter.scan(block, moment, bare, wall, explained):
                 if not (forged and event.login):
                     yield jail, event
@@ -4537,14 +4537,16 @@ class Machine:
         import importlib.util
         with open(path, 'rb') as f:
             source = f.read()
-        loader = importlib.util.spec_from_file_location('banwatch', path).loader
         if hashed:
             head = struct.pack('<I', 3) + importlib.util.source_hash(source)
         else:
             head = struct.pack('<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
         self.make_folder(os.path.dirname(self.byte_code(path)))
-        self.replace(self.byte_code(path), importlib.util.MAGIC_NUMBER + head + marshal.dumps(
-            loader.source_to_code(source, os.path.basename(path))), 0o644)
+        loader = importlib.util.spec_from_file_location('banwatch', path).loader
+        # 2: without docstrings, which take memory and flash
+        code = loader.source_to_code(source, os.path.basename(path), _optimization=2)
+        self.replace(self.byte_code(path),
+                     importlib.util.MAGIC_NUMBER + head + marshal.dumps(code), 0o644)
 
     def compiled(self, path, whole=True):
         """Is the byte code there, made by this Python of what the program is now, and, if that
@@ -8275,6 +8277,17 @@ class Tally:
             codes = PARTS[part].cell
             cells[key] = [COMBINE[code](old, new) for code, old, new in zip(codes, there, cell)]
 
+    def again(self, part, key, n, now):
+        """Counts n more of what is known, whose cell begins with a number, the first moment and the
+        last one; False if it is not. The short way for what comes all the time."""
+        cell = self.parts[part].get(key)
+        if cell is None:
+            return False
+        cell[0] += n
+        cell[2] = max(cell[2], now)
+        self.news = True
+        return True
+
     def shorten(self, part):
         """Drops what matters least, but for its number."""
         cells, order = self.parts[part], self.order(part)
@@ -8768,7 +8781,8 @@ class Digest:
                     rows.append((start, n, end, rule))
         for start, _, end, rule in sorted(rows):
             yield from self.apply(rule, block[start:end], start, explained, tally, now)
-        scans = self.other and self.group(without(block, explained), tally, now)
+        scans = self.other and self.group(without(block, explained) if explained else block, tally,
+                                          now)
         # a jail may have explained them, too
         if scans or self.other and explained and b' DPT=' in block:
             for protocol, port in PORTS_LOGGED.findall(block):
@@ -8780,7 +8794,11 @@ class Digest:
         if b'\n<' in rest:                         # the severity is in a number there
             rest = PRIORITIES.sub(lambda m: b'\n<%s>' % b'!!!!-...'[int(m.group(1)) & 7:][:1], rest)
         keys = rest.translate(None, DIGITS).split(b'\n')
-        for shape, n in collections.Counter(keys).items():
+        counted = {}
+        for shape in keys:
+            counted[shape] = counted.get(shape, 0) + 1
+        counted.pop(b'', None)
+        for shape, n in counted.items():
             known = shape[:MESSAGE_LENGTH]
             if known not in self.shapes:
                 if examples is None:               # shape -> the first line of it
@@ -8792,14 +8810,16 @@ class Digest:
                     continue
                 self.shapes.put(known, self.classify(examples[shape]))
             found = self.shapes[known]
-            if found and found[2] is None:         # a built-in rule that shows lines
-                shown = [as_message(read_line(line).message) for line, key in zip(raw, keys)
-                         if key == shape][-1]
-                tally.note(found[0], found[1], n, now, now, [[now, clipped(shown)]])
-            elif found:
-                tally.note(found[0], found[1], n, now, now, found[2])
-            else:
+            if not found:
                 scans = scans or found is False
+                continue
+            part, key, last = found
+            if last is None:                       # a built-in rule that shows lines
+                shown = [as_message(read_line(line).message) for line, key_of in zip(raw, keys)
+                         if key_of == shape][-1]
+                tally.note(part, key, n, now, now, [[now, clipped(shown)]])
+            elif not tally.again(part, key, n, now):
+                tally.note(part, key, n, now, now, last)
         return scans
 
     def may_analyse(self, whose, now):
@@ -8932,8 +8952,6 @@ def make_digest(config, guard=unguarded):
 
 def without(block, explained):
     """The block without the lines in which these positions lie."""
-    if not explained:
-        return block
     parts, at = [], 0
     for position in sorted(explained):
         if position >= at:
@@ -9907,9 +9925,14 @@ class Reporter(Wing):
 
     # what happens
     def seen(self, source, block, explained, now):
-        self.tally.note('lines', (source.what,), block.count(b'\n') - 1)
+        tally = self.report.tally
+        lines = tally.parts['lines'].get((source.what,))
+        if lines:
+            lines[0] += block.count(b'\n') - 1
+        else:
+            tally.note('lines', (source.what,), block.count(b'\n') - 1)
         if self.digest.other or self.digest.rules:
-            for rule, text, line in self.digest.read(block, explained, self.tally, now):
+            for rule, text, line in self.digest.read(block, explained, tally, now):
                 if not self.daemon.dry_run:
                     self.alerts.add(text, line)
             for name, rule in self.digest.rules.items():
