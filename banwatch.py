@@ -807,6 +807,9 @@ JAILS = {
     'nginx-http-auth': dict(OFF, port='http,https', ignorelogin='0'),
     'lighttpd-auth': dict(OFF, port='http,https', ignorelogin='0'),
     'postfix': OFF, 'dovecot': OFF, 'exim': OFF,
+    'adguardhome': dict(OFF, port='http,https,3000'), 'vaultwarden': dict(OFF, port='http,https'),
+    'home-assistant': dict(OFF, port='http,https,8123'), 'nextcloud': dict(OFF, port='http,https'),
+    'proxmox': OFF, 'pam-generic': OFF, 'mikrotik': OFF,
     'recidive': dict(OFF, maxretry='5', findtime='1d', bantime='1w'),
     'kernel-scan': dict(OFF, maxretry='15', forward='false')}
 NOTES = {
@@ -815,6 +818,16 @@ NOTES = {
             '; nginx and lighttpd.)',
     'vsftpd': '; Filters for other daemons: enable what you run, and say where it logs if that '
               'is not syslog.',
+    'vaultwarden': "; A user name may hold line breaks: close the web's ports only.",
+    'pam-generic':
+        '; What PAM refuses to any program but sshd and dropbear. Where a second module lets in\n'
+        '; whom the first has refused (winbind, sssd), it counts people who log in. OpenWrt cuts\n'
+        '; lines, and the blanks before the cut: a program that takes names of 900 blanks (FTP)\n'
+        '; lets its clients forge an address, so there set `port`.',
+    'mikrotik':
+        '; RouterOS by UDP. Its lines have no tag, so they need a source of their own:\n'
+        '; source = udp:192.168.1.1:514. A ban closes this machine and what it forwards; only an\n'
+        '; `action` can tell the RouterOS device.',
     'recidive': '; Who has been banned by the other jails so often is banned for longer, from\n'
                 '; everything. It counts only bans that close at least what its own do: not\n'
                 '; those of luci, unless it says `port = http,https` itself.',
@@ -1131,6 +1144,7 @@ def setting_text(key, text):
 #     <86>1 2026-11-20T12:27:01Z host prog 1 - [x y="z"] text         RFC 5424
 #     1795179705.484 prog[1]: text;  prog[1]: text;  text             epoch; no date; nothing
 #     [2026-11-20 12:27:01] text, 2026/11/20 12:27:01: text           a daemon's own file
+#     [2026-11-20 12:27:01][text, {"level":2,"time":"2026-11-20T12:27:01Z", ...}
 # Always true: a line's program is never taken from its message.
 
 Line = collections.namedtuple('Line', 'date host program pid message')
@@ -1155,9 +1169,14 @@ HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'(?(auth)(?:' + HOST + br': (?=' + HOST + br'\[\d+\]: ))?))')
 HEADER = Regex(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b''))
-BARE = br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')\]?:? )?)'  # of a daemon's own file
+# Header of a daemon's own file: its date in front, or the `time` of a JSON object. There, quotes
+# inside of a text are escaped, so what a client wrote holds no key.
+JSON_DATE = (br'\{(?:"\w{1,32}":(?:"(?:[^"\\\n]|\\.){0,256}"|\d{1,9}),){0,6}"time":"(?P<date6>'
+             + ISO_DATE + b')"')
+BARE = (br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')(?:\]?:? |\](?=\[))|(?='
+        + JSON_DATE + br'))?)')
 HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
-DATE_GROUPS = HEAD_DATES + ('date5',)
+DATE_GROUPS = HEAD_DATES + ('date5', 'date6')
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
 ANY_TAG = TAG % br'(?P<program>[^\s:\[\]]*)'
 # two dates with digits in the same places look alike
@@ -11290,6 +11309,7 @@ failregex =
     ^<F-MLFGAINED>accepted login</F-MLFGAINED> on /.* for <F-USER>\S+</F-USER> from <HOST>$
 
     ^failed login on /.* for <F-USER>(?:(?! for ).)*</F-USER> from <HOST>$
+    ^auth plugin '[^']{1,64}' verification failed for <F-USER>.*</F-USER> from <HOST>$
 ''',
     'vsftpd': r'''
 [Definition]
@@ -11430,7 +11450,7 @@ failregex = ^Registration from '<F-USER>.*</F-USER>' failed for '(?=\d+\.[\d.]+:
             ^SecurityEvent="(?:InvalidAccountID|FailedACL)",(?:[A-Z]\w+="[\w:+. -]*",){2,4}AccountID="<F-USER>[^"]*</F-USER>".*,LocalAddress="IPV[46]/[A-Z]+/[^"/]*/\d+",RemoteAddress="IPV[46]/[A-Z]+/<HOST>/\d+"(?:,(?:Module|ACLName|SessionTV)="[^"]*"){0,3}$
 ''',
     'nginx-http-auth': r'''
-# nginx's auth_basic. A user name holds no colon, so it cannot hold `client: `; what the client wrote
+# nginx's auth_basic and auth_pam. A user name holds no colon, so it cannot hold `client: `; what the client wrote
 # after its address (request, host, referrer) is cut off by the tail, not by the line's end.
 # A path with %0a in it writes whole lines of the client's own into error.log, and nothing in such a
 # line tells it from a true one: bans may close the web's ports only, and no login is believed.
@@ -11439,6 +11459,7 @@ program = nginx
 prefregex = ^(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d )?\[error\] \d+#\d+: \*\d+ <F-CONTENT>.+</F-CONTENT>$
 failregex = ^user "<F-USER>[^:]*</F-USER>": password mismatch, client: <HOST>, server:[ ]
             ^user "<F-USER>[^:]*</F-USER>" was not found in "[^"]+", client: <HOST>, server:[ ]
+            ^PAM: user '<F-USER>[^:]*</F-USER>' - not authenticated: (?:Authentication failure|User not known to the underlying authentication module|Permission denied|Have exhausted maximum number of retries for service), client: <HOST>, server:[ ]
 ''',
     'lighttpd-auth': r'''
 # lighttpd 1.4's http_auth (until 1.4.41) and mod_auth. The path and a digest's user are the client's
@@ -11524,35 +11545,121 @@ mode-pam = ^pam_\w+\(dovecot:auth\): <F-CHILD>authentication failure</F-CHILD>; 
 [Definition]
 program = (?:exim4?)?
 prefregex = ^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})? )?(?:\[<F-MLFID>\d+</F-MLFID>\] )?<F-CONTENT>.+</F-CONTENT>$
-client = (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?
-failregex = ^\w{6}-\w{6,11}-\w{2,4} <F-MLFGAINED><=</F-MLFGAINED> [^ "<>\[\]]+ H=(?:[\w.-]+ )?(?:\([^ ()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? P=(?:utf8)?esmtps?a (?:[A-Z]+=[^ \[\]]+ ){0,6}?A=[\w-]+:<F-USER>[^ \[\]]+</F-USER> [^\[\]]*$
+# what may follow a client's address, each by a log_selector of its own or for an ident
+more = (?: (?:I=\[[0-9a-fA-F.:]+\](?::\d+)?|(?:Ci|U)=[^ \[\]]+)){0,4}
+client = (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?<more>
+failregex = ^\w{6}-\w{6,11}-\w{2,4} <F-MLFGAINED><=</F-MLFGAINED> [^ "<>\[\]]+ H=(?:[\w.-]+ )?(?:\([^ ()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?<more> P=(?:utf8)?esmtps?a (?:(?:[A-Z][A-Za-z]*=[^ \[\]]+|L[-.*]?|K|TFO\*?) ){0,8}?A=[\w-]+:<F-USER>[^ \[\]]+</F-USER> [^\[\]]*$
 
-            ^\S+ authenticator failed for <client>(?: U=[^ \[\]]+)?: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
-            ^SMTP protocol error in "[Aa][Uu][Tt][Hh]\b.*" H=(?:[\w.-]+ )?(?:\([^"()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)? AUTH command used when not advertised$
+            ^\S+ authenticator failed for <client>: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
+            ^SMTP protocol error in "[Aa][Uu][Tt][Hh]\b.*" H=(?:[\w.-]+ )?(?:\([^"()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?<more> AUTH command used when not advertised$
 
-            ^SMTP call from <client>(?: U=[^ \[\]]+)? dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
+            ^SMTP call from <client> dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
 
-            ^SMTP protocol synchronization error \(input sent without waiting for greeting\): rejected connection from (?:H=)?(?:[\w.-]+ )?\[<HOST>\](?::\d+)?(?: I=\[[0-9a-fA-F.:]+\](?::\d+)?)?(?: U=[^ \[\]]+)?(?: input="|$)
+            ^SMTP protocol synchronization error \(input sent without waiting for greeting\): rejected connection from (?:H=)?(?:[\w.-]+ )?\[<HOST>\](?::\d+)?<more>(?: input="|$)
 
-            ^H=<client>(?: [A-Z]+=[^ \[\]<>]+){0,6} rejected (?:VRFY|EXPN) [^\[\]]*$
+            ^H=<client>(?: [A-Z][A-Za-z]*=[^ \[\]<>]+){0,6} rejected (?:VRFY|EXPN) [^\[\]]*$
 
             <mode-<mode>>
 mode = normal
 mode-normal =
-mode-more = ^H=<client>(?: (?!F=)[A-Z]+=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* )?rejected RCPT <?<F-DISTINCT>[^ <>\[\]]+</F-DISTINCT>>?: (?:Unrouteable address|Unknown user|relay not permitted)$
+mode-more = ^H=<client>(?: (?!F=)[A-Z][A-Za-z]*=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* )?rejected RCPT <?<F-DISTINCT>[^ <>\[\]]+</F-DISTINCT>>?: (?:Unrouteable address|Unknown user|relay not permitted)$
 
-            ^SMTP call from <client>(?: U=[^ \[\]]+)? dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
+            ^SMTP call from <client> dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
+''',
+    'adguardhome': r'''
+# AdGuard Home, as it wrote until 0.107, and since. The host and the URL, which the client wrote, stand before the
+# address: they hold no blank, and are quoted where they hold an equals sign. No login is believed, since
+# its address may be one that the client wrote.
+[Definition]
+program = AdGuardHome|adguardhome
+prefregex = ^(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d+)? )?(?:\d+#\d+ )?\[error\] <F-CONTENT>.+</F-CONTENT>$
+value = (?:"(?:[^"\\]|\\.)*"|[^ "]+)
+why = (?:invalid username or password|auth: blocked for \w[\w.]{0,40})
+failregex = ^POST \S* [^ ?]*/control/login(?:\?\S*)?: from ip <HOST>: <why>$
+            ^(?:\w{1,32}: )?http error host=<value> method=POST url=<value> status=(?:403|429) ip=<HOST> err="<why>"$
+''',
+    'vaultwarden': r'''
+# Vaultwarden, bitwarden_rs before. The user's name stands last. It may hold line breaks, and so write whole
+# lines of the client's own: bans may close the web's ports only, and no login is believed.
+[Definition]
+program = vaultwarden|bitwarden_rs
+prefregex = ^(?:\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[\d.,+:-]{0,16}\])?\[[\w:]{1,64}\]\[ERROR\] <F-CONTENT>.+</F-CONTENT>$
+failregex = ^Username or (?:password|access code) is incorrect\. Try again\. IP: <HOST>\. Username: <F-USER>.*?</F-USER>\.?$
+            ^(?:Incorrect client_secret|Invalid client_id)\. IP: <HOST>\.(?: Username: <F-USER>.*?</F-USER>\.?)?$
+            ^Invalid TOTP code! Server time: [\d :UTC-]{10,32} IP: <HOST>$
+            ^(?:Unauthorized Error: )?Invalid admin token\. IP: <HOST>$
+''',
+    'home-assistant': r'''
+# Home Assistant's login, not its other pages: these refuse a browser that has been logged out. In front of the
+# address stands the client's name in DNS, behind it all that the client wrote.
+[Definition]
+program = home-?assistant|hass
+prefregex = ^(?:\x1b\[[\d;]{1,8}m)?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? )?WARNING \([^()]{1,64}\) \[homeassistant\.components\.http\.ban\] <F-CONTENT>.+</F-CONTENT>$
+failregex = ^Login attempt or request with invalid authentication from [\w.:%-]{1,255} \(<HOST>\)\. Requested URL: '/auth/
+''',
+    'nextcloud': r'''
+# Nextcloud's own log and its syslog, a JSON object a line. Quotes inside of a text are escaped, so no key stands
+# in what the client wrote; and but for the request's id, the client's texts stand behind the address.
+[Definition]
+program = [Nn]extcloud|ownCloud
+value = (?:"(?:[^"\\]|\\.)*"|[\w.-]{1,32})
+prefregex = ^\{(?:"(?:reqId|level|time)":<value>,){1,3}"remoteAddr":<F-CONTENT>.+</F-CONTENT>$
+message = (?:"(?:user|app|method|url|scriptName)":<value>,){1,6}"message":"(?:Login|Two-factor challenge) failed:[ ]
+failregex = ^"<HOST>",<message>'?<F-USER>(?:[^"\\]|\\.)*?</F-USER>'? \(Remote IP: [^"\\ ]{1,64}\)"
+            ^"<HOST>",<message>
+''',
+    'proxmox': r'''
+# Proxmox VE, Mail Gateway, Backup Server and Datacenter Manager: a wrong password or code, or a forged
+# ticket. The address stands before all that the client wrote, as ::ffff:192.0.2.7 and [::ffff:192.0.2.7]:58070, too.
+[Definition]
+program = pvedaemon|pveproxy|pmgdaemon|pmgproxy|proxmox-backup-(?:proxy|api)|proxmox-datacenter-(?:privileged-)?api
+guess = (?:user=<F-USER>\S*</F-USER>(?: |$)|msg=ticket with invalid signature)
+failregex = ^authentication (?:verification )?failure; rhost=(?=[\d.]+:\d)<HOST>:\d+ <guess>
+            ^authentication (?:verification )?failure; rhost=(?![\d.]+:\d)<HOST>(?::\d+)? <guess>
+''',
+    'pam-generic': r'''
+# What PAM says of a guess, whatever program asks; sshd and dropbear have filters of their own. Two modules may
+# tell of one guess: so there are kinds. The names are the client's text, and may hold ` rhost=`: a line
+# with two of these is nobody's, nor is one of a length at which log daemons cut, for that may have lost the second.
+[Definition]
+program = (?!sshd|dropbear)[\w./@-]{1,32}(?:\(pam_\w{1,16}\))?
+prefregex = ^(?!.{190,256}$|.{940,1024}$)<F-CONTENT>.+</F-CONTENT>$
+unix = (?:pam_unix\(\S{1,64}\): |pam_unix\[\d{1,10}\]: |\(pam_unix\) )?
+head = logname=\S{0,32} uid=\d* euid=\d* tty=\S{0,32} ruser=(?:(?! rhost=).){0,64}? rhost=<HOST>(?:\s+user=<F-USER>(?:(?! rhost=).){0,64}</F-USER>)?\s*$
+failregex = ^pam_\w{1,32}\(\S{1,64}\): <F-MLFGAINED>authentication success</F-MLFGAINED>; <head>
+
+            ^<unix>authentication failure; <head>
+            ^<unix><F-TIMES>\d{1,3}</F-TIMES> more authentication failures?; <head>
+
+            ^pam_(?!unix\()\w{1,32}\(\S{1,64}\): authentication failure; <head>
+''',
+    'mikrotik': r'''
+# RouterOS by UDP, in its formats default, syslog and CEF. The name is the client's text and stands before the
+# address; it is short, so that a log daemon between that cuts lines at 255 bytes does not make one end in an address of
+# the name's. The address of a login by MAC is none.
+[Definition]
+program = system(?:,[a-z]{1,16}){1,4}
+prefregex = ^(?:[\w.-]{1,64} )?(?:system(?:,[a-z]{1,16}){1,4}:? )?<F-CONTENT>.+</F-CONTENT>$
+cef = CEF:0\|MikroTik\|(?:[^|\\]|\\.){0,64}\|[^|]{0,32}\|\d{1,6}\|system(?:,[a-z]{1,16}){1,4}\|\w{1,16}\|dvchost=(?:[^=\\]|\\.){0,64} dvc=[\w.:%-]{0,64} msg=
+failregex = ^login failure for user <F-USER>.{0,64}</F-USER> from <HOST> via [\w-]{1,32}$
+            ^<cef>login failure for user <F-USER>.{0,32}</F-USER> from <HOST> via [\w-]{1,32}$
+            ^<cef>login failure for user .{0,200} from [\w.:%-]{1,64} via [\w-]{1,32} app=[\w-]{0,32} duser=.{0,400} outcome=failure src=<HOST>$
 ''',
     'kernel-scan': r'''
-# Packets to this machine that the zones of OpenWrt's firewall (fw3, fw4) or banIP have turned away,
-# one failure for each port not tried before. Off unless asked for: anybody can send packets in
+# Packets to this machine that the firewall has turned away, one failure for each port not tried before. Off unless asked for: anybody can send packets in
 # another's name. Late answers must not look like a scan, so no ACK or RST, no UDP from a service's
 # port (DNS, NTP, QUIC), nothing sent to everybody.
 [Definition]
 program = kernel
 prefregex = ^(?:\[ *\d+\.\d+\] ?)?<F-CONTENT>.+</F-CONTENT>$
-packet = (?:(?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)|banIP/inbound/(?:drop|reject)/\S+ )IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?
-failregex = ^<packet>PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ RES=0x[0-9a-f]+ (?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
+# What stands in front of a packet, as the rule that logs it says: kernel-scan[prefix="..."] is for rules of
+# your own, and takes the place of those of OpenWrt's zones (fw3, fw4), banIP, Asuswrt, Skynet, ufw and UniFi.
+prefix = <zone>|banIP/inbound/(?:drop|reject)/\S+ |DROP |\[BLOCKED - INBOUND\] |\[UFW (?:LIMIT )?BLOCK\] |<unifi>
+zone = (?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)
+# the device's name stands there where it sends by UDP, without a tag
+unifi = (?:[\w.-]{1,64} )?\[[A-Z]\w{1,40}-(?:\w{1,10}-[DR]|[DR]-\d{1,10})\] ?(?:DESCR="[^"]{0,128}" )?
+packet = (?:<prefix>)IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?
+failregex = ^<packet>PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ (?:RES=0x[0-9a-f]+ )?(?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
             ^<packet>PROTO=UDP SPT=\d{4,5} DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: LEN=\d+.*)?$
 ''',
     'recidive': r'''

@@ -346,6 +346,120 @@ def test_a_global_ignorelogin_is_not_lucis():
     assert made.get('luci', 'ignorelogin') == 7200
 
 
+# Lines of programs that write what their clients say: each form with two such texts, as the program escapes them.
+CLIENT, VICTIM = '198.51.100.7', '203.0.113.66'
+NAMES = [text.replace('IP', VICTIM) for text in (
+    'x from IP port 1 ssh2', 'x from IP via ssh', ' from IP', ' rhost=IP', 'x rhost=IP  user=root', 'x  user=root rhost=IP',
+    'x (Remote IP: IP)', '","remoteAddr":"IP","message":"Login failed: y (Remote IP: IP)', 'x. IP: IP. Username: y', '\\', '"',
+    "x (IP). Requested URL: '/auth/login'. (", "x' - not authenticated: Authentication failure, client: IP, server: ",
+    'x: from ip IP: invalid username or password', 'x status=403 ip=IP err="invalid username or password"',
+    'x outcome=failure src=IP', 'authentication failure; rhost=IP user=root@pam msg=', 'x) [IP] Ci=1: 535 Incorrect authentication data')]
+
+
+def unblank(text):
+    return text.replace(' ', '%20')
+
+
+def slog(text):
+    return '"%s"' % text.replace('\\', '\\\\').replace('"', '\\"')
+
+
+def in_json(text):
+    return text.replace('\\', '\\\\').replace('"', '\\"')
+
+
+def cef(text):
+    return text.replace('\\', '\\\\').replace('=', '\\=')
+
+
+PAM_LINE = 'pam_unix(vsftpd:auth): authentication failure; logname= uid=0 euid=0 tty=ftp '
+WRITTEN = {
+    'adguardhome old': lambda a, b: 'AdGuardHome[7]: 2026/11/20 13:00:00.123456 [error] POST %s /control/login?%s: from ip %s: invalid '
+                                    'username or password' % (unblank(a), unblank(b), CLIENT),
+    'adguardhome new': lambda a, b: 'AdGuardHome[7]: 2026/11/20 13:00:00.123456 [error] webapi: http error host=%s method=POST url=%s '
+                                    'status=403 ip=%s err="invalid username or password"' % (slog(a), slog('/control/login?' + b), CLIENT),
+    'vaultwarden': lambda a, b: 'vaultwarden[7]: [vaultwarden::api::identity][ERROR] Username or password is incorrect. Try again. '
+                                'IP: %s. Username: %s%s.' % (CLIENT, a, b),
+    'home-assistant': lambda a, b: 'hass[7]: WARNING (MainThread) [homeassistant.components.http.ban] Login attempt or request with invalid '
+                                   "authentication from x (%s). Requested URL: '/auth/%s'. (%s)" % (CLIENT, unblank(a), b),
+    'nextcloud': lambda a, b: 'Nextcloud[7]: {"reqId":"%s","level":2,"time":"2026-11-20T13:00:00+00:00","remoteAddr":"%s","user":"--",'
+                              '"app":"core","method":"POST","url":"/%s","message":"Login failed: %s (Remote IP: %s)","userAgent":"%s",'
+                              '"version":"33"}' % (in_json(b), CLIENT, in_json(a), in_json(a), CLIENT, in_json(b)),
+    'proxmox': lambda a, b: "pvedaemon[7]: authentication failure; rhost=::ffff:%s user=%s@pam msg=no such user ('%s')" % (CLIENT, a, b),
+    'pam-generic both': lambda a, b: 'vsftpd[7]: %sruser=%s rhost=%s  user=%s' % (PAM_LINE, a, CLIENT, b),
+    'pam-generic first': lambda a, b: 'vsftpd[7]: %sruser=%s%s rhost=%s' % (PAM_LINE, a, b, CLIENT),
+    'mikrotik default': lambda a, b: 'system,error,critical login failure for user %s%s from %s via ssh' % (a, b, CLIENT),
+    'mikrotik cef': lambda a, b: 'CEF:0|MikroTik|hAP ax^2|7.25|10|system,error,critical|High|dvchost=h dvc=192.0.2.1 msg=login failure for '
+                                 'user %s from %s via ssh app=ssh duser=%s outcome=failure src=%s' % (cef(a), CLIENT, cef(a), CLIENT),
+    'nginx-http-auth': lambda a, b: "nginx: 2026/11/20 13:00:00 [error] 7#7: *3 PAM: user '%s' - not authenticated: Authentication failure, "
+                                    'client: %s, server: _, request: "GET /%s HTTP/1.1", host: "%s"' % (a.split(':')[0], CLIENT, unblank(b), b),
+    'luci': lambda a, b: "uhttpd[7]: luci: auth plugin '2fa' verification failed for %s%s from %s" % (a, b, CLIENT),
+    'exim': lambda a, b: 'exim[7]: login authenticator failed for (%s) [%s]:20042 I=[192.0.2.25]:25 Ci=7 U=%s: 535 Incorrect authentication '
+                         'data (set_id=%s)' % (a, CLIENT, unblank(b), b)}
+
+
+@pytest.mark.parametrize('form', sorted(WRITTEN))
+def test_no_text_of_a_clients_is_taken_for_its_address(form):
+    """Whole lines, and what log daemons leave of them: 255 bytes of a datagram (busybox), 1023 (logd, musl)."""
+    made, whole = banwatch.load_filter(form.split()[0]), 0
+    for first in NAMES:
+        for second in NAMES:
+            line = ('<38>Nov 20 13:00:00 ' + WRITTEN[form](first, second)).encode()
+            for text in [line] + [line[:size] for size in (255, 256, 1023, 1024) if size < len(line)]:
+                found = {seen.ip for seen in made.scan(banwatch.tidy(text + b'\n'), lambda date: 1000.0, True)}
+                assert found <= {CLIENT}, text
+                whole += text is line and bool(found)
+    assert whole
+
+
+@pytest.mark.parametrize('program, service', [('vsftpd', 'vsftpd'), ('pure-ftpd', 'pure-ftpd'), ('auth', 'dovecot'), ('cockpit-session', 'cockpit')])
+@pytest.mark.parametrize('most', [255, 1023])
+def test_a_name_that_moves_rhost_behind_the_cut_is_no_evidence(program, service, most):
+    """busybox cuts a datagram at 255 bytes, logd and musl at 1023: of two ` rhost=` the true one is lost."""
+    made = banwatch.load_filter('pam-generic')
+    line = ('<85>Nov 20 13:00:00 %s[12345]: pam_unix(%s:auth): authentication failure; logname= uid=0 euid=0 tty=%s ruser=%s rhost=%s  user=%s')
+    for before in range(0, most - 120, 3):
+        for padding in 'B', ' ', '\\':
+            name = 'A' * before + ' rhost=%s  user=' % VICTIM + padding * most
+            cut = (line % (program, service, service, name, CLIENT, name))[:most].encode()
+            for text in cut, b'Nov 20 13:00:00 router' + cut[19:]:
+                assert not list(made.scan(banwatch.tidy(text + b'\n'), lambda date: 1000.0, True)), text
+    whole = (line % (program, service, service, 'alice', CLIENT, 'alice')).encode()
+    assert [seen.ip for seen in made.scan(banwatch.tidy(whole + b'\n'), lambda date: 1000.0, True)] == [CLIENT]
+
+
+def test_a_rule_of_ones_own_names_its_prefix_for_kernel_scan():
+    packet = 'IN=eth1 OUT= MAC= SRC=192.0.2.7 DST=203.0.113.5 LEN=40 PROTO=TCP SPT=40000 DPT=%d WINDOW=1024 RES=0x00 SYN URGP=0'
+    block = lines('mine! ' + packet % 22, '[other] ' + packet % 23, 'DROP ' + packet % 24, tag='kernel')
+
+    def counted(spec):
+        made, problems = banwatch.read_config('[kernel-scan]\nfilter = %s\n' % spec, 'c')
+        assert problems == []
+        return sum(seen.guesses for name, seen in sightings(banwatch.Jails(made), block) if name == 'kernel-scan')
+    assert counted('kernel-scan') == 1
+    assert counted('kernel-scan[prefix="mine! "]') == 1
+    assert counted(r'kernel-scan[prefix="mine! |\[other\] |DROP "]') == 3
+
+
+@pytest.mark.parametrize('line, date', [
+    ('[2024-06-04 20:37:41.887][vaultwarden::api::identity][ERROR] x', b'2024-06-04 20:37:41.887'),
+    ('[2024-06-04 20:37:41.887+0200][error][ERROR] x', b'2024-06-04 20:37:41.887+0200'),
+    ('{"reqId":"a\\"b","level":2,"time":"2026-11-20T13:08:23+00:00","remoteAddr":"192.0.2.61"}', b'2026-11-20T13:08:23+00:00'),
+    ('{"log":"x\\n","stream":"stdout","time":"2020-07-07T14:15:02.590956303Z"}', b'2020-07-07T14:15:02.590956303Z'),
+    ('{"reqId":"\\",\\"time\\":\\"1999-11-20T13:08:23Z\\"","level":2}', None), ('{"time":"soon"}', None), ('{"time":{"time":"x', None)])
+def test_the_date_of_a_daemons_own_line_is_found_in_brackets_and_in_json(line, date):
+    seen = banwatch.read_line(line.encode())
+    assert (seen.date, seen.program) == (date, None) and seen.message.startswith(b'{' if line[0] == '{' else b'[')
+
+
+def test_routeros_is_heard_from_a_source_of_its_own_only():
+    made, _ = banwatch.read_config('[mikrotik]\nsource = udp:5514\n', 'c')
+    jails = banwatch.Jails(made)
+    block = b'system,error,critical login failure for user admin from 192.0.2.33 via ssh\n'
+    assert [(jail.name, seen.ip) for jail, seen in jails.scan('udp:5514', block, lambda date: 0)] == [('mikrotik', '192.0.2.33')]
+    assert not list(jails.scan(made['source'][0], block, lambda date: 0))
+
+
 # what sshd makes of a byte of a name, and how many of these it takes
 @pytest.mark.parametrize('written, most', [('\\303', 100), ('\\\\', 100), ('\\b', 50), ('a\\\\', 66)])
 def test_a_name_of_escapes_that_fills_a_short_line_is_no_evidence(written, most):

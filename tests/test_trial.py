@@ -444,7 +444,7 @@ def test_a_runaway_regex_is_stopped_and_the_next_lines_are_looked_at(rows):
 @pytest.mark.parametrize('words, code, text', [
     (['sshdd'], 78, "banwatch: no filter is called 'sshdd' (did you mean sshd?)"),
     (['SSHD'], 78, "banwatch: no filter is called 'SSHD' (did you mean sshd?)"),
-    (['quite-else'], 78, "banwatch: no filter is called 'quite-else' (there are: asterisk dovecot dropbear "),
+    (['quite-else'], 78, "banwatch: no filter is called 'quite-else' (there are: adguardhome asterisk dovecot dropbear "),
     (['/no/such/file.conf'], 78, 'banwatch: /no/such/file.conf: cannot be read'),
     (['/etc'], 78, 'banwatch: /etc: cannot be read'),
     (['sshd', '/no/such/log'], 1, 'banwatch: /no/such/log: No such file or directory'),
