@@ -1821,7 +1821,9 @@ class Definition:
                          os.path.dirname(place))
             else:
                 places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
-                if name == 'common.conf':
+                if folder == BUILT_IN:
+                    places = [BUILT_IN]
+                elif name == 'common.conf':
                     places.append(BUILT_IN)
                 found = None, name, folder
                 for place in places:
@@ -2636,7 +2638,8 @@ def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=
     except LookupError:
         if '/' in name:
             raise ValueError('%s: cannot be read' % printable(name)) from None
-        hint = choose_from(name.lower(), sorted(set(FILTERS) - {'common'}), SECTIONS)
+        names = [each for each in sorted(FILTERS) if not each.startswith('common')]
+        hint = choose_from(name.lower(), names, SECTIONS)
         raise ValueError('no filter is called %s (%s)' % (quoted(name), hint)) from None
     if definition.given('history') is not None:
         return History(definition)
@@ -2904,7 +2907,7 @@ class Jails:
         return any([jail.protect(machine) for jail in self.by_name.values()])
 
     def listeners(self, source):
-        """[(jail, may a line lack its tag?)] of those that listen to `source`; all for None, as in a
+        """[(jail, may a line lack its tag?)] of those that listen to `source`; for None all, as in a
         replay."""
         if source not in self.listening:
             self.listening[source] = [
@@ -11312,6 +11315,8 @@ failregex =
     ^auth plugin '[^']{1,64}' verification failed for <F-USER>.*</F-USER> from <HOST>$
 ''',
     'vsftpd': r'''
+[INCLUDES]
+before = common-pam.conf
 [Definition]
 # A guess is told by vsftpd (a process for each connection, whose pid only some log daemons write) and by
 # PAM, perhaps by two of its modules: what they have in common is the address, so that is the connection.
@@ -11325,11 +11330,13 @@ failregex = ^<head>\[<F-USER>[^\]"]*</F-USER>\] <F-MLFGAINED>OK LOGIN: Client</F
 
             ^<head>(?:\[<F-USER>(?:(?!\] (?:OK |FTP |DEBUG|FAIL (?!LOGIN))[ A-Za-z]*: Client ").){0,128}</F-USER>\] )?FAIL LOGIN: Client "(?:::ffff:)?<HOST>"(?:, "User is [a-z ]+ user list\.?")?$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-unix>
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-other>
 ''',
     'proftpd': r'''
+[INCLUDES]
+before = common-pam.conf
 [Definition]
 # A guess is told by proftpd and by PAM (without a pid), perhaps by two of its modules: what they have in
 # common is the address, so that is the connection. An event has the address in front of all that the
@@ -11352,11 +11359,13 @@ failregex = ^(?!.{220})<head> USER <F-USER>[^ :]{1,64}</F-USER>: <F-MLFGAINED>Lo
 
             ^<head> Maximum login attempts (?:\(\d+\) )?exceeded(?:, connection refused|, refusing connection for user '<F-USER>.{0,600}</F-USER>')?\.?\s*$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-unix>
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-other>
 ''',
     'pure-ftpd': r'''
+[INCLUDES]
+before = common-pam.conf
 [Definition]
 # A guess is told by pure-ftpd (which writes its pid only if asked to) and by PAM, perhaps by two of its
 # modules: what they have in common is the address, so that is the connection. Nobody is logged in when a
@@ -11373,11 +11382,13 @@ failregex = ^<head> \[INFO\] <F-USER>[^ @()\[\]]{1,64}</F-USER> <F-MLFGAINED>is 
 
             ^<head> \[(?:ERROR|WARNING)\] Too many authentication failures\s*$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-unix>
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-other>
 ''',
     'openvpn': r'''
+[INCLUDES]
+before = common-pam.conf
 [Definition]
 # One process serves all clients, and PAM's lines have no port: the connection is the address. `normal` takes
 # only what a client cannot bring about without having read the server's answers; a single packet may come
@@ -11409,9 +11420,9 @@ failregex = ^<head> TLS Auth Error: Auth Username/Password verification failed f
             ^<head> PLUGIN_CALL: plugin function PLUGIN_AUTH_USER_PASS_VERIFY failed with status 1: \S+$
             ^<head> WARNING: Failed running command \(--auth-user-pass-verify\): external program exited with error status: \d+$
 
-            ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-unix>
 
-            ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+            <pam-other>
 
             <mdre-<mode>>
 ''',
@@ -11666,6 +11677,12 @@ failregex = ^<packet>PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SE
 [Definition]
 # reads no log: it counts the bans of the other jails
 history = bans
+''',
+    'common-pam': r'''
+# What PAM says of a guess, for the daemons that ask it: pam_unix one line, another module one, too.
+[Definition]
+pam-unix = ^(?:\(?pam_unix\)? |pam_unix\(\S+\): |pam_unix\[\d+\]: )?authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
+pam-other = ^pam_(?!unix)\w+\(\S+\): authentication failure; logname=\S* uid=\d* euid=\d* tty=\S* (?!(?:(?! user=).)* user=.* rhost=)ruser=.{0,64} rhost=(?:::ffff:)?<HOST>(?:\s+user=<F-USER>\S*</F-USER>)?\s*$
 ''',
     'common': r'''
 # What the files of filter.d include as common.conf, for a router that has no fail2ban: the beginning
