@@ -438,8 +438,9 @@ def written(rng, when, form, host, program, pid, message, tagless, undated):
         return [rng.choice((b'\n', b'junk\xff\x00\n', b'a: b: c\n', b'sshd[5]:\n', b'dropbear[1]: sshd[2]: x\n'))]
     end = b'\r\n' if rng.random() < 0.03 else b'\n'
     if form == 'rfc5424' and rng.random() > tagless:
-        return [b'<38>1 %s %s %s %s - - %s%s' % (stamp(when, '%Y-%m-%dT%H:%M:%SZ'), host.strip() or b'-', program or b'-',
-                                                 pid if rng.random() < 0.9 else b'-', message, end)]
+        return [b'<38>1 %s %s %s %s - - %s%s' % (
+            stamp(when, '%Y-%m-%dT%H:%M:%SZ'), host.strip() or b'-', program or b'-',
+            pid if rng.random() < 0.9 else b'-', message, end)]
     head = FORMS[form or 'syslog']
     head = b'' if head is None or undated and rng.random() < 0.04 else head(when, host)
     if not head and not undated:
@@ -453,7 +454,8 @@ def some_jails(rng, most):
     """{name: Settings} of a few jails."""
     found = {}
     for n in range(rng.randint(1, most)):
-        name = rng.choice(('sshd', 'sshd', 'sshd', 'dropbear', 'dropbear', 'dovecot', 'postfix', 'kernel-scan', rng.choice(NAMES)))
+        name = rng.choice(('sshd', 'sshd', 'sshd', 'dropbear', 'dropbear', 'dovecot', 'postfix', 'kernel-scan',
+                           rng.choice(NAMES)))
         found['jail%d' % n] = Settings(name, rng.choice(MODES.get(name, ('',))), rng.random() < 0.2,
                                        'for (?:bob|root) ' if rng.random() < 0.15 else '', rng.random() < 0.2)
     return found
