@@ -51,8 +51,9 @@ class Missing(Exception):
 
 # ---- Results -------------------------------------------------------------------------------
 # One line of the table: our number beside one peer's. `unit` is a key of UNITS; None is a dash.
+# `paired` is the median of the ratios of runs in turn, where there were some.
 
-Result = collections.namedtuple('Result', 'what unit ours peer theirs goal quoted')
+Result = collections.namedtuple('Result', 'what unit ours peer theirs goal quoted paired')
 # What the project means to get to. `by` is 'x' (times the peer) or 'value' (the number itself).
 Goal = collections.namedtuple('Goal', 'reach aim by')
 
@@ -64,6 +65,7 @@ UNITS = {
     'MB': (lambda n: '%.1f MB' % n, False),
     'us': (lambda n: '%.1f us' % n, False),
     'M': (lambda n: '%.1f M' % n, False),                # million instructions
+    'k': (lambda n: '%.1f k' % n, False),                # thousand
     'kB': (lambda n: '%.0f kB' % n, False),
     '/min': (lambda n: '%.0f/min' % n, False),
     '/s': (lambda n: '%.1f k/s' % (n / 1000), True),
@@ -71,9 +73,9 @@ UNITS = {
 }
 
 
-def result(what, unit, ours, peer='', theirs=None, goal=None, quoted=''):
+def result(what, unit, ours, peer='', theirs=None, goal=None, quoted='', paired=None):
     """`quoted` is a peer's number from an earlier measurement elsewhere, as text."""
-    return Result(what, unit, ours, peer, theirs, goal, quoted)
+    return Result(what, unit, ours, peer, theirs, goal, quoted, paired)
 
 
 def number_text(value, unit):
@@ -82,6 +84,8 @@ def number_text(value, unit):
 
 def ratio(row):
     """Our number in terms of the peer's."""
+    if row.paired is not None:
+        return row.paired
     return row.ours / row.theirs if row.ours is not None and row.theirs else None
 
 
@@ -142,15 +146,35 @@ def stamp(when):
     return b'%s %2d %02d:%02d:%02d' % (MONTHS[t.tm_mon - 1].encode(), t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec)
 
 
-def repeat(seed, path, lines, end):
-    """Writes `lines` lines: those of `seed` over and over, one every STEP seconds, the last at `end`."""
+def repeat(seed, path, lines, end, copy=lambda texts: texts):
+    """Writes `lines` lines: those of `seed` over and over, one every STEP seconds, the last at `end`. Each time as
+    `copy` makes them of what follows their dates."""
     texts = [line.rstrip(b'\n')[15:] + b'\n' for line in seed if STAMP.match(line)]
     if not texts:
         raise Missing('the log has no line that begins like "Dec 10 06:55:46 "')
     step = min(STEP, YEAR_AT_MOST / lines)
     with open(path, 'wb', 1 << 20) as f:
-        for n, text in zip(range(lines), itertools.cycle(texts)):
+        for n, text in zip(range(lines), itertools.chain.from_iterable(copy(texts) for _ in itertools.count())):
             f.write(stamp(end - (lines - 1 - n) * step) + text)
+
+
+FRESH = 0.7                          # of the addresses in each copy of a varied log
+VARIES = re.compile(rb'(?<=\[)\d+(?=\]: )|(?<= port )\d+|(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w.-])')
+
+
+def varied(rng):
+    """A `copy` for `repeat`: pids and ports are others each time, and so are most of the addresses."""
+    def copy(texts):
+        known = {}                   # pid, port or address -> what stands for it in this copy
+
+        def other(m):
+            text = m.group()
+            if text not in known:
+                known[text] = b'%d' % rng.randrange(1024, 65536) if b'.' not in text else (
+                    spread(rng.randrange(1 << 17)).encode() if rng.random() < FRESH else text)
+            return known[text]
+        return [VARIES.sub(other, text) for text in texts]
+    return copy
 
 
 USERS = 'root admin test oracle postgres ubuntu git pi support guest ftp user webmaster nagios'.split()
@@ -271,6 +295,14 @@ def spread(n):
     return '198.%d.%d.%d' % (18 + (n >> 16), n >> 8 & 255, n & 255)
 
 
+def crowd_log(path, count, end):
+    """Writes one failed login of each of so many addresses, ten a second, the last at `end`."""
+    with open(path, 'wb', 1 << 20) as f:
+        for n, ip in enumerate(crowd(count)):
+            f.write(stamp(end - (count - 1 - n) / 10) + b' gate sshd[%d]: Failed password for root from %s port %d ssh2\n' % (
+                n * 7919 % 60000, ip.encode(), 1024 + n * 7907 % 60000))
+
+
 def failure(ip, when=None):
     """A failed login, as OpenWrt's logread prints it."""
     date = time.strftime('%a %b %e %H:%M:%S %Y', time.gmtime(when))
@@ -375,16 +407,16 @@ def end(processes, signal_number=signal.SIGTERM):
             process.wait()
 
 
-def timed_pipeline(argvs, path):
+def timed_pipeline(argvs, path, seconds=600):
     """(wall seconds, '') of a pipeline that reads the file at `path`."""
     with open(path, 'rb') as f:
         began = time.perf_counter()
         started = start_pipeline(argvs, f)
         try:
-            if any([process.wait(600) for process in started]):
+            if any([process.wait(max(0, began + seconds - time.perf_counter())) for process in started]):
                 raise Missing('%s ended with %s' % (argvs[0][0], [process.returncode for process in started]))
         except subprocess.TimeoutExpired:
-            raise Missing('not done after 600 s') from None
+            raise Missing('not done after %g s' % seconds) from None
         finally:
             end(started)
         return time.perf_counter() - began, ''
@@ -627,7 +659,7 @@ class Bench:
     def __init__(self, folder, options):
         self.folder, self.options = folder, options
         self.notes = []
-        self.paths = {}              # 'attack', 'plain' -> the long log
+        self.paths = {}              # 'attack', 'varied', 'plain' -> the long log
         self.waves = {}              # (firewall, bans) -> what bursts and their ends take
 
     def note(self, text):
@@ -656,13 +688,14 @@ class Bench:
     def log(self, kind):
         """The path of the long log of this kind."""
         if kind not in self.paths:
-            given = {'attack': self.options.log, 'plain': self.options.plain}[kind]
+            given = self.options.plain if kind == 'plain' else self.options.log
             if given:
                 with open(given, 'rb') as f:
                     seed = f.read().split(b'\n')[:-1]
             else:
-                seed = {'attack': attack_log, 'plain': plain_log}[kind](2000, random.Random(1))
-            repeat(seed, self.path(kind), self.options.lines, time.time())
+                seed = (plain_log if kind == 'plain' else attack_log)(2000, random.Random(1))
+            repeat(seed, self.path(kind), self.options.lines, time.time(),
+                   **{'copy': varied(random.Random(2))} if kind == 'varied' else {})
             self.paths[kind] = self.path(kind)
             self.note('%s log: %s lines, %s' % (kind, format(self.options.lines, ','),
                                                 os.path.basename(given) + ' repeated' if given else 'written by the bench'))
@@ -1392,13 +1425,14 @@ def restore_rows(bench):
 
 
 @contextlib.contextmanager
-def inside(bench, kind, *more):
-    """A Daemon of banwatch that runs in this process, and a function that lets it work until it is idle."""
+def inside(bench, kind, *more, wings=None):
+    """A Daemon of banwatch that runs in this process, and a function that lets it work until it is idle. It has these
+    wings, or all."""
     banwatch, folder = engine(), tempfile.mkdtemp(dir=bench.folder)
     config, problems = banwatch.read_config('\n'.join(
         ['[banwatch]', 'source = fifo:%s/log' % folder, 'firewall = ' + kind, 'runtime = %s/run' % folder,
          'state = %s/state' % folder, *more]), 'bench')
-    daemon = banwatch.Daemon(banwatch.Machine(), config)
+    daemon = banwatch.Daemon(banwatch.Machine(), config, wings=wings)
     daemon.machine.log = lambda text: None
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)}
     pair = banwatch.listen_to_signals(daemon.loop, daemon.signalled)
@@ -1499,6 +1533,150 @@ def report_rows(bench):
     with Banwatch(bench.folder) as daemon:
         walls = bench.tried('report', median_wall, {'report': daemon.argv('report'), 'pass': [sys.executable, '-c', 'pass']}) or {}
     yield result('report, wall', 'ms', walls.get('report'), 'python3 -c pass', walls.get('pass'))
+
+
+def in_turn(bench, functions):
+    """{name: results of its runs, None if one fails}: they take turns, each second time the other way round."""
+    found = {name: [] for name in functions}
+    for n in range(bench.options.times):
+        for name in list(functions)[::-1 if n % 2 else 1]:
+            if None not in found[name]:
+                found[name].append(bench.tried(name, functions[name]))
+    return {name: None if None in values else values for name, values in found.items()}
+
+
+def pair(what, unit, ours, peer, theirs, goal=None):
+    """The Result of runs in turn: medians, and that of the ratios."""
+    return result(what, unit, ours and statistics.median(ours), peer, theirs and statistics.median(theirs), goal,
+                  paired=statistics.median(a / b for a, b in zip(ours, theirs)) if ours and theirs and all(theirs) else None)
+
+
+def spent(function, *args):
+    """(processor seconds, system included, of all programs that it runs; wall seconds)."""
+    before = used()
+    function(*args)
+    after = used()
+    return after[1] - before[1], after[2] - before[2]
+
+
+ENDLESS = 60                         # seconds after which a program is not waited for
+
+
+def cpu_rows(bench):
+    for kind in ('attack', 'plain'):
+        yield from cpu_row(bench, '%s log' % kind, bench.log(kind), bench.options.lines, Goal(1, 0.77, 'x'))
+
+
+def varied_rows(bench):
+    path, lines = bench.log('varied'), bench.options.lines
+    bench.note('varied log: the attack log, with pids, ports and %d %% of the addresses new each time' % (100 * FRESH))
+    yield from cpu_row(bench, 'varied log', path, lines, None)
+    replays = replayed(bench)
+    took = in_turn(bench, {'varied': lambda: spent(replays, path), 'repeated': lambda: spent(replays, bench.log('attack'))})
+    ours, theirs = (took[name] and [1e6 * cpu / lines for cpu, _ in took[name]] for name in took)
+    yield pair('cpu, varied log', 'us', ours, 'attack log', theirs, Goal(1.5, 1.2, 'x'))
+
+
+def address_rows(bench):
+    addresses, path = min(TRACKED, bench.options.lines), bench.path('crowd log')
+    crowd_log(path, addresses, time.time())
+    bench.note('%s addresses: one failed login each, ten a second; whoever takes more than %d s is not waited for' % (
+        format(addresses, ','), ENDLESS))
+    yield from cpu_row(bench, '%s addresses' % format(addresses, ','), path, addresses, Goal(0.1, 0.05, 'x'))
+
+
+def replayed(bench):
+    """A function that lets an installed banwatch replay a log."""
+    program, conf = in_place(bench), bench.conf()
+    return lambda path: call(program + ['-c', conf, 'replay', '--json', path], ENDLESS)
+
+
+def cpu_row(bench, what, path, lines, goal):
+    """Processor time of an installed banwatch beside that of all of sshguard's processes."""
+    with open(path, 'rb') as f, open(bench.path('one line'), 'wb') as out:
+        out.write(f.readline())
+    before, replays = offline(), replayed(bench)
+
+    def pipeline(path):
+        return timed_pipeline(sshguard_argvs(before=before), path, ENDLESS)
+    took, start = (in_turn(bench, {'banwatch replay': lambda: spent(replays, log), 'sshguard': lambda: spent(pipeline, log)})
+                   for log in (path, bench.path('one line')))
+    bench.note('cpu: user and system, banwatch as installed, sshguard all three processes together, both with their start '
+               '(as wall); medians of %d runs in turn, ratio: median of those of each two' % bench.options.times)
+
+    each = {name: runs and [1e6 / lines * cpu for cpu, _ in runs] for name, runs in took.items()}
+    least = {name: runs and 1e6 / lines * statistics.median(cpu for cpu, _ in runs) for name, runs in start.items()}
+    walls = {name: runs and [wall for _, wall in runs] for name, runs in took.items()}
+    later = {name: runs and least[name] and [cpu - least[name] for cpu in runs] for name, runs in each.items()}
+    for text, unit, found, wanted in (('cpu, %s' % what, 'us', each, goal), ('  less the start', 'us', later, None),
+                                      ('  wall', 's', walls, None)):
+        yield pair(text, unit, found['banwatch replay'], 'sshguard, 3 processes', found['sshguard'], wanted)
+
+
+LIVE_LINES = 6000                    # of a log are enough
+LIVE_BLOCKS = (1, Goal(25, 15, 'value')), (20, None), (300, Goal(5, 4, 'value'))
+
+
+def live_blocks(path, size):
+    """The first lines of a log, in blocks of so many."""
+    with open(path, 'rb') as f:
+        lines = list(itertools.islice(f, LIVE_LINES))
+    return [b''.join(lines[at:at + size]) for at in range(0, len(lines), size)]
+
+
+def live(bench, path, size, wings=None):
+    """Microseconds of processor time that a daemon needs for a line as it comes in, from its first on."""
+    blocks = live_blocks(path, size)
+    with inside(bench, 'none', wings=wings) as (daemon, _):
+        (source,) = daemon.sources.values()
+        before = time.process_time()
+        for block in blocks:
+            daemon.consume(source, block, 0)
+        return (time.process_time() - before) / sum(block.count(b'\n') for block in blocks) * 1e6
+
+
+def live_rows(bench):
+    bench.note('live: processor time of a daemon with all its wings for a line, so many a block, and with the guard alone; run '
+               'inside the bench, medians of %d runs in turn, %s lines each' % (
+                   bench.options.times, format(min(LIVE_LINES, bench.options.lines), ',')))
+    for kind in ('attack', 'varied', 'plain'):
+        path = bench.log(kind)
+        for size, goal in LIVE_BLOCKS:
+            took = in_turn(bench, {'all wings': lambda: live(bench, path, size),
+                                   'the guard': lambda: live(bench, path, size, [])})
+            yield pair('live, %s log, %s' % (kind, '%d lines a block' % size if size > 1 else 'line by line'), 'us',
+                       took['all wings'], 'the guard alone', took['the guard'], goal)
+
+
+COUNTED_LINES = 1200                 # callgrind makes them fifty times as slow
+COUNTED = ('import sys; sys.path.insert(0, %r); import bench; options = bench.arguments(["live"]); bench.LIVE_LINES = %d; '
+           'bench.live(bench.Bench(%r, options), %r, %d, %r)')
+
+
+def counted(bench, path, size, wings, lines):
+    """Millions of instructions that a daemon takes to start, to hear that many lines, and to stop."""
+    return instructions([sys.executable, '-c', COUNTED % (os.path.dirname(os.path.abspath(__file__)), lines, bench.folder,
+                                                          path, size, wings)])
+
+
+def thousands_a_line(count, few, many):
+    """Thousands of instructions for each line that one run has more than the other."""
+    before = count(few)
+    return 1000 * (count(many) - before) / (many - few)
+
+
+def instruction_rows(bench):
+    many = min(bench.options.lines, COUNTED_LINES)
+    few = many // 4
+    bench.note('instructions for a line, as callgrind counts them: those of %d lines less those of the first %d' % (many, few))
+    path, replay = bench.log('attack'), in_place(bench) + ['-c', bench.conf(), 'replay', '--json']
+    yield result('instructions, replay', 'k', bench.tried('instructions', thousands_a_line, lambda lines: instructions(
+        replay + [bench.cut('attack', lines)]), few, many))
+    for size, _ in LIVE_BLOCKS[::2]:
+        each, guard = (bench.tried('instructions', thousands_a_line, lambda lines: counted(bench, path, size, wings, lines),
+                                   few, many) for wings in (None, []))
+        yield result('instructions, %s' % ('%d lines a block' % size if size > 1 else 'line by line'), 'k', each,
+                     'the guard alone', guard)
 
 
 class Link:
@@ -1602,6 +1780,11 @@ def packet_rows(bench):
 Row = collections.namedtuple('Row', 'function help')
 ROWS = {
     'replay': Row(replay_rows, 'lines a second through `replay`, on an attack log and on a plain log'),
+    'cpu': Row(cpu_rows, "processor time of `replay` beside sshguard's, on an attack log and on a plain log"),
+    'varied': Row(varied_rows, 'the same on an attack log in which pids, ports and most addresses are ever new'),
+    'addresses': Row(address_rows, 'the same for failed logins of 10,000 addresses'),
+    'live': Row(live_rows, 'what a line costs the daemon, by lines a block, and what it costs the guard alone'),
+    'instr': Row(instruction_rows, 'the same and of `replay` in instructions'),
     'jails': Row(jail_rows, 'what ten more jails cost that have nothing to do'),
     'filters': Row(filter_rows, "fail2ban's own sshd.conf, read by banwatch and by fail2ban-regex"),
     'latency': Row(latency_rows, 'from a line in the FIFO or file to the first packet that is dropped'),

@@ -83,6 +83,57 @@ def test_a_log_without_dates_is_refused(tmp_path):
         bench.repeat([b'just words\n'], str(tmp_path / 'log'), 10, END)
 
 
+VARIED = [b'Dec 10 06:55:46 gate sshd[24]: Failed password for root from 203.0.113.%d port %d ssh2\n' % (n, 2000 + n) for n in range(100)]
+
+
+def test_a_varied_log_has_other_pids_ports_and_most_of_the_addresses_in_each_copy(tmp_path):
+    bench.repeat(VARIED, str(tmp_path / 'log'), 300, END, bench.varied(random.Random(1)))
+    found = [re.fullmatch(rb'.{15} gate sshd\[(\d+)\]: Failed password for root from ([\d.]+) port (\d+) ssh2', line).groups()
+             for line in (tmp_path / 'log').read_bytes().split(b'\n')[:-1]]
+    assert len(found) == 300 and len({pid for pid, _, _ in found}) == 3        # one process in each copy
+    assert len({port for _, _, port in found}) > 290
+    kept = sum(ip.startswith(b'203.0.113.') for _, ip, _ in found)
+    assert 60 < kept < 120 and all(banwatch.address(ip.decode()) for _, ip, _ in found)
+
+
+def test_a_log_of_a_crowd_has_one_failure_of_each(tmp_path):
+    bench.crowd_log(str(tmp_path / 'log'), 200, END)
+    text = (tmp_path / 'log').read_bytes()
+    seen = list(banwatch.load_filter('sshd').scan(banwatch.tidy(text), lambda date: 1.0))
+    assert [event.ip for event in seen] == bench.crowd(200) and len(moments(tmp_path / 'log')) == 200
+
+
+def test_runs_in_turn_alternate_and_one_that_fails_is_not_tried_again(tmp_path):
+    measured, ran = bench.Bench(str(tmp_path), bench.arguments(['--times', '3'])), []
+
+    def fail():
+        ran.append('b')
+        raise bench.Missing('not here')
+    assert bench.in_turn(measured, {'a': lambda: ran.append('a') or 7, 'b': fail}) == {'a': [7, 7, 7], 'b': None}
+    assert ran == ['a', 'b', 'a', 'a'] and measured.notes == ['b: not here']
+    ran.clear()
+    bench.in_turn(measured, {name: lambda name=name: ran.append(name) or 1 for name in 'ab'})
+    assert ''.join(ran) == 'abbaab'
+
+
+def test_runs_in_turn_are_compared_pair_by_pair():
+    row = bench.pair('x', 'us', [1, 9, 4], 'peer', [2, 6, 4])
+    assert (row.ours, row.theirs, bench.ratio(row)) == (4, 4, 1) and '1.00 x' in bench.cells(row)
+    assert bench.ratio(bench.pair('x', 'us', [10, 10, 30], 'peer', [10, 5, 10])) == 2
+    assert bench.ratio(bench.pair('x', 'us', [1], 'peer', None)) is None
+
+
+def test_processor_time_is_that_of_the_programs_that_ran():
+    cpu, wall = bench.spent(bench.call, [sys.executable, '-c', 'import time; time.sleep(0.2)\nwhile time.process_time() < 0.1: pass'])
+    assert 0.1 <= cpu < wall and wall > 0.2
+
+
+def test_a_peer_that_does_not_end_is_told_so(tmp_path):
+    (tmp_path / 'log').write_bytes(b'x\n')
+    with pytest.raises(bench.Missing, match='not done after 0.1 s'):
+        bench.timed_pipeline([['cat'], ['sleep', '60']], str(tmp_path / 'log'), 0.1)
+
+
 def test_ten_thousand_addresses_are_ten_thousand():
     found = {bench.spread(n) for n in range(11000)}
     assert len(found) == 11000 and all(banwatch.address(ip) == ip for ip in found)
@@ -271,6 +322,31 @@ def test_the_rows_about_filters_run_on_a_tiny_log(row, whats):
     # what may fail: so few lines take no time; a peer is not here
     for note in answer['notes']:
         assert 'ended with' not in note and 'nothing to do have found' not in note
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('row, whats', [
+    ('cpu', ['cpu, attack log', '  less the start', '  wall', 'cpu, plain log', '  less the start', '  wall']),
+    ('varied', ['cpu, varied log', '  less the start', '  wall', 'cpu, varied log']),
+    ('addresses', ['cpu, 300 addresses', '  less the start', '  wall']),
+    ('live', ['live, %s log, %s' % (kind, how) for kind in ('attack', 'varied', 'plain')
+              for how in ('line by line', '20 lines a block', '300 lines a block')])])
+def test_the_rows_about_processor_time_run_on_a_tiny_log(row, whats):
+    need('sshguard')
+    answer = json.loads(run('--json', '--lines', '300', '--times', '1', row))
+    assert [found['what'] for found in answer['results']] == whats
+    assert not [found for found in answer['results'] if None in (found['ours'], found['theirs'])], answer['notes']
+
+
+@pytest.mark.slow
+def test_instructions_are_counted_of_replay_and_of_a_daemon(tmp_path, monkeypatch):
+    ran = []                                                  # each would take valgrind half a minute
+    monkeypatch.setattr(bench, 'instructions', lambda argv: ran.append(argv) or len(ran))
+    rows = list(bench.instruction_rows(bench.Bench(str(tmp_path), bench.arguments(['--lines', '40']))))
+    assert [row.what for row in rows] == ['instructions, ' + how for how in ('replay', 'line by line', '300 lines a block')]
+    assert {row.ours for row in rows} == {1000 / 30}          # thousands, of 40 lines without the first 10
+    for argv in ran[:4]:
+        bench.call(argv)
 
 
 PEERS = {'sshg-fw-iptables', 'sshg-fw-ipset', 'sshg-fw-nft-sets', 'fail2ban iptables', 'fail2ban iptables-ipset', 'fail2ban nftables'}
