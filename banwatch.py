@@ -2429,7 +2429,7 @@ class Filter:
 
     def hear(self, said, moment, bare=False):
         """Yields the LogEvents that follow from what lines have said."""
-        rows, sessions, parents = self.forms[bare].rows, self.sessions, self.parents
+        rows, sessions = self.forms[bare].rows, self.sessions
         for n, when, host, pid, ip, user, special, told in said:
             when = moment(when)
             if when is None or n < 0:
@@ -2453,7 +2453,7 @@ class Filter:
                             if user is not None:
                                 session.user = user
                             if not child:
-                                parents[ip] = identity
+                                self.note_parent(ip, identity)
                             continue
                 else:
                     session = self.session_for(identity, ip, kind, child, when)
@@ -2512,7 +2512,7 @@ class Filter:
         session.user = user = known if user is None else user
         if verdict == FAIL:
             if not child:
-                self.parents.put(ip, identity)
+                self.note_parent(ip, identity)
             elif ip and not session.lines:
                 self.wait(ip, identity, session)
             told = session.lines.get(kind, 0) + new
@@ -2528,6 +2528,13 @@ class Filter:
         new, session.pending = session.pending, 0
         # one of its user's guesses was right in the end
         return ip, user, new - (verdict == LOGIN and known == user)
+
+    def note_parent(self, ip, identity):
+        """Notes the latest connection of an address."""
+        if ip in self.parents:
+            self.parents[ip] = identity
+        else:
+            self.parents.put(ip, identity)
 
     def wait(self, ip, identity, session):
         """Notes a session that may be a child of one that has not spoken yet."""
