@@ -1,20 +1,23 @@
 """The scan of the built-in filters against a slow and obvious model of it, and against itself: how a log is cut into
 blocks must not matter.
 
-What a connection is. A connection is what one host says under one pid, or under the id of its own that a line names
-(<F-MLFID>); a line with neither stands alone, and so each guess in it counts. It begins with its first line, and anew
-with a line of another address, with one that is more than SESSION_SECONDS after the first, and after a login. It has
-the first address and the latest user that its lines have named. It has made as many guesses as it has lines of its most
-frequent kind, and so a line tells of new guesses only where it makes its kind more frequent than any was before; a line
-counts one, with <F-TIMES> so many, with <F-DISTINCT> none if its address has shown the same text within
-SESSION_SECONDS. Guesses of a connection without an address wait until a line names it, and are told then. A line with
-<F-CHILD> whose connection is not known belongs to the parent, the connection of the latest guess (no child's) from its
-address, if that is on the same host, not too old and has no line of this kind; else it begins a connection that waits
-for its parent. A parent that has new guesses to tell claims waiting children, oldest first: of the same address, host
-and user (or of no user), with lines of one kind, born not more than SESSION_SECONDS before it; what a child has told
-the parent need not tell again, and the child's lines are the parent's from then on. A login ends its connection, and
-takes back one of the guesses that wait if it is of the same user. Of connections, parents and addresses of children the
-latest SESSIONS are remembered, of the children of one address CHILDREN. Each line is judged at its own time.
+What a connection is. A line is the first regex's that matches it; it changes nothing if its <HOST> is no address, if its
+time says that it is too old, or if an ignoreregex matches. A connection is what one host says under one pid, or under
+the id of its own that a line names (<F-MLFID>); a line with neither stands alone, and so each guess in it counts. It
+begins with its first line, and anew with a line of another address, with one that is more than SESSION_SECONDS after
+the first, and after a login. It has the address and the latest user that its lines have named. It has made as many
+guesses as it has lines of its most frequent kind, and so a line tells of new guesses only where it makes its kind more
+frequent than any was before; a line counts one, with <F-TIMES> so many, with <F-DISTINCT> none if its address has shown
+the same text within SESSION_SECONDS. Guesses of a connection without an address wait until a line names it, and are
+told then. A line with <F-CHILD> whose connection is not known (or would begin anew) belongs to the parent, the
+connection of the latest guess from its address that was no child's, if that is on the same host, not too old and has no
+line of this kind; else it begins a connection, which waits for its parent. A parent that has new guesses to tell claims
+waiting children of the same host and user (or of no user), oldest first, until all its new guesses are theirs: these
+wait no more, and what one has told that has the same address, lines of one kind, and was born not more than
+SESSION_SECONDS before the parent, the parent need not tell again; those lines are the parent's from then on, the child
+has none. A login ends its connection, and takes back one of the guesses that wait if it is of the same user. Of
+connections, of parents and of addresses with children the latest SESSIONS are remembered, of the children of one
+address CHILDREN. Each line is judged at its own time; one without a date is as late as the line before that had one.
 """
 import collections
 import copy
