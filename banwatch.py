@@ -101,7 +101,8 @@ PLAIN_LINE = 8192                    # bytes of a line that are looked at; the r
 
 Command = collections.namedtuple('Command', 'argv stdin environment')
 Command.__new__.__defaults__ = '', {}
-# What one line of a log said: `login` is True for a success; `guesses` is how many it stands for;
+# What one line of a log said: `login` is True for a success; `guesses` is how many it stands for,
+# or takes back;
 # `told` is (line, fields of its regex), if somebody wants to know.
 LogEvent = collections.namedtuple('LogEvent', 'ip user guesses login when told')
 LogEvent.__new__.__defaults__ = None,
@@ -325,7 +326,8 @@ class Recent(dict):
 
     def put(self, key, value):
         """Sets an entry, which is the newest from now on."""
-        self.pop(key, None)
+        if key in self:
+            del self[key]
         self[key] = value
         if len(self) > self.limit:
             surplus = len(self) - self.limit + self.limit // 20
@@ -1150,7 +1152,7 @@ def setting_text(key, text):
 Line = collections.namedtuple('Line', 'date host program pid message')
 
 LEVEL = br'(?:[a-z]+\d?|<unknown>)\.[a-z]+ '
-HOST = br'[^\s:\[\]]+'
+HOST = br'(?:[^\s:\[\]]+|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]{0,15})'  # a device without name
 UNIX_DATE = br'[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d'
 ISO_DATE = br'\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
 ANY_DATE = (
@@ -1178,8 +1180,11 @@ BARE = (br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')(?:\]?:? |\](?=\[
 HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
 DATE_GROUPS = HEAD_DATES + ('date5', 'date6')
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
+# what a daemon that thinks it has a file of its own writes behind its tag, as in a container
+INNER_DATE = br'(?:\[?(?:' + ANY_DATE + br')\]?:? )?'
 ANY_TAG = TAG % br'(?P<program>[^\s:\[\]]*)'
 # two dates with digits in the same places look alike
+INNER = Regex(br'\[?(' + ANY_DATE + br')\]?:? ')
 SHAPE = bytes.maketrans(b'123456789', b'000000000')
 LINE = Regex(b'(?:' + HEAD + ANY_TAG + b'|' + BARE + br')(?P<message>.*)', re.S)
 # what log daemons write instead of a line that comes again
@@ -1373,6 +1378,11 @@ class Heads:
         self.host, self.end, self.shape = None, b'', None
         self.begins, self.ends = Recent(1000), {}
         self.width = self.cut = 0    # of a head with the newline before it, and of its last part
+
+    def inner(self, block, at):
+        """The time that stands behind the tag of a line, where its head tells none; or None."""
+        m = INNER.match(block, block.find(b': ', at) + 2)
+        return m and self.calendar.parse(m.group(1))
 
     def read(self, head):
         """(time or None, host) of a head (bytes); None if it is none."""
@@ -2201,6 +2211,12 @@ def as_text(raw):
     return raw[:MOST_TEXT].decode('utf-8', 'backslashreplace')
 
 
+def unescaped(name):
+    """A name (bytes) as it was typed: sshd doubles backslashes, and writes \\303 for other bytes."""
+    return re.sub(br'\\(\\|[0-3][0-7]{2})', lambda m: (
+        b'\\' if m.group(1) == b'\\' else bytes([int(m.group(1), 8)])), name)
+
+
 new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
@@ -2252,11 +2268,11 @@ def block_regex(tag, rest, texts, led, bare):
     """The BlockRegex of a filter's parts: what its tag matches, the rest of a line, (kind, regex as
     it is written) of each row; is the regex to begin with the tag; may a line lack it?"""
     if bare:
-        whole = b'\n(?:' + HEAD + tag + b'|' + BARE + b')' + rest
+        whole = b'\n(?:' + HEAD + tag + INNER_DATE + b'|' + BARE + b')' + rest
     elif led:
-        whole = tag + rest
+        whole = tag + INNER_DATE + rest
     else:
-        whole = b'\n' + HEAD + tag + rest
+        whole = b'\n' + HEAD + tag + INNER_DATE + rest
     regex = compile_regex(optional_groups_as_branches(whole.decode('latin-1')).encode('latin-1'),
                           re.M, 'what all of them make')
     at, rows, written = regex.groupindex.get, {}, {}
@@ -2409,11 +2425,15 @@ class Filter:
                 date, host = first_group(m, DATE_GROUPS if bare else HEAD_DATES), first_group(
                     m, HOST_GROUPS)
                 when = date and heads.calendar.parse(date)
+            if when is None:
+                when = heads.inner(block, at)
             if explained is not None:              # not what only says so in its message
                 explained.append(at)
             ip = user = told = None
             if user_at:
                 user = m[user_at]
+                if user and b'\\' in user:
+                    user = unescaped(user)
             if ip_at:
                 ip = captured_address(m[ip_at])
                 if not ip:
@@ -2428,8 +2448,10 @@ class Filter:
         return said
 
     def hear(self, said, moment, bare=False):
-        """Yields the LogEvents that follow from what lines have said."""
-        rows, sessions = self.forms[bare].rows, self.sessions
+        """Yields the LogEvents that follow from what lines have said. (One long function: it is called
+        for each line of an attack.)"""
+        rows, sessions, parents, children = (
+            self.forms[bare].rows, self.sessions, self.parents, self.children)
         for n, when, host, pid, ip, user, special, told in said:
             when = moment(when)
             if when is None or n < 0:
@@ -2444,29 +2466,70 @@ class Filter:
             if pid is not None:
                 identity = host, pid
                 session = sessions.get(identity)
-                if session and when - session.born <= SESSION_SECONDS and (
-                        ip == session.ip or not ip or not session.ip):
-                    if new == 1 and ip == session.ip:
-                        lines = session.lines.get(kind, 0)
-                        if lines < session.counted:            # most tell nothing new
-                            session.lines[kind] = lines + 1
-                            if user is not None:
-                                session.user = user
-                            if not child:
-                                self.note_parent(ip, identity)
-                            continue
+                if session is None or when - session.born > SESSION_SECONDS or (
+                        ip and session.ip and ip != session.ip):
+                    session = self.parent(host, ip, kind, when) if child else None
+                    if session is None:
+                        session = Session(when)
+                        sessions.put(identity, session)
+                if ip is None:
+                    ip = session.ip
                 else:
-                    session = self.session_for(identity, ip, kind, child, when)
-                ip, user, new = self.add_line(session, identity, ip, user, kind, verdict, child,
-                                              new)
+                    session.ip = ip
+                known = session.user
+                if user is None:
+                    user = known
+                else:
+                    session.user = user
+                if verdict == FAIL:
+                    if child:
+                        if ip and not session.lines:
+                            self.wait(ip, identity, session)
+                    elif ip in parents:
+                        parents[ip] = identity
+                    else:
+                        parents.put(ip, identity)
+                    lines = session.lines.get(kind, 0) + new
+                    session.lines[kind] = lines
+                    new = lines - session.counted
+                    if new > 0:
+                        session.counted = lines
+                        if ip in children and not child:
+                            new -= self.claim(session, new)
+                        session.pending += new
+                    elif not session.pending:      # most lines tell nothing new
+                        continue
+                new = 0
+                if ip is not None and session.pending:
+                    new, session.pending = session.pending, 0
+                    if verdict == LOGIN and known == user:     # one of its user's guesses was right
+                        new -= 1
             if new > 0 and ip:
                 name = as_text(user) if user and verdict == FAIL else None
                 yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
-                # what comes later under this pid is another connection
-                sessions.pop((host, pid), None)
+                back = 0
+                if pid is not None:
+                    back = self.taken_back(session, host, ip, known, user)
+                    # what comes later under this pid is another connection
+                    sessions.pop(identity, None)
                 if ip and user:
-                    yield LogEvent(ip, as_text(user), 0, True, when)
+                    yield LogEvent(ip, as_text(user), back, True, when)
+
+    def taken_back(self, session, host, ip, known, user):
+        """How many guesses a login takes back: those that PAM alone has told of. Where it asks several
+        modules, one refuses before another one lets in."""
+        kinds, back = {row.kind for row in self.forms[False].rows.values() if row.child}, 0
+        if known in (None, user):
+            failed = [n for kind, n in session.lines.items() if kind not in kinds]
+            back = session.counted - max(failed, default=0)
+        waiting = self.children.get(ip, {})
+        for identity, child in list(waiting.items()):
+            if identity[0] == host and child.user in (None, user):
+                del waiting[identity]
+                if child is not session:
+                    back += child.counted
+        return back
 
     @staticmethod
     def told(block, m, user):
@@ -2494,55 +2557,26 @@ class Filter:
         except Runaway:
             return False
 
-    def session_for(self, identity, ip, kind, child, when):
-        """The Session of a line whose connection is not known; a child's line may be its
-        parent's."""
-        if child and self.parents.get(ip, identity)[0] == identity[0]:         # on the same host
-            parent = self.sessions.get(self.parents.get(ip))
-            if parent and kind not in parent.lines and when - parent.born <= SESSION_SECONDS:
-                return parent
-        session = Session(when)
-        self.sessions.put(identity, session)
-        return session
-
-    def add_line(self, session, identity, ip, user, kind, verdict, child, new):
-        """Adds a line to its connection: (address, user as known by now, guesses that are new)."""
-        session.ip = ip = session.ip if ip is None else ip
-        known = session.user
-        session.user = user = known if user is None else user
-        if verdict == FAIL:
-            if not child:
-                self.note_parent(ip, identity)
-            elif ip and not session.lines:
-                self.wait(ip, identity, session)
-            told = session.lines.get(kind, 0) + new
-            session.lines[kind] = told
-            new = told - session.counted
-            if new > 0:
-                session.counted = told
-                if not child and ip in self.children:
-                    new -= self.claim(session, new)
-                session.pending += new
-        if ip is None or not session.pending:
-            return ip, user, 0
-        new, session.pending = session.pending, 0
-        # one of its user's guesses was right in the end
-        return ip, user, new - (verdict == LOGIN and known == user)
-
-    def note_parent(self, ip, identity):
-        """Notes the latest connection of an address."""
-        if ip in self.parents:
-            self.parents[ip] = identity
-        else:
-            self.parents.put(ip, identity)
+    def parent(self, host, ip, kind, when):
+        """The Session of this host that a child's line may belong to, None if there is none."""
+        identity = self.parents.get(ip)
+        if identity is None or identity[0] != host:
+            return None
+        session = self.sessions.get(identity)
+        if session and kind not in session.lines and when - session.born <= SESSION_SECONDS:
+            return session
+        return None
 
     def wait(self, ip, identity, session):
         """Notes a session that may be a child of one that has not spoken yet."""
         waiting = self.children.get(ip)
         if waiting is None:
-            waiting = Recent(CHILDREN)
-            self.children.put(ip, waiting)
-        waiting.put(identity, session)
+            self.children.put(ip, {identity: session})
+            return
+        waiting.pop(identity, None)
+        waiting[identity] = session
+        if len(waiting) > CHILDREN:
+            del waiting[next(iter(waiting))]
 
     def claim(self, session, most):
         """How many of a connection's `most` new guesses its children have told already."""
@@ -2696,6 +2730,13 @@ class Fails:
             slide(seen, when, guesses, findtime, maxretry)
         self.recent.put(key, seen)
         return len(seen)
+
+    def take_back(self, key, guesses):
+        """Forgets the latest failures."""
+        seen = self.recent.get(key, [])
+        del seen[-guesses:]
+        if not seen:
+            self.recent.pop(key, None)
 
     def put(self, key, seen):
         """Takes in a restored list of moments, oldest first."""
@@ -3014,8 +3055,12 @@ class Judge:
             return self.count(jail, key, event)
         if outcome == IGNORED:
             jail.ignored += event.guesses
-        elif jail.options['ignorelogin'] and key not in self.bans.tickets:
-            jail.note_login(event)
+        else:
+            if event.guesses:
+                jail.failures -= event.guesses
+                self.fails.take_back(key, event.guesses)
+            if jail.options['ignorelogin'] and key not in self.bans.tickets:
+                jail.note_login(event)
         return None
 
     def count(self, jail, key, event):
@@ -9974,6 +10019,8 @@ class Reporter(Wing):
         elif outcome == IGNORED:
             self.report.tally.ignored(jail, network, event.user, event.guesses, event.when, why)
         else:
+            if event.guesses:
+                self.report.tally.failure(jail, network, event.user, -event.guesses, event.when)
             self.report.tally.login(jail, network, event.ip, event.user, event.when, why)
 
     def banned(self, ticket, what):
@@ -10261,7 +10308,7 @@ class Replay:
             if event.when >= self.next_purge:
                 self.next_purge = event.when + HOUR        # it goes through all that is known
                 judge.purge(event.when, self.keep_for)
-            self.failures += event.guesses
+            self.failures += -event.guesses if event.login else event.guesses
             order = judge.weigh(jail, event)
             if order:
                 self.obey(jail, event, order)
@@ -11535,6 +11582,8 @@ prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]{1,64}</F-MLFI
 gone = (?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)?
 address = (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
 asked = \(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\):
+# so short that no log daemon has cut off a second address behind a name that looks like all this
+refused = \(<F-USER>[^,()]*</F-USER>,<HOST>(?:,master)?,<[\w+/=]+>\): (?:unknown user|[Pp]assword mismatch)(?: \([^<>]{0,40}\))?$
 failregex = ^<F-MLFGAINED>Log(?:in|ged in)</F-MLFGAINED>: user=<<F-USER>[^<>]+</F-USER>>, <address>
 
             ^<gone> \(auth failed, <F-TIMES>\d+</F-TIMES> attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?<address>
@@ -11546,8 +11595,10 @@ mode = normal
 mode-normal = ^pam<asked> pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
               ^pam<asked> unknown user
 
+              ^passwd-file<refused>
               ^passwd-file<asked> (?:unknown user|[Pp]assword mismatch)
 
+              ^(?!pam\(|passwd-file\()[\w-]+<refused>
               ^(?!pam\(|passwd-file\()[\w-]+<asked> unknown user
               ^(?!pam\(|passwd-file\()[\w-]+<asked> [Pp]assword mismatch
               ^(?!pam\(|passwd-file\()[\w-]+<asked> invalid credentials

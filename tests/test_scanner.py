@@ -84,13 +84,22 @@ def read_filter(name, mode):
             says = 'nothing' if '<F-NOFAIL>' in text else 'login' if '<F-MLFGAINED>' in text else 'guess'
             rows.append(Row(re.compile(regex.encode()), kind, says, '<F-CHILD>' in text))
     tag = banwatch.TAG % grouped(definition.get('program')).encode()
-    return re.compile(banwatch.HEAD + tag), re.compile(banwatch.BARE), rows
+    return re.compile(banwatch.HEAD + tag + banwatch.INNER_DATE), re.compile(banwatch.BARE), rows
 
 
 def group(m, *names):
     """What the first of these groups that has matched holds, or None."""
     found = m.groupdict()
     return next((found[name] for name in names if found.get(name) is not None), None)
+
+
+def typed(name):
+    """A name without sshd's escapes."""
+    if name is None:
+        return None
+    pieces = re.split(br'(\\\\|\\[0-3][0-7][0-7])', name)
+    return b''.join(bytes([int(piece[1:], 8)]) if len(piece) == 4 else b'\\' if n % 2 else piece for n, piece in enumerate(pieces)
+                    ) if len(pieces) > 1 else name
 
 
 class Connection:
@@ -125,7 +134,7 @@ class Model:
                     return Heard(
                         row.kind, row.says, row.child, group(head, 'date', 'date2', 'date3', 'date4', 'date5'),
                         group(head, 'host', 'host3', 'host4'), group(m, 'mlfid') or group(head, 'pid'),
-                        group(m, 'ip'), group(m, 'user'), group(m, 'distinct'), group(m, 'times'),
+                        group(m, 'ip'), typed(group(m, 'user')), group(m, 'distinct'), group(m, 'times'),
                         line[m.start('begin'):m.end()])
 
     def events(self, line, moment):
@@ -133,7 +142,11 @@ class Model:
         heard = self.heard(line)
         if heard is None:
             return []
-        when = moment(None if heard.date is None else banwatch.date_time(heard.date, TODAY))
+        when = None if heard.date is None else banwatch.date_time(heard.date, TODAY)
+        if when is None:                           # the daemon's own date, behind its tag
+            m = re.compile(br'\[?(' + banwatch.ANY_DATE + br')\]?:? ').match(line, line.find(b': ') + 2)
+            when = m and banwatch.date_time(m.group(1), TODAY)
+        when = moment(when)
         if when is None or self.ignored.search(heard.text.decode('utf-8', 'backslashreplace')):
             return []
         ip = None
@@ -146,16 +159,33 @@ class Model:
         found, known_user = [], heard.user
         if heard.pid is not None:
             connection = self.connection(heard, ip, when)
+            before = connection.user
             ip, known_user, weight = self.add(connection, heard, ip, weight)
         if weight > 0 and ip:
             user = as_text(known_user) if heard.says == 'guess' else None
             told = line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
             found.append(banwatch.LogEvent(ip, user, weight, False, when, told if self.keeps else None))
         if heard.says == 'login':
-            self.connections.pop((heard.host, heard.pid), None)
+            back = 0
+            if heard.pid is not None:
+                back = self.taken_back(connection, heard.host, before, known_user)
+                self.connections.pop((heard.host, heard.pid), None)
             if ip and known_user:
-                found.append(banwatch.LogEvent(ip, as_text(known_user), 0, True, when))
+                found.append(banwatch.LogEvent(ip, as_text(known_user), back, True, when))
         return found
+
+    def taken_back(self, connection, host, before, user):
+        """Guesses that only children's lines have told of, of the user who is let in: PAM has asked more than one module."""
+        back = 0
+        if before in (None, user):
+            others = [n for kind, n in connection.lines.items() if not any(row.child for row in self.rows if row.kind == kind)]
+            back = connection.guesses - max(others + [0])
+        for key, child in list(self.children.get(connection.ip, {}).items()):
+            if key[0] == host and child.user in (None, user):
+                del self.children[connection.ip][key]
+                if child is not connection:
+                    back += child.guesses
+        return back
 
     def weight(self, heard, ip, when):
         """How many guesses a line stands for by itself."""
