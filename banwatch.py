@@ -2212,8 +2212,9 @@ def as_text(raw):
 
 
 def unescaped(name):
-    """A name (bytes) as it was typed: sshd doubles backslashes, and writes \\303 for other bytes."""
-    return re.sub(br'\\(\\|[0-3][0-7]{2})', lambda m: (
+    """A name (bytes) as PAM writes it, too: sshd doubles backslashes, and writes \\303 for what is
+    not ASCII. (What moves a cursor stays escaped.)"""
+    return re.sub(br'\\(\\|[23][0-7]{2})', lambda m: (
         b'\\' if m.group(1) == b'\\' else bytes([int(m.group(1), 8)])), name)
 
 
@@ -2349,6 +2350,7 @@ class Filter:
         self.texts = texts           # (kind, regex as it is written)
         # may the regex begin with the tag, which C finds fast, and the head be read afterwards?
         self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
+        self.escaped = definition.get('escapes') == 'sshd'
         self.heads = None
         self.forms = {}              # may a line lack the tag? -> its BlockRegex
         try:
@@ -2404,6 +2406,7 @@ class Filter:
         begins, ends, width, cut, known_host = (
             heads.begins, heads.ends, heads.width, heads.cut, heads.host)
         pid_at, add, keep = regex.groupindex['pid'], said.append, self.keep_matches
+        escaped = self.escaped
         found = regex.finditer(block)
         if self.foreign:
             found = self.matches_in_lines(regex, block, demanded, led, wall)
@@ -2432,7 +2435,7 @@ class Filter:
             ip = user = told = None
             if user_at:
                 user = m[user_at]
-                if user and b'\\' in user:
+                if escaped and user and b'\\' in user:
                     user = unescaped(user)
             if ip_at:
                 ip = captured_address(m[ip_at])
@@ -2448,8 +2451,8 @@ class Filter:
         return said
 
     def hear(self, said, moment, bare=False):
-        """Yields the LogEvents that follow from what lines have said. (One long function: it is called
-        for each line of an attack.)"""
+        """Yields the LogEvents that follow from what lines have said. (One long function, since it is
+        called for each line of an attack.)"""
         rows, sessions, parents, children = (
             self.forms[bare].rows, self.sessions, self.parents, self.children)
         for n, when, host, pid, ip, user, special, told in said:
@@ -2510,26 +2513,28 @@ class Filter:
             if verdict == LOGIN:
                 back = 0
                 if pid is not None:
-                    back = self.taken_back(session, host, ip, known, user)
+                    if not new:
+                        back = self.taken_back(session, host, ip, known, user)
                     # what comes later under this pid is another connection
                     sessions.pop(identity, None)
                 if ip and user:
                     yield LogEvent(ip, as_text(user), back, True, when)
 
     def taken_back(self, session, host, ip, known, user):
-        """How many guesses a login takes back: those that PAM alone has told of. Where it asks several
+        """1 if a login takes back a guess that PAM alone has told of, else 0: where it asks several
         modules, one refuses before another one lets in."""
-        kinds, back = {row.kind for row in self.forms[False].rows.values() if row.child}, 0
+        kinds = {row.kind for row in self.forms[False].rows.values() if row.child}
         if known in (None, user):
             failed = [n for kind, n in session.lines.items() if kind not in kinds]
-            back = session.counted - max(failed, default=0)
+            if session.counted > max(failed, default=0):
+                return 1
         waiting = self.children.get(ip, {})
-        for identity, child in list(waiting.items()):
-            if identity[0] == host and child.user in (None, user):
+        for identity, child in waiting.items():
+            if identity[0] == host and child.user in (None, user) and child.counted and (
+                    child is not session):
                 del waiting[identity]
-                if child is not session:
-                    back += child.counted
-        return back
+                return 1
+        return 0
 
     @staticmethod
     def told(block, m, user):
@@ -2955,8 +2960,8 @@ class Jails:
         return any([jail.protect(machine) for jail in self.by_name.values()])
 
     def listeners(self, source):
-        """[(jail, may a line lack its tag?)] of those that listen to `source`; for None all, as in a
-        replay."""
+        """[(jail, may a line lack its tag?)] of those that listen to `source`; for None all, as in
+        a replay."""
         if source not in self.listening:
             self.listening[source] = [
                 (jail, bool(jail.options['source'])) for jail in self.watching()
@@ -11266,6 +11271,7 @@ no-algorithm = ^Exit before auth from <<client>>: No matching algo[ ]
     'sshd': r'''
 [Definition]
 program = sshd(?:-session|-auth|\(pam_unix\))?
+escapes = sshd
 
 # sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII and two for
 # a backslash: where a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
@@ -11582,8 +11588,9 @@ prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]{1,64}</F-MLFI
 gone = (?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)?
 address = (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
 asked = \(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\):
-# so short that no log daemon has cut off a second address behind a name that looks like all this
-refused = \(<F-USER>[^,()]*</F-USER>,<HOST>(?:,master)?,<[\w+/=]+>\): (?:unknown user|[Pp]assword mismatch)(?: \([^<>]{0,40}\))?$
+# Whom one password database does not know, another one may. The line is so short that no log daemon has
+# cut off a second address behind a name that looks like all this.
+mismatch = \(<F-USER>[^,()]*</F-USER>,<HOST>(?:,master)?,<[\w+/=]+>\): <F-CHILD>[Pp]assword mismatch</F-CHILD>(?: \([^<>]{0,40}\))?$
 failregex = ^<F-MLFGAINED>Log(?:in|ged in)</F-MLFGAINED>: user=<<F-USER>[^<>]+</F-USER>>, <address>
 
             ^<gone> \(auth failed, <F-TIMES>\d+</F-TIMES> attempts(?: in \d+ secs)?\)(?: \(\w+\))?: (?:user=<<F-USER>.*</F-USER>>, )?<address>
@@ -11595,10 +11602,10 @@ mode = normal
 mode-normal = ^pam<asked> pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
               ^pam<asked> unknown user
 
-              ^passwd-file<refused>
+              ^passwd-file<mismatch>
               ^passwd-file<asked> (?:unknown user|[Pp]assword mismatch)
 
-              ^(?!pam\(|passwd-file\()[\w-]+<refused>
+              ^(?!pam\(|passwd-file\()[\w-]+<mismatch>
               ^(?!pam\(|passwd-file\()[\w-]+<asked> unknown user
               ^(?!pam\(|passwd-file\()[\w-]+<asked> [Pp]assword mismatch
               ^(?!pam\(|passwd-file\()[\w-]+<asked> invalid credentials

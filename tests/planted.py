@@ -91,7 +91,7 @@ FAULTS = [Fault(*row) for row in (
     ('runaway-rests', 'a filter whose regexes run away again and again rests for a minute',
      'MOST_RUNAWAYS = 3 ', 'MOST_RUNAWAYS = 30 ', 'tests/test_language.py -k after_three'),
     ('wiped-guesses', 'a login to an own account wipes no guesses at another one',
-     'new - (verdict == LOGIN and known == user)', 'new - (verdict == LOGIN)',
+     'if verdict == LOGIN and known == user:', 'if verdict == LOGIN:',
      'tests/test_filters.py -k "guesses or login"'),
     ('udp-login', 'a login that comes by UDP forgives nobody',
      'if not (forged and event.login):', 'if True:', 'tests/test_filters.py -k comes_by_udp'),

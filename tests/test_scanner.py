@@ -97,7 +97,7 @@ def typed(name):
     """A name without sshd's escapes."""
     if name is None:
         return None
-    pieces = re.split(br'(\\\\|\\[0-3][0-7][0-7])', name)
+    pieces = re.split(br'(\\\\|\\[23][0-7][0-7])', name)
     return b''.join(bytes([int(piece[1:], 8)]) if len(piece) == 4 else b'\\' if n % 2 else piece for n, piece in enumerate(pieces)
                     ) if len(pieces) > 1 else name
 
@@ -115,6 +115,7 @@ class Model:
     """What a jail with a built-in filter says of each line."""
 
     def __init__(self, settings):
+        self.escapes = settings.filter == 'sshd'
         self.tagged, self.bare, self.rows = read_filter(settings.filter, settings.mode)
         self.bare = self.bare if settings.bare else None
         self.ignored = re.compile(settings.ignoreregex or '(?!)')
@@ -134,7 +135,7 @@ class Model:
                     return Heard(
                         row.kind, row.says, row.child, group(head, 'date', 'date2', 'date3', 'date4', 'date5'),
                         group(head, 'host', 'host3', 'host4'), group(m, 'mlfid') or group(head, 'pid'),
-                        group(m, 'ip'), typed(group(m, 'user')), group(m, 'distinct'), group(m, 'times'),
+                        group(m, 'ip'), (typed if self.escapes else bytes)(group(m, 'user') or b'') or None, group(m, 'distinct'), group(m, 'times'),
                         line[m.start('begin'):m.end()])
 
     def events(self, line, moment):
@@ -168,24 +169,23 @@ class Model:
         if heard.says == 'login':
             back = 0
             if heard.pid is not None:
-                back = self.taken_back(connection, heard.host, before, known_user)
+                back = 0 if weight else self.taken_back(connection, heard.host, before, known_user)
                 self.connections.pop((heard.host, heard.pid), None)
             if ip and known_user:
                 found.append(banwatch.LogEvent(ip, as_text(known_user), back, True, when))
         return found
 
     def taken_back(self, connection, host, before, user):
-        """Guesses that only children's lines have told of, of the user who is let in: PAM has asked more than one module."""
-        back = 0
+        """1 for a guess that only children's lines have told of, of the user who is let in: PAM has asked more than one module."""
         if before in (None, user):
             others = [n for kind, n in connection.lines.items() if not any(row.child for row in self.rows if row.kind == kind)]
-            back = connection.guesses - max(others + [0])
-        for key, child in list(self.children.get(connection.ip, {}).items()):
-            if key[0] == host and child.user in (None, user):
+            if connection.guesses > max(others + [0]):
+                return 1
+        for key, child in self.children.get(connection.ip, {}).items():
+            if key[0] == host and child.user in (None, user) and child.guesses and child is not connection:
                 del self.children[connection.ip][key]
-                if child is not connection:
-                    back += child.guesses
-        return back
+                return 1
+        return 0
 
     def weight(self, heard, ip, when):
         """How many guesses a line stands for by itself."""
