@@ -2350,7 +2350,7 @@ class Filter:
         self.texts = texts           # (kind, regex as it is written)
         # may the regex begin with the tag, which C finds fast, and the head be read afterwards?
         self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
-        self.escaped = definition.get('escapes') == 'sshd'
+        self.as_sshd = definition.get('escapes') == 'sshd'
         self.heads = None
         self.forms = {}              # may a line lack the tag? -> its BlockRegex
         try:
@@ -2406,7 +2406,7 @@ class Filter:
         begins, ends, width, cut, known_host = (
             heads.begins, heads.ends, heads.width, heads.cut, heads.host)
         pid_at, add, keep = regex.groupindex['pid'], said.append, self.keep_matches
-        escaped = self.escaped
+        as_sshd = self.as_sshd
         found = regex.finditer(block)
         if self.foreign:
             found = self.matches_in_lines(regex, block, demanded, led, wall)
@@ -2435,7 +2435,7 @@ class Filter:
             ip = user = told = None
             if user_at:
                 user = m[user_at]
-                if escaped and user and b'\\' in user:
+                if as_sshd and user and b'\\' in user:
                     user = unescaped(user)
             if ip_at:
                 ip = captured_address(m[ip_at])
@@ -2451,7 +2451,7 @@ class Filter:
         return said
 
     def hear(self, said, moment, bare=False):
-        """Yields the LogEvents that follow from what lines have said. (One long function, since it is
+        """Yields the LogEvents that follow from what lines have said. (One long function, for it is
         called for each line of an attack.)"""
         rows, sessions, parents, children = (
             self.forms[bare].rows, self.sessions, self.parents, self.children)
