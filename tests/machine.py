@@ -1,8 +1,29 @@
 """A machine for tests: its clock is turned by hand, and what it would run is written down."""
+import atexit
 import contextlib
+import functools
+import os
+import py_compile
+import sys
+import tempfile
 import time
 
 import banwatch
+
+PROGRAM = os.path.abspath(banwatch.__file__)
+
+
+@functools.lru_cache(maxsize=1)
+def compiled():
+    """The path of the program's byte code, which an installed one runs from, too: most of a short command's time is its compilation."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return py_compile.compile(PROGRAM, os.path.join(folder.name, 'banwatch.pyc'), doraise=True)
+
+
+def banwatch_argv(*words):
+    """The argv of a command line."""
+    return [sys.executable, compiled()] + [str(word) for word in words]
 
 
 class FakeMachine(banwatch.Machine):

@@ -14,15 +14,14 @@ has its own /dev, /run and accounts, so a syslog daemon can own /dev/log and the
 import contextlib
 import ctypes
 import ipaddress
-import json
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import banwatch
+from machine import banwatch_argv
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
@@ -255,22 +254,27 @@ class Daemon:
         self.start()
 
     def argv(self, *words):
-        return [sys.executable, banwatch.__file__, '-c', self.conf] + list(words)
+        return banwatch_argv('-c', self.conf, *words)
 
     def start(self):
         """Starts it, and waits until it answers."""
         with open(self.errors, 'ab') as errors:
             self.process = self.network.router.popen(self.argv('run'), stdout=errors, stderr=errors)
-        assert poll(lambda: self.process.poll() is not None or self.command('status', '--json').returncode == 0), 'no answer'
+        assert poll(lambda: self.process.poll() is not None or self.answers()), 'no answer'
         assert self.process.poll() is None, self.stderr()
 
     def command(self, *words):
         """The CompletedProcess of a banwatch command on the router."""
         return self.network.router.run(self.argv(*words))
 
-    def ask(self, *words):
-        """What a command answers as JSON."""
-        return json.loads(self.network.router.output(self.argv(*words, '--json')))
+    def answers(self):
+        with contextlib.suppress(banwatch.Problem):
+            return bool(self.ask('status'))
+
+    def ask(self, do):
+        """What `status --json` or `banned --json` prints, without the time that a client takes to start."""
+        answer = banwatch.ask_daemon({'runtime': self.network.path('run')}, {'do': do})
+        return answer['banned'] if do == 'banned' else answer
 
     def failures(self, jail):
         return [row['failures'] for row in self.ask('status')['jails'] if row['jail'] == jail][0]

@@ -157,6 +157,7 @@ KINDS = {'iptables-nft': (IPTables, 4, 'iptables-nft'), 'iptables-legacy': (IPTa
          'ipset6-nft': (IPSet, 6, 'ip6tables-nft'), 'ipset6-legacy': (IPSet, 6, 'ip6tables-legacy'),
          'nft': (NFTables, None, 'nft')}
 FAST = 'iptables-nft', 'ip6tables-legacy', 'ipset6-nft', 'nft'             # what each of them is, is among these
+PAIRS = FAST + ('ipset-legacy',)                                           # and each two of class, family and dialect, among these
 
 NETS = {4: ['192.0.2.7', '198.51.100.0/24', '198.51.100.7', '203.0.113.96/27', '8.8.8.8', '64.0.0.0/2'],
         6: ['2001:db8:5::/64', '2001:db8:5::7', '2a00:1::/48', '2001:db8:8::/61', '2400::1', '3000::/4']}
@@ -401,14 +402,17 @@ def walls_of(firewall, space):
     return made
 
 
-def kinds(*classes):
+def kinds(classes, among=PAIRS):
     return [pytest.param(name, id=name, marks=[pytest.mark.slow] * (name not in FAST))
-            for name, (made, _, _) in KINDS.items() if made in classes]
+            for name, (made, _, _) in KINDS.items() if made in classes and name in among]
 
 
 def only(*classes):
     """A test for the walls of these classes."""
-    return pytest.mark.parametrize('wall', kinds(*classes), indirect=True)
+    return pytest.mark.parametrize('wall', kinds(classes), indirect=True)
+
+
+EVERY = pytest.mark.parametrize('wall', kinds((IPTables, IPSet, NFTables), KINDS), indirect=True)
 
 
 # what somebody else may do to all that is in the kernel
@@ -426,7 +430,7 @@ def jumps(wall):
     return sorted(row for hook in HOOKS for row in wall.hook(hook) if '-j banwatch' in row)
 
 
-@pytest.fixture(params=kinds(IPTables, IPSet, NFTables))
+@pytest.fixture(params=kinds((IPTables, IPSet, NFTables)))
 def wall(request):
     made, _, tool = KINDS[request.param]
     need('unshare', 'nsenter', 'nft', tool, *['ipset'] * (made is IPSet), root=True)
@@ -435,6 +439,7 @@ def wall(request):
     wall.space.close()
 
 
+@EVERY
 def test_what_is_banned_is_what_the_tickets_say_after_a_rebuild_after_changes_and_after_both(wall):
     wall.take(*wall.nets[:2])
     wall.rebuild()
@@ -945,6 +950,7 @@ def test_a_network_of_a_length_that_is_new_is_written_anew_with_all_the_others_i
 
 # --- anything, in any order
 
+@EVERY
 @pytest.mark.slow
 def test_any_sequence_of_bans_unbans_and_damage_ends_with_the_kernel_equal_to_the_tickets(wall):
     seed = random.randrange(10 ** 6)
@@ -1019,7 +1025,7 @@ class Line:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', PAIRS)
 def test_a_ban_cuts_off_also_what_is_open_and_nobody_else(network, kind):
     wall = Wall(kind, network.router)
     need('nft', wall.tool, *['ipset'] * (wall.make is IPSet), root=True)
