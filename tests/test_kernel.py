@@ -8,6 +8,7 @@ import pytest
 
 import banwatch
 from conftest import need
+from machine import seeds
 from network import poll
 from test_firewalls import DAMAGE, JAILS, NETS, now, walls_of
 
@@ -111,16 +112,15 @@ class Watch:
 
 
 @pytest.mark.slow
+@seeds()
 @pytest.mark.parametrize('firewall, switches', [('iptables', False), ('ipset', False), ('nft', False), ('nft', True)])
-def test_whatever_happens_the_kernel_has_what_banned_shows_and_nothing_after_a_stop(network, daemon, firewall, switches):
+def test_whatever_happens_the_kernel_has_what_banned_shows_and_nothing_after_a_stop(network, daemon, firewall, switches, seed):
     need('ipset', 'nft', root=True)
-    seed = random.randrange(10 ** 6)
-    print('seed', seed)
     watch = Watch(network, daemon, firewall, random.Random(seed))
     acts = 10 * [watch.ban] + 4 * [watch.unban] + [watch.unban_all, watch.reload, watch.kill, watch.stop]
     acts += 8 * [watch.switch] if switches else 3 * [watch.damage_and_reload, watch.damage_and_go_on]
     done = []
-    for _ in range(18):
+    for _ in range(12):
         act = watch.rng.choice(acts)
         done.append(act.__name__)
         act()

@@ -209,8 +209,8 @@ def test_a_hostile_log_fills_neither_the_memory_of_the_process_nor_its_files(net
         assert poll(lambda: banwatch_.failures('dropbear') == (1 if start == 0 else 2), 30)
         with open('/proc/%d/status' % banwatch_.process.pid) as f:
             return [int(line.split()[1]) for line in f if line.startswith('VmRSS')][0]
-    once = flood(0, 12000)                         # as much as there is room for, in the jails too
-    assert flood(12000, 36000) - once < 4000
+    once = flood(0, 11000)                         # as much as there is room for, in the jails too
+    assert flood(11000, 22000) - once < 4000
     assert banwatch_.command('report').returncode == 0
     banwatch_.stop()
     assert os.path.getsize(network.path('state')) <= banwatch.KEPT_BYTES

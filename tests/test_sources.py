@@ -1,5 +1,6 @@
 """Sources: whole lines, each once, whatever happens to the file, the pipe or the program."""
 import os
+import random
 import shutil
 import socket
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine
+from machine import FakeMachine, seeds
 
 
 class Reader:
@@ -275,11 +276,9 @@ def test_a_file_that_was_empty_at_the_stop_and_renamed_since_is_read(tmp_path):
     assert Reader(str(path)).start(position).new() == ['rest', 'new']
 
 
-def test_any_sequence_of_appends_rotations_and_restarts_reads_each_line_once(tmp_path):
+@seeds(1)
+def test_any_sequence_of_appends_rotations_and_restarts_reads_each_line_once(tmp_path, seed):
     """Numbered lines; renames and copytruncates with shifting; the model knows every line that was written."""
-    import random
-    seed = random.randrange(10 ** 6)
-    print('seed', seed)
     rng = random.Random(seed)
     path = tmp_path / 'log'
     append(path, 'line number 0')

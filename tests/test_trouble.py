@@ -10,7 +10,7 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import FakeMachine
+from machine import FakeMachine, seeds
 from network import Namespace, poll
 from test_choice import IPTABLES, KINDS, programs, settled, traces
 from test_daemon import LINE, House
@@ -177,7 +177,7 @@ def test_a_reload_that_takes_longer_is_looked_after_too(real):
 def test_a_fight_for_the_first_place_does_not_fill_the_log(real, kind):
     house = real(kind)
     logged = len(house.machine.logged)
-    for minute in range(30):
+    for minute in range(8):
         house.space.script('iptables -D INPUT -j ACCEPT -i lo || :; iptables -I INPUT 1 -i lo -j ACCEPT')
         house.write(RELOADING)
         house.pass_time(60)
@@ -214,7 +214,7 @@ def kinds(space):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(5))
+@seeds(0)
 def test_whatever_happens_in_whatever_order_the_kernel_ends_up_with_the_tickets(tmp_path, space, seed):
     """Bans, reloads to another kind, damage, failures and crashes, while the programs of all kinds are under way."""
     rng = random.Random(seed)
