@@ -449,9 +449,9 @@ class Life(House):
             yield ip, JAILS[k % 3], names if k % 4 or k % 3 else [None]
 
     def wave(self):
-        """In one or two minutes 20 to 120 addresses fail 1 to 12 times each, as long as the kernel lets them."""
+        """In one or two minutes 20 to 200 addresses fail 1 to 12 times each, as long as the kernel lets them."""
         seconds, found = self.rng.randrange(60, 100), collections.defaultdict(list)
-        for ip, jail, names in self.attackers(self.rng.randrange(20, 121)):
+        for ip, jail, names in self.attackers(self.rng.randrange(20, 201 if self.pool else 121)):
             left, when = self.rng.randrange(1, 13), self.rng.randrange(seconds // 2)
             while left:
                 n = min(left, self.rng.randrange(1, 4))

@@ -22,9 +22,9 @@ import pytest
 import banwatch
 from banwatch import DAY, HOUR, MINUTE, PARTS
 from conftest import need
-from machine import FakeMachine, config
+from machine import FakeMachine, banwatch_argv, config
 from network import poll
-from test_commands import PROGRAM, Running
+from test_commands import Running
 from test_daemon import House
 from test_end_to_end import ROUTER
 
@@ -872,12 +872,12 @@ def start(tmp_path):
 
 
 def counted(running, failures):
-    running.until(lambda: running.json('report', '--json')['bans']['failures'] == failures, 'the failures')
+    running.until(lambda: running.ask('report')['summary']['bans']['failures'] == failures, 'the failures')
 
 
 def sender(running):
     """A `report --send` that is not waited for."""
-    return subprocess.Popen([sys.executable, PROGRAM, '-c', str(running.conf), 'report', '--send'],
+    return subprocess.Popen(banwatch_argv('-c', running.conf, 'report', '--send'),
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -1039,7 +1039,7 @@ def told(make, tmp_path):
     (tmp_path / 'conf').write_text('[banwatch]\nruntime = %s\nstate = %s\n' % (tmp_path / 'run', tmp_path / 'state'))
 
     def run(*words, terminal=True, **environment):
-        argv = [sys.executable, PROGRAM, '-c', str(tmp_path / 'conf')] + list(words)
+        argv = banwatch_argv('-c', tmp_path / 'conf', *words)
         environment = dict({'PATH': os.environ['PATH'], 'TERM': 'xterm', 'LANG': 'C.UTF-8'}, **environment)
         if not terminal:
             done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)

@@ -32,6 +32,7 @@ class Started:
     """`banwatch.py run`, from source."""
 
     def __init__(self, conf, program=banwatch.__file__, **more):
+        self.conf = conf
         self.process = subprocess.Popen([sys.executable, program, '-c', conf, 'run'],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **more)
         self.first = self.process.stderr.readline().decode()           # it says something when it has read its conf
@@ -46,9 +47,12 @@ class Started:
         return self.process.wait(10), rest
 
 
-@pytest.fixture
-def started(conf):
-    daemon = Started(conf)
+@pytest.fixture(scope='module')
+def started(tmp_path_factory):
+    """A daemon that tests share which only look at it, or end it."""
+    folder = tmp_path_factory.mktemp('started')
+    (folder / 'conf').write_text(CONF % ((folder,) * 3))
+    daemon = Started(str(folder / 'conf'))
     yield daemon
     daemon.end()
 
@@ -121,7 +125,8 @@ def test_an_installed_daemon_takes_as_little_also_where_python_is_not_the_one_it
 
 
 @pytest.mark.parametrize('word', ['status', 'banned', 'ban 198.51.100.9', 'stop'])
-def test_a_command_that_asks_the_daemon_imports_next_to_nothing(conf, started, word):
+def test_a_command_that_asks_the_daemon_imports_next_to_nothing(started, word):
+    conf = started.conf
     assert poll(lambda: os.path.exists(os.path.join(os.path.dirname(conf), 'run', 'control')))
     done = subprocess.run([sys.executable, '-X', 'importtime', banwatch.__file__, '-c', conf] + word.split(),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
