@@ -422,13 +422,13 @@ class Router:
             f.write(''.join(LINE % (n, ip) for ip in ips for n in range(3)))
 
     def alive(self):
-        """Asserts that a line of another jail's log is counted within a second."""
+        """Asserts that a line of another jail's log is counted, long before a program that hangs is given up."""
         self.counted += 1
         start = time.monotonic()
         with open(self.other, 'w') as f:
             f.write(OTHER % (self.counted % 10, self.counted, self.counted))
         assert poll(lambda: self.failures() == self.counted)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 5
 
     def status(self):
         """What `status --json` prints, without the time that a client takes to start."""
