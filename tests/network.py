@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import ipaddress
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -147,11 +148,23 @@ class Namespace:
 
     def reaches(self, address, port=9, source=None):
         """Does a TCP connection from here get through within a second? On the router something listens at port 9."""
-        try:
-            self.connect(address, port, source).close()
-        except OSError:
-            return False
-        return True
+        return self.reached([(address, port, source)]) == [True]
+
+    def reached(self, knocks, seconds=1.0):
+        """For each (address, port, source): does a TCP connection from here get through? All at the same time."""
+        with contextlib.ExitStack() as opened:
+            with self.entered():
+                socks = [opened.enter_context(socket.socket(socket.AF_INET6 if ':' in knock[0] else socket.AF_INET)) for knock in knocks]
+            for sock, (address, port, source) in zip(socks, knocks):
+                sock.setblocking(False)
+                if source:
+                    sock.bind((source, 0))
+                sock.connect_ex((address, port))
+            waiting, deadline = list(socks), time.monotonic() + seconds
+            while waiting and time.monotonic() < deadline:
+                _, ended, _ = select.select([], waiting, [], max(0, deadline - time.monotonic()))
+                waiting = [sock for sock in waiting if sock not in ended]
+            return [sock not in waiting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in socks]
 
     def listen(self, address, port):
         """A listening TCP socket in here."""

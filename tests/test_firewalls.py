@@ -1001,7 +1001,7 @@ PACKET = {4: 'Nov 20 12:00:00 r kernel: [ 9.1] REJECT wan in: IN=wan OUT= MAC= S
 
 def reaches(network, version, source=OUTSIDE):
     """(does the attacker get through to the router, to the LAN behind it?)"""
-    return tuple(network.attacker.reaches(to[version], source=source[version]) for to in (ROUTER, HOST))
+    return tuple(network.attacker.reached([(to[version], 9, source[version]) for to in (ROUTER, HOST)]))
 
 
 class Line:

@@ -1003,7 +1003,7 @@ def test_the_kernels_counters_say_how_many_packets_of_banned_addresses_were_drop
     banwatch_ = daemon(firewall=kind)
 
     def dropped():
-        return {row['jails']: row['packets'] for row in banwatch_.ask('report')['dropped']}
+        return {row['jails']: row['packets'] for row in banwatch_.ask('report')['summary']['dropped']}
 
     def knock(version, ip, port=9):
         with pytest.raises(OSError):

@@ -98,7 +98,7 @@ def an_offloaded_connection_ends(offloading, guard, version):
 def test_a_chosen_nft_ends_offloaded_connections_too(offloading, daemon, programs):
     need('conntrack')
     guard = daemon(firewall='auto')
-    assert settled(guard) == 'nft'
+    assert settled(guard, 'nft') == 'nft'
     his = Talk(offloading, ATTACKER[4], 4)
     assert poll(lambda: offloaded(offloading, 4, ATTACKER[4]))
     assert guard.command('ban', '198.51.100.0/29').returncode == 0      # a whole network

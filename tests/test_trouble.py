@@ -401,7 +401,7 @@ class Router:
         self.network, self.programs, self.kind = network, programs, kind
         self.other = network.path('other')
         self.guard = daemon('[vsftpd]\nenabled = true\nlogpath = fifo:%s\nmaxretry = 1000\n' % self.other, firewall=kind, maxretry=3)
-        assert settled(self.guard) == kind
+        assert settled(self.guard, kind) == kind
         self.counted = 0
 
     def go_wrong(self, script, *tools):
