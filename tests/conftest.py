@@ -8,7 +8,7 @@ import pytest
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
-pytest.register_assert_rewrite('network', 'machine')
+pytest.register_assert_rewrite('network', 'harness')
 os.environ['PATH'] += ':/usr/sbin:/sbin'               # a user's PATH may lack the administrator's programs
 
 

@@ -13,7 +13,6 @@ has its own /dev, /run and accounts, so a syslog daemon can own /dev/log and the
 """
 import contextlib
 import ctypes
-import ipaddress
 import os
 import select
 import signal
@@ -21,8 +20,7 @@ import socket
 import subprocess
 import time
 
-import banwatch
-from machine import banwatch_argv
+from harness import Running
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
@@ -74,16 +72,6 @@ mount --bind /dev/pts /run/dev/pts; ln -s pts/ptmx /run/dev/ptmx; ln -s /proc/se
 mount --rbind /run/dev /dev
 mount --bind {passwd} /etc/passwd; mount --bind {shadow} /etc/shadow
 """
-
-
-def poll(question, seconds=10.0):
-    """The first true answer of `question()`, or its last one when the time is up."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = question()
-        if answer or time.monotonic() > deadline:
-            return answer
-        time.sleep(0.02)
 
 
 class Namespace:
@@ -253,70 +241,15 @@ def service_accounts():
         return ''.join(line for line in f if 0 < int(line.split(':')[2]) < 1000)
 
 
-class Daemon:
-    """`banwatch.py run` on the router, following its log. Options are those of [DEFAULT], _ for a dot;
-    `text` is more of the conf: sections of jails, for instance."""
+class Daemon(Running):
+    """`banwatch.py run` on the router, following its log."""
 
     def __init__(self, network, text='', source=None, firewall='iptables', **options):
         self.network = network
-        self.errors = network.path('banwatch.stderr')
-        self.conf = network.write('banwatch.conf', '\n'.join(
-            ['[banwatch]', 'source = %s' % (source or network.log), 'firewall = ' + firewall,
-             'runtime = ' + network.path('run'), 'state = ' + network.path('state'), '[DEFAULT]']
-            + ['%s = %s' % (name.replace('_', '.'), value) for name, value in options.items()] + [text, '']))
-        self.start()
+        super().__init__(network.directory, text, source or network.log, firewall, **options)
 
-    def argv(self, *words):
-        return banwatch_argv('-c', self.conf, *words)
+    def popen(self, argv, **more):
+        return self.network.router.popen(argv, **more)
 
-    def start(self):
-        """Starts it, and waits until it answers."""
-        with open(self.errors, 'ab') as errors:
-            self.process = self.network.router.popen(self.argv('run'), stdout=errors, stderr=errors)
-        assert poll(lambda: self.process.poll() is not None or self.answers()), 'no answer'
-        assert self.process.poll() is None, self.stderr()
-
-    def command(self, *words):
-        """The CompletedProcess of a banwatch command on the router."""
-        return self.network.router.run(self.argv(*words))
-
-    def answers(self):
-        with contextlib.suppress(banwatch.Problem):
-            return bool(self.ask('status'))
-
-    def ask(self, do):
-        """What `status --json` or `banned --json` prints, without the time that a client takes to start."""
-        answer = banwatch.ask_daemon({'runtime': self.network.path('run')}, {'do': do})
-        return answer['banned'] if do == 'banned' else answer
-
-    def failures(self, jail):
-        return [row['failures'] for row in self.ask('status')['jails'] if row['jail'] == jail][0]
-
-    def bans(self, ip):
-        """The rows of `banned` that hold this address."""
-        address = ipaddress.ip_address(ip)
-        return [row for row in self.ask('banned') if address in ipaddress.ip_network(row['ip'])]
-
-    def wait_banned(self, ip, seconds=10.0):
-        """The rows of `banned` that hold this address, as soon as there are any; fails if there never are."""
-        rows = poll(lambda: self.bans(ip), seconds)
-        assert rows, '%s is not banned; banwatch said:\n%s' % (ip, self.stderr())
-        return rows
-
-    def wait_failures(self, jail, count, seconds=10.0):
-        """Returns when a jail has counted that many failures; fails if it never does, or counts more."""
-        poll(lambda: self.failures(jail) >= count, seconds)
-        assert self.failures(jail) == count
-
-    def stderr(self):
-        with open(self.errors, errors='replace') as f:
-            return f.read()
-
-    def stop(self):
-        """Ends it as init does; its exit code."""
-        self.process.terminate()
-        return self.process.wait(10)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(10)
+    def run(self, argv, **more):
+        return self.network.router.run(argv, **more)

@@ -10,9 +10,7 @@ import sys
 import pytest
 
 import banwatch
-from machine import FakeMachine, config, seeds
-from network import poll
-from test_daemon import House, LINE
+from harness import LINE, FakeMachine, House, config, poll, seeds
 from test_filters import corpus, listeners
 
 OFF = '[dropbear]\nenabled = false\n[sshd]\nenabled = false\n[luci]\nenabled = false\n'
@@ -244,7 +242,7 @@ def test_where_text_is_not_utf_8_names_are_passed_on_all_the_same(daemon, fifo, 
     source, write = fifo
     running = daemon(BELL + '[action note]\nactionban = %s <ip>' % program, source, 'command', action='note', maxretry=1)
     write('from 198.51.100.7 by \u20ac')
-    assert poll(notes), running.stderr()
+    assert poll(notes), running.said()
     assert notes()[0][0] == [b'198.51.100.7'] and notes()[0][1][b'BANWATCH_F_USER'] == '\u20ac'.encode()
 
 
@@ -872,8 +870,8 @@ def test_an_action_that_hangs_delays_nobody_and_is_told_and_leaves_no_process(ne
     assert row == [{'name': 'hang (bell)', 'trouble': 'sleep did not answer in time', 'pending': True, 'bans': row[0]['bans']}]
     shown = running.command('status').stdout
     assert 'WRONG: ' + said in shown and 'action    hang (bell): sleep did not answer in time\n' in shown
-    assert poll(lambda: 'hang (bell): ban of 198.51.100.7 is given up\n' in running.stderr(), 15)
-    assert running.stderr().count(said) == 1 and poll(lambda: not children(running.process.pid))
+    assert poll(lambda: 'hang (bell): ban of 198.51.100.7 is given up\n' in running.said(), 15)
+    assert running.said().count(said) == 1 and poll(lambda: not children(running.process.pid))
     assert running.bans('198.51.100.7')
 
 
@@ -886,7 +884,7 @@ def test_names_of_real_log_lines_reach_the_program_as_they_are_and_do_nothing(da
     write(*['Nov 20 12:27:01 h sshd[%d%d]: Failed password for invalid user %s from 198.51.100.%d port 5 ssh2' % (n + 1, pid, name, n)
             for n, name in enumerate(names) for pid in range(3)])
     write(*[b"Nov 20 12:27:01 h dropbear[9%d]: Bad password attempt for '\xff\xfe' from 198.51.100.99:5" % n for n in range(3)])
-    assert poll(lambda: len(notes()) == len(names) + 1), (notes(), running.stderr())
+    assert poll(lambda: len(notes()) == len(names) + 1), (notes(), running.said())
     told = {environment[b'BANWATCH_IP'].decode(): (argv, environment) for argv, environment in notes()}
     for n, name in enumerate(names):
         argv, environment = told['198.51.100.%d' % n]
@@ -952,7 +950,7 @@ def test_a_stop_is_in_time_whatever_hangs_and_leaves_no_process(network, daemon,
     poll(lambda: [row['bans'] for row in running.ask('status')['actions']] == [1])
     assert running.stop() == 1
     assert not banned_in_kernel(network, '198.51.100.7')
-    assert 'hang (bell): not all bans could be lifted\n' in running.stderr()
+    assert 'hang (bell): not all bans could be lifted\n' in running.said()
     assert poll(lambda: not any('sleep' in read('/proc/%d/cmdline' % pid) for pid in network.router.inhabitants()))
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import banwatch
-from machine import FakeMachine, turn, zone
+from harness import FakeMachine, House, turn, zone
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'cases')
 START = 1795132800                                 # Fri 20 Nov 2026 00:00, UTC
@@ -31,26 +31,23 @@ def repetitions(line):
     return [line] if m is None else [m.group(3).replace('{n}', str(n)) for n in range(int(m.group(1) or 1), int(m.group(2)) + 1)]
 
 
-class Router:
-    """A daemon that reads what is written, at the moment that the line tells."""
+class TimedHouse(House):
+    """A House that reads what is written, at the moment that the line tells."""
 
     def __init__(self, folder, conf, first):
-        self.folder, self.conf = folder, conf
-        self.machine = FakeMachine()
-        self.machine.time = first // 86400 * 86400
-        self.machine.now = 100000.0
-        self.start()
+        machine = FakeMachine()
+        machine.now, machine.time = 100000.0, first // 86400 * 86400
+        super().__init__(folder, conf, machine=machine)
+
+    def conf(self):
+        """Without defaults of its own."""
+        self.defaults = {}
+        return super().conf()
 
     def start(self):
-        text = '[banwatch]\nsource = fifo:%s\nfirewall = none\nruntime = %s\nstate = %s\n' % tuple(
-            str(self.folder / name) for name in ('log', 'run', 'state')) + self.conf
-        config, problems = banwatch.read_config(text, 'banwatch.conf')
-        assert problems == []
         self.machine.nets = [banwatch.make_exempt('192.168.1.0/24', 'the LAN, br-lan')]
         self.machine.memory = lambda: (0, 1 << 20)
-        self.daemon = banwatch.Daemon(self.machine, config, requests=banwatch.request_table())
-        self.daemon.start()
-        turn(self.daemon)
+        super().start()
 
     def pass_time(self, seconds):
         while seconds > 0:                         # what is due each minute need not come more than once an hour
@@ -63,23 +60,9 @@ class Router:
         when = moment(raw, self.machine.time)
         if when is not None:
             self.pass_time(when - self.machine.time)
-        with open(str(self.folder / 'log'), 'wb') as f:
+        with open(self.fifo, 'wb') as f:
             f.write(raw + b'\n')
         turn(self.daemon)
-
-    def ask(self, do, **request):
-        answers = []
-        self.daemon.answer(dict(request, do=do), answers.append)
-        turn(self.daemon, 3)
-        return answers[0]
-
-    def restart(self):
-        self.daemon.stop()
-        turn(self.daemon, 2)
-        os.close(self.machine.lock_fd)
-        before, self.machine = self.machine, FakeMachine()
-        self.machine.time, self.machine.now = before.time, before.now
-        self.start()
 
     def do(self, word, *words):
         """A line of a case that begins with @."""
@@ -88,12 +71,7 @@ class Router:
         elif word == 'send':
             assert self.ask('report', send=True)['sent']
         else:
-            {'restart': self.restart}[word]()
-
-    def close(self):
-        self.daemon.stop()
-        turn(self.daemon, 2)
-        os.close(self.machine.lock_fd)
+            {'restart': lambda: (self.stop(), self.restart())}[word]()
 
 
 def moment(raw, now):
@@ -113,7 +91,7 @@ def told(path, folder):
     case = read_case(path)
     lines = [line for line in case['log'] if line]
     dates = [moment(raw_text(line).encode('utf-8', 'surrogateescape'), START) for line in lines if line[0] not in '@*']
-    router = Router(folder, '\n'.join(case.get('conf', [])) + '\n', min([when for when in dates if when is not None] or [START]))
+    router = TimedHouse(folder, '\n'.join(case.get('conf', [])) + '\n', min([when for when in dates if when is not None] or [START]))
     for line in lines:
         if line.startswith('@ '):
             router.do(*line[2:].split())
@@ -122,7 +100,7 @@ def told(path, folder):
                 router.read(raw_text(text))
     summary = router.ask('report')['summary']
     mail = banwatch.report_mail(summary, router.daemon.config.options('report'), router.machine.time, 0.5)
-    router.close()
+    router.stop()
     text = banwatch.report_text(summary)
     assert not [line for line in router.machine.logged if 'Traceback' in line]
     return text.partition('\nHEALTH\n')[0].rstrip('\n').split('\n'), (text, banwatch.report_page(summary), mail, str(summary))

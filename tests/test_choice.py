@@ -6,9 +6,8 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import FakeMachine
-from network import Namespace, poll
-from test_daemon import House
+from harness import FakeMachine, House, poll
+from network import Namespace
 
 # OpenWrt's fw4 as its templates render it, shortened; port 9 is what tests knock at.
 FW4 = """
@@ -459,7 +458,7 @@ def test_auto_bans_in_earnest_with_what_the_router_has(network, daemon, programs
     set_up(network, programs, what)
     programs.hide(*hidden)
     guard = daemon(firewall='auto')
-    assert settled(guard, kind) == kind, guard.stderr()
+    assert settled(guard, kind) == kind, guard.said()
     assert MACHINES[what][2].split()[-1] in [line for line in guard.command('status').stdout.split('\n') if line.startswith('firewall')][0] or hidden
     assert guard.ask('status')['wrong'] == []
     done = guard.command('ban', *BANNED.values())
@@ -504,7 +503,7 @@ def test_a_tool_that_cannot_do_what_is_needed_is_passed_over(network, daemon, pr
         programs.replace(name, 'text=$(cat); case $text in *match-set*) echo "Couldn\'t load match set" >&2; exit 2;; esac\n'
                                'echo "$text" | /run/sbin/%s "$@"\n' % name)
     guard = daemon(firewall='auto')
-    assert settled(guard, 'iptables') == 'iptables', guard.stderr()
+    assert settled(guard, 'iptables') == 'iptables', guard.said()
     assert guard.command('ban', *BANNED.values()).returncode == 0 and stopped(network)
     assert poll(lambda: traces(network) == {'iptables'}), traces(network)
 
@@ -530,7 +529,7 @@ def test_a_reload_to_another_kind_lets_nothing_through_and_leaves_nothing_behind
     wanted = {after} - {'none'}
     assert poll(lambda: traces(network) == wanted), traces(network)
     assert stopped(network) == bool(wanted)
-    assert 'repaired' not in guard.stderr() and guard.ask('status')['wrong'] == []
+    assert 'repaired' not in guard.said() and guard.ask('status')['wrong'] == []
     assert guard.command('unban', '--all').returncode == 0 and not stopped(network)
     assert guard.stop() == 0 and traces(network) == set()
 

@@ -1,8 +1,6 @@
 """The command line: what is typed, what is printed, and the exit code; with real processes."""
-import contextlib
 import json
 import os
-import pathlib
 import re
 import signal
 import socket
@@ -15,9 +13,8 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import PROGRAM, banwatch_argv
+from harness import PROGRAM, Running, banwatch_argv
 
-LINE = "Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[%d]: Bad password attempt for 'root' from %s:53066\n"
 LOG = ''.join('Nov 20 12:%02d:00 h sshd[%d]: Failed password for root from 192.0.2.7 port 5 ssh2\n' % (n, n) for n in range(12))
 
 
@@ -30,63 +27,9 @@ def banwatch_py(*words, **more):
     return subprocess.run(banwatch_argv(*words), **more)
 
 
-class Running:
-    """`banwatch.py run` with a FIFO, no firewall, and files of its own."""
-
-    def __init__(self, folder, more='', firewall='none'):
-        self.fifo, self.conf = folder / 'fifo', folder / 'c.conf'
-        self.text = ('[banwatch]\nsource = fifo:%s\nfirewall = %s\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxretry = 3\n' % (
-            self.fifo, firewall, folder / 'run', folder / 'state'))
-        self.conf.write_text(self.text + more)
-        self.errors = open(str(folder / 'stderr'), 'w+')
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(banwatch_argv('-c', self.conf, 'run'), stderr=self.errors,
-                                        stdin=subprocess.DEVNULL)
-        self.until(self.answers, 'the start')
-
-    def answers(self):
-        with contextlib.suppress(banwatch.Problem):
-            return bool(self.ask('status'))
-
-    def ask(self, do):
-        """What `status --json` or `banned --json` prints, without the time that a client takes to start."""
-        answer = banwatch.ask_daemon({'runtime': str(self.conf.parent / 'run')}, {'do': do})
-        return answer['banned'] if do == 'banned' else answer
-
-    def __call__(self, *words):
-        return banwatch_py('-c', str(self.conf), *words)
-
-    def json(self, *words):
-        return json.loads(self(*words).stdout)
-
-    def until(self, question, what, seconds=10):
-        end = time.time() + seconds
-        while time.time() < end:
-            if question():
-                return
-            time.sleep(0.02)
-        pytest.fail('%s: not within %d s\n%s' % (what, seconds, self.said()))
-
-    def said(self):
-        with open(self.errors.name) as f:
-            return f.read()
-
-    def fail(self, ip, times=3):
-        with open(str(self.fifo), 'w') as f:
-            f.write(''.join(LINE % (n, ip) for n in range(times)))
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(5)
-        self.errors.close()
-
-
 @pytest.fixture
 def running(tmp_path):
-    made = Running(tmp_path)
+    made = Running(tmp_path, maxretry=3)
     yield made
     made.close()
 
@@ -95,7 +38,7 @@ def running(tmp_path):
 def one():
     with tempfile.TemporaryDirectory() as folder:          # not pytest's own, where only its user may look
         os.chmod(folder, 0o755)
-        made = Running(pathlib.Path(folder))
+        made = Running(folder, maxretry=3)
         yield made
         made.close()
 
@@ -104,7 +47,7 @@ def one():
 def shared(one):
     """A daemon that tests share which leave nothing behind but bans."""
     yield one
-    assert one('unban', '--all').returncode == 0
+    assert one.command('unban', '--all').returncode == 0
 
 
 # --- without a daemon
@@ -261,41 +204,41 @@ def test_replay_needs_no_rights():
 def test_from_failures_to_banned_to_unban(shared):
     shared.fail('192.0.2.77')
     shared.until(lambda: shared.ask('banned'), 'the ban')
-    assert re.search(r'192\.0\.2\.77 +dropbear +\d{4}-\d\d-\d\d [\d:]+ +\d{4}-\d\d-\d\d [\d:]+ +(9m5\ds|10m) +1\n', shared('banned').stdout)
-    assert shared('unban', '192.0.2.77').stdout == '192.0.2.77: unbanned\n'
-    assert shared('banned').stdout == 'nobody is banned\n'
-    done = shared('unban', '192.0.2.77')
+    assert re.search(r'192\.0\.2\.77 +dropbear +\d{4}-\d\d-\d\d [\d:]+ +\d{4}-\d\d-\d\d [\d:]+ +(9m5\ds|10m) +1\n', shared.command('banned').stdout)
+    assert shared.command('unban', '192.0.2.77').stdout == '192.0.2.77: unbanned\n'
+    assert shared.command('banned').stdout == 'nobody is banned\n'
+    done = shared.command('unban', '192.0.2.77')
     assert (done.returncode, done.stderr) == (1, 'banwatch: 192.0.2.77: is not banned\n')
 
 
 def test_ban_by_hand_says_for_how_long(shared):
-    assert shared('ban', '-t', '2h', '192.0.2.7', '198.51.100.77/24').stdout == '192.0.2.7: banned for 2h\n198.51.100.0/24: banned for 2h\n'
-    assert shared('ban', '-t', '-1', '192.0.2.8').stdout == '192.0.2.8: banned for ever\n'
-    assert 'for ever' in shared('banned').stdout
-    assert shared('ban', '-j', 'sshd', '192.0.2.9').stdout == '192.0.2.9: banned for 10m\n'
-    assert shared('ban', '-t', '1y', '192.0.2.9').stdout == '192.0.2.9: banned for 4w\n(bantime.maxtime is 4w; -t -1 bans for ever)\n'
+    assert shared.command('ban', '-t', '2h', '192.0.2.7', '198.51.100.77/24').stdout == '192.0.2.7: banned for 2h\n198.51.100.0/24: banned for 2h\n'
+    assert shared.command('ban', '-t', '-1', '192.0.2.8').stdout == '192.0.2.8: banned for ever\n'
+    assert 'for ever' in shared.command('banned').stdout
+    assert shared.command('ban', '-j', 'sshd', '192.0.2.9').stdout == '192.0.2.9: banned for 10m\n'
+    assert shared.command('ban', '-t', '1y', '192.0.2.9').stdout == '192.0.2.9: banned for 4w\n(bantime.maxtime is 4w; -t -1 bans for ever)\n'
     assert [row['ip'] for row in shared.json('banned', 'sshd', '--json')] == ['192.0.2.9']
-    assert shared('unban', '-j', 'sshd', '192.0.2.9').returncode == 0
-    assert len(shared('unban', '--all').stdout.split('\n')) == 5
+    assert shared.command('unban', '-j', 'sshd', '192.0.2.9').returncode == 0
+    assert len(shared.command('unban', '--all').stdout.split('\n')) == 5
 
 
 @pytest.mark.parametrize('net', ['127.0.0.1', '0.0.0.0/0', '::/0', 'fe80::/64', '224.0.0.1'])
 def test_ban_of_what_is_ours_is_refused_with_the_reason_and_exit_1(shared, net):
-    done = shared('ban', net)
+    done = shared.command('ban', net)
     assert done.returncode == 1 and done.stdout == ''
     assert done.stderr.startswith('banwatch: %s: not banned: overlaps ' % net)
 
 
 def test_an_unknown_jail_is_told_with_the_known_ones(shared):
     for words in (['ban', '-j', 'nope', '192.0.2.7'], ['status', 'nope'], ['banned', 'nope'], ['unban', '-j', 'nope', '192.0.2.7']):
-        done = shared(*words)
+        done = shared.command(*words)
         assert done.returncode == 1 and done.stderr == 'banwatch: nope: no such jail (there are: manual dropbear sshd luci)\n'
 
 
 def test_status_shows_jails_sources_firewall_memory_and_what_is_wrong(running):
     running.fail('192.0.2.7', 2)
     running.until(lambda: running.ask('status')['tracked'], 'the failures')
-    text = running('status').stdout
+    text = running.command('status').stdout
     assert 'banwatch %s, pid %d, up ' % (banwatch.VERSION, running.process.pid) in text
     assert re.search(r'source +fifo:\S+/fifo: 2 lines, last \d', text) and re.search(r'firewall +none: 0 bans', text)
     assert re.search(r'dropbear +2 +1 +0 +0 +0', text)
@@ -307,7 +250,7 @@ def test_status_shows_jails_sources_firewall_memory_and_what_is_wrong(running):
 def test_status_says_what_is_wrong(tmp_path):
     made = Running(tmp_path, '[luci]\nsource = exec:/no/such/program\n')
     try:
-        assert 'WRONG: exec:/no/such/program: No such file or directory' in made('status').stdout
+        assert 'WRONG: exec:/no/such/program: No such file or directory' in made.command('status').stdout
     finally:
         made.close()
 
@@ -317,7 +260,7 @@ def test_status_says_which_filters_are_not_built_in(tmp_path):
     (tmp_path / 'filter.d' / 'web.conf').write_text('[Definition]\nfailregex = ^no <HOST>$\n')
     made = Running(tmp_path, '[web]\n[shop]\nfailregex = ^gone <HOST>$\n')
     try:
-        text = made('status').stdout
+        text = made.command('status').stdout
         assert re.search(r'filter +web: %s/filter.d/web.conf\n' % re.escape(str(tmp_path)), text)
         assert re.search(r'filter +shop: conf\n', text) and not re.search(r'filter +sshd', text)
     finally:
@@ -325,10 +268,10 @@ def test_status_says_which_filters_are_not_built_in(tmp_path):
 
 
 def test_a_second_daemon_is_one_line_and_exit_1(running):
-    done = running('run')
+    done = running.command('run')
     assert done.returncode == 1
     assert done.stderr.split('\n')[-2] == 'banwatch: another banwatch is running (%s/run/lock)' % running.conf.parent
-    assert running('status').returncode == 0
+    assert running.command('status').returncode == 0
 
 
 def test_a_runtime_folder_whose_socket_cannot_be_made_is_one_line(tmp_path):
@@ -341,35 +284,35 @@ def test_a_runtime_folder_whose_socket_cannot_be_made_is_one_line(tmp_path):
 @pytest.mark.slow
 def test_two_thousand_networks_fit_into_one_command(shared):
     nets = ['%d.%d.%d.0/24' % (20 + n % 100, n // 100 % 200, n // 20000) for n in range(2100)]
-    done = shared('ban', *nets)
+    done = shared.command('ban', *nets)
     assert done.returncode == 0 and done.stdout.count(': banned for 10m\n') == 2100
-    assert shared('unban', *nets[:-1], '198.51.100.7').stderr == 'banwatch: 198.51.100.7: is not banned\n'
+    assert shared.command('unban', *nets[:-1], '198.51.100.7').stderr == 'banwatch: 198.51.100.7: is not banned\n'
     assert [row['ip'] for row in shared.json('banned', '--json')] == nets[-1:]
 
 
 def test_a_ban_that_becomes_shorter_is_called_so_in_the_log(running):
     for time in ('1h', '2h', '1h', '-1', '1h'):
-        running('ban', '-t', time, '192.0.2.7')
+        running.command('ban', '-t', time, '192.0.2.7')
     assert re.findall(r'\[manual\] (\w+) ', running.said()) == ['ban', 'extend', 'shorten', 'extend', 'shorten']
 
 
 def test_stop_has_ended_the_daemon_when_it_returns(running):
-    assert running('stop').stdout == 'stopped\n'
+    assert running.command('stop').stdout == 'stopped\n'
     running.start()
-    assert running('status').returncode == 0
+    assert running.command('status').returncode == 0
 
 
 def test_stop_ends_the_daemon_and_its_bans_come_back(running):
-    running('ban', '192.0.2.7')
-    assert running('stop').stdout == 'stopped\n'
+    running.command('ban', '192.0.2.7')
+    assert running.command('stop').stdout == 'stopped\n'
     assert running.process.wait(5) == 0
-    assert running('status').returncode == 69
+    assert running.command('status').returncode == 69
     running.start()
     assert [row['ip'] for row in running.json('banned', '--json')] == ['192.0.2.7']
 
 
 def test_a_sigkill_loses_no_ban_that_was_shown(running):
-    running('ban', '-t', '1h', '192.0.2.7')
+    running.command('ban', '-t', '1h', '192.0.2.7')
     running.fail('192.0.2.8')
     running.until(lambda: len(running.ask('banned')) == 2, 'the ban')
     running.process.kill()
@@ -424,12 +367,12 @@ def test_a_conf_from_standard_input_cannot_be_read_again_and_stays_in_force(tmp_
 
 
 def test_a_mistake_in_the_conf_never_bars_the_way_out(running):
-    running('ban', '192.0.2.7')
+    running.command('ban', '192.0.2.7')
     running.conf.write_text(running.text + '[sshd\n')
-    done = running('unban', '192.0.2.7')
+    done = running.command('unban', '192.0.2.7')
     assert (done.returncode, done.stdout) == (0, '192.0.2.7: unbanned\n')
     assert done.stderr == 'banwatch: %s has mistakes (banwatch.py check tells)\n' % running.conf
-    assert running('status').returncode == 0 and running('stop').returncode == 0
+    assert running.command('status').returncode == 0 and running.command('stop').returncode == 0
     assert running.process.wait(5) == 0
 
 
@@ -459,13 +402,13 @@ def test_replay_of_what_is_no_log_asks_whether_it_is_one():
 
 
 def test_reload_answers_with_the_problems_of_the_conf(running):
-    assert running('reload').stdout == 'reloaded\n'
+    assert running.command('reload').stdout == 'reloaded\n'
     good = running.conf.read_text()
     running.conf.write_text(good + '[sshx]\n')
-    done = running('reload')
+    done = running.command('reload')
     assert done.returncode == 78 and "no filter is called 'sshx'" in done.stderr
     running.conf.write_text(good)
-    assert running('status').returncode == 0
+    assert running.command('status').returncode == 0
 
 
 @pytest.mark.slow
@@ -488,19 +431,19 @@ def test_a_slow_client_and_a_flood_of_clients_do_not_stop_the_daemon(shared):
         sock.connect(path)
         sock.sendall(b'{"do":')
         slow.append(sock)
-    assert shared('status').returncode == 0
+    assert shared.command('status').returncode == 0
     for _ in range(50):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(path)
             sock.sendall(b'junk\n')
     shared.fail('192.0.2.78')
-    shared.until(lambda: '192.0.2.78' in shared('banned').stdout, 'the ban')
+    shared.until(lambda: '192.0.2.78' in shared.command('banned').stdout, 'the ban')
 
 
 def test_the_runtime_folder_is_ours_alone(shared):
     folder = shared.conf.parent / 'run'
     assert folder.stat().st_mode & 0o777 == 0o700
-    shared('banned')
+    shared.command('banned')
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
 
 

@@ -12,8 +12,7 @@ import pytest
 import banwatch
 from banwatch import OK, PROBLEM, WARNING
 from conftest import need
-from machine import FakeMachine, config
-from network import poll
+from harness import FakeMachine, config, poll
 
 WALL = {'name': 'nft', 'trouble': '', 'pending': False, 'why': '', 'mended': '', 'offload': False, 'rules': 3}
 JAIL = {'jail': 'sshd', 'filter': 'sshd', 'failures': 0, 'ignored': 0}

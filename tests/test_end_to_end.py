@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from conftest import need
-from network import PASSWORDS, poll
+from harness import poll
+from network import PASSWORDS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUTER = {4: '203.0.113.1', 6: '2001:db8:1::1'}

@@ -12,8 +12,8 @@ import pytest
 import banwatch
 from banwatch import Change, IPSet, IPTables, NFTables
 from conftest import need
-from machine import config, pairwise, seeds
-from network import Namespace, poll
+from harness import config, pairwise, poll, seeds
+from network import Namespace
 
 HOOKS = ['INPUT', 'FORWARD']
 CONF = config('[luci]\nport = 80,8000:8080\nprotocol = tcp udp\n[dropbear]\nport = ssh\nforward = false\n')

@@ -77,7 +77,7 @@ def test_a_wing_cannot_ban_unban_run_a_command_or_write_a_file():
 
 def test_the_guard_alone_bans(tmp_path):
     """The daemon with no wing at all."""
-    from test_daemon import House
+    from harness import House
     house = House(tmp_path, wings=[])
     house.fail('192.0.2.7', 3)
     assert house.banned() == ['192.0.2.7']
@@ -264,7 +264,7 @@ def test_the_walk_from_a_line_in_a_file_to_the_kernel_is_no_longer_than_it_was(t
     """Functions that the last failure before a ban passes through, from the look at the file to the batch for nft. 75 are
     wanted; that number only falls."""
     import sys
-    from test_daemon import LINE, House
+    from harness import House, LINE
 
     class Walk(House):
         def conf(self):

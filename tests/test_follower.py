@@ -15,8 +15,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, seeds
-from network import poll
+from harness import FakeMachine, poll, seeds
 from test_sources import Reader
 
 LOGREAD = r"""#!%s -IS
@@ -726,5 +725,5 @@ def test_a_log_daemon_that_is_restarted_during_an_attack_costs_no_failure(log, d
     there.wait_failures('dropbear', 25)
     log.write(*guesses(1))
     assert [row['failures'] for row in there.wait_banned('198.51.100.7')] == [26]
-    assert there.stderr().count('] ban ') == 1 and poll(lambda: len(log.alive()) == 1)
+    assert there.said().count('] ban ') == 1 and poll(lambda: len(log.alive()) == 1)
     assert 'logread' in there.command('report').stdout

@@ -12,8 +12,8 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import FakeMachine
-from network import Namespace, poll
+from harness import FakeMachine, poll
+from network import Namespace
 
 PROGRAM = os.path.abspath(banwatch.__file__)
 INIT_D = os.path.join(os.path.dirname(PROGRAM), 'init.d')

@@ -8,8 +8,7 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import seeds
-from network import poll
+from harness import poll, seeds
 from test_firewalls import DAMAGE, JAILS, NETS, now, walls_of
 
 # the doors of test_firewalls.py, and no failures that would lead to bans of their own
@@ -124,11 +123,11 @@ def test_whatever_happens_the_kernel_has_what_banned_shows_and_nothing_after_a_s
         act = watch.rng.choice(acts)
         done.append(act.__name__)
         act()
-        assert poll(lambda: watch.differs() == []), (watch.differs(), done, watch.guard.stderr())
+        assert poll(lambda: watch.differs() == []), (watch.differs(), done, watch.guard.said())
     assert watch.guard.ask('status')['wrong'] == []
     assert watch.guard.stop() == 0
     assert watch.parts() == set()
-    assert 'bug' not in watch.guard.stderr() and 'Traceback' not in watch.guard.stderr()
+    assert 'bug' not in watch.guard.said() and 'Traceback' not in watch.guard.said()
 
 
 def over(limit):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 import banwatch
-from machine import zone
+from harness import zone
 from conftest import need
 
 NOW = 1795179705                                   # Fri Nov 20 2026, 14:01:45 in Berlin, 13:01:45 UTC

@@ -17,7 +17,7 @@ import pytest
 
 import banwatch
 from banwatch import DAY, HOUR, MINUTE, PARTS, SANE
-from test_daemon import House
+from harness import House
 from test_mail import Post, parsed
 
 SAVE, FINDTIME, BANTIME, MAXRETRY, FORGIVEN = HOUR, 600, 600, 5, HOUR

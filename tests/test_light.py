@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import banwatch
-from network import poll
-from test_commands import LINE, LOG
+from harness import LINE, poll
+from test_commands import LOG
 from test_floorplan import TREE
 from test_install import BEFORE, plant
 

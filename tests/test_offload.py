@@ -6,10 +6,8 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import FakeMachine
-from network import poll
+from harness import FakeMachine, House, poll
 from test_choice import KINDS, programs, settled
-from test_daemon import House
 
 ROUTER, LAN = {4: '203.0.113.1', 6: '2001:db8:1::1'}, {4: '192.168.1.2', 6: '2001:db8:2::2'}
 ATTACKER, INNOCENT = {4: '198.51.100.7', 6: '2001:db8:bad::7'}, {4: '198.51.100.8', 6: '2001:db8:bad:8::8'}
@@ -112,13 +110,13 @@ def test_without_conntrack_no_new_connection_gets_through_and_nobody_complains(o
     guard = daemon(firewall=kind)
     assert settled(guard)
     Talk(offloading, ATTACKER[4], 4)
-    said = guard.stderr()
+    said = guard.said()
     assert guard.command('ban', ATTACKER[4]).returncode == 0
     assert not offloading.attacker.reaches(ROUTER[4], source=ATTACKER[4])
     listening = offloading.lan.listen(LAN[4], 7)
     assert not offloading.attacker.reaches(LAN[4], 7, source=ATTACKER[4]) and offloading.attacker.reaches(LAN[4], 7, source=INNOCENT[4])
     listening.close()
-    assert [line for line in guard.stderr()[len(said):].split('\n') if line] == ['[manual] ban 198.51.100.7 for 10m (by hand)']
+    assert [line for line in guard.said()[len(said):].split('\n') if line] == ['[manual] ban 198.51.100.7 for 10m (by hand)']
     assert guard.ask('status')['wrong'] == []
 
 
@@ -136,7 +134,7 @@ def test_where_fw3_offloads_the_entries_of_who_is_banned_go_and_no_others(networ
     assert guard.command('ban', ATTACKER[version]).returncode == 0
     assert poll(lambda: not tracked(network, version, ATTACKER[version]))
     assert tracked(network, version, INNOCENT[version]) and talks[1].passes() and not talks[0].passes()
-    assert 'offloaded' not in guard.stderr()
+    assert 'offloaded' not in guard.said()
 
 
 @pytest.mark.slow

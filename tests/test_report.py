@@ -9,7 +9,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, config, zone
+from harness import FakeMachine, config, zone
 from test_filters import CORPORA, read_groups
 
 NOW, WALL = 900000.0, 1800000000.0                 # Fri 15 Jan 2027 08:00, UTC

@@ -6,9 +6,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, config
-from network import poll
-from test_daemon import House
+from harness import FakeMachine, House, config, poll
 
 HEAD = b'Fri Jan 15 08:00:00 2027 auth.info '
 # passwords that somebody has typed as a name: with digits at its beginning, in it, at its end, and none

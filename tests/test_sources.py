@@ -10,7 +10,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, seeds
+from harness import FakeMachine, seeds
 
 
 class Reader:

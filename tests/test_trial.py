@@ -5,12 +5,12 @@ import os
 import random
 import re
 import subprocess
-import sys
 import time
 
 import pytest
 
 import banwatch
+from harness import banwatch_argv
 
 SSHD = 'Nov 20 12:00:%02d h sshd[%d]: %s\n'
 GUESS = 'Failed password for root from %s port 5 ssh2'

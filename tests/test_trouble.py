@@ -10,10 +10,9 @@ import pytest
 
 import banwatch
 from conftest import need
-from machine import FakeMachine, seeds
-from network import Namespace, poll
+from harness import LINE, FakeMachine, House, poll, seeds
+from network import Namespace
 from test_choice import IPTABLES, KINDS, programs, settled, traces
-from test_daemon import LINE, House
 
 RELOADING = 'Thu Mar  7 12:34:56 2024 user.notice firewall: Reloading firewall due to ifup of wan (eth1)\n'
 TOOLS = {'nft': ['nft'], 'ipset': ['ipset'], 'iptables': ['iptables', 'iptables-restore']}
@@ -446,10 +445,10 @@ class Router:
     def right(self, seconds=40):
         """Asserts that soon nothing is wrong, and the kernel has what the tickets say."""
         assert poll(lambda: not self.wrong() and settled(self.guard), seconds), self.wrong()
-        assert held(self.network.router, self.kind) == self.banned() and traces(self.network) == {self.kind}
+        assert poll(lambda: held(self.network.router, self.kind) == self.banned() and traces(self.network) == {self.kind}, 5)
 
     def told(self, text):
-        return sum(text in line for line in self.guard.stderr().split('\n'))
+        return sum(text in line for line in self.guard.said().split('\n'))
 
 
 @pytest.fixture
@@ -489,7 +488,7 @@ def test_a_tool_in_trouble_stops_nobody_loses_nothing_and_is_told_once(router, k
     here.go_right()
     here.right()
     assert here.banned() == {'198.51.100.7', '198.51.100.8', '192.0.2.99'}
-    lines = [line for line in here.guard.stderr().split('\n') if re.search(text, line)]
+    lines = [line for line in here.guard.said().split('\n') if re.search(text, line)]
     assert 0 < len(lines) <= len(TOOLS[kind]) and len(set(lines)) == len(lines) and max(map(len, lines)) < 400, lines
     assert here.told('works again') == 1
 
@@ -544,7 +543,7 @@ def test_a_stop_while_the_tool_hangs_ends_in_time_and_stop_tidies_up_later(route
     here.guard.wait_banned('198.51.100.8')
     start = time.monotonic()
     assert here.guard.stop() == 1 and time.monotonic() - start < 5
-    assert 'not all could be taken out; `banwatch.py stop` tries again' in here.guard.stderr()
+    assert 'not all could be taken out; `banwatch.py stop` tries again' in here.guard.said()
     here.go_right()
     done = here.guard.command('stop')
     assert done.returncode == 69 and 'have been taken out' in done.stderr, done
@@ -619,10 +618,10 @@ def test_an_old_iptables_is_taken_as_it_is(network, daemon, tmp_path, monkeypatc
         (tmp_path / 'held').write_text('')
         network.router.popen(['sh', '-c', 'sleep 2; rm %s' % (tmp_path / 'held')])
     done = guard.command('ban', '198.51.100.7', '2001:db8:bad::7')
-    assert (done.returncode, done.stderr) == (0, ''), guard.stderr()
+    assert (done.returncode, done.stderr) == (0, ''), guard.said()
     assert not network.attacker.reaches('203.0.113.1', source='198.51.100.7') and network.attacker.reaches('203.0.113.1', source='198.51.100.8')
     assert not network.attacker.reaches('2001:db8:1::1', source='2001:db8:bad::7')
-    assert guard.ask('status')['wrong'] == [] and 'writing all anew' not in guard.stderr(), guard.stderr()
+    assert guard.ask('status')['wrong'] == [] and 'writing all anew' not in guard.said(), guard.said()
     assert guard.stop() == 0
     assert 'banwatch' not in network.router.script('iptables-legacy -S; ip6tables-legacy -S; ipset list -n')
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import banwatch
-from network import Namespace, poll
+from harness import poll
+from network import Namespace
 
 CONF = '[banwatch]\nsource = fifo:%s/log\nfirewall = none\nruntime = %s/run\nstate = %s/state\n'
 
