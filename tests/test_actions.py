@@ -46,7 +46,7 @@ class Hands(FakeMachine):
         self.held.pop(0)(problem, '')
 
 
-class Real(FakeMachine):
+class RealActions(FakeMachine):
     """A FakeMachine that really runs the commands of actions; their deadlines are on its clock."""
 
     def run(self, command, done, seconds=10):
@@ -215,7 +215,7 @@ def test_text_of_the_log_is_in_no_argument_but_in_the_environment(make):
 @pytest.mark.slow
 def test_real_programs_get_the_same_and_no_shell_sees_it(make, diary, tmp_path):
     program, notes = diary
-    house = make('[action note]\nactionban = %s <ip>' % program, Real())
+    house = make('[action note]\nactionban = %s <ip>' % program, RealActions())
     for n, name in enumerate(HOSTILE):
         house.ring('192.0.2.%d' % n, by=name)
     house.until(lambda: len(notes()) == len(HOSTILE))
@@ -227,7 +227,7 @@ def test_real_programs_get_the_same_and_no_shell_sees_it(make, diary, tmp_path):
 
 def test_programs_start_in_the_root_folder_with_nothing_but_a_path_a_language_and_our_tags(make, diary):
     program, notes = diary
-    house = make('[action note]\nactionban = %s' % program, Real())
+    house = make('[action note]\nactionban = %s' % program, RealActions())
     house.ring('192.0.2.7')
     house.until(notes)
     assert {key for key in notes()[0][1] if not key.startswith(b'BANWATCH_')} <= {b'PATH', b'LC_ALL', b'LC_CTYPE'}
@@ -718,7 +718,7 @@ def alive(pid):
 
 def test_one_that_hangs_is_killed_with_its_children_after_its_timeout(make, tmp_path):
     program = script(tmp_path, 'sleep 1000 &\necho $$ $! >%s/pids\nwait\n' % tmp_path)
-    house = make('[action note]\nactionban = %s <ip>\ntimeout = 5s\n' % program, Real())
+    house = make('[action note]\nactionban = %s <ip>\ntimeout = 5s\n' % program, RealActions())
     house.ring('192.0.2.7')
     house.until(lambda: (tmp_path / 'pids').exists() and (tmp_path / 'pids').read_text())
     pids = (tmp_path / 'pids').read_text().split()
@@ -735,7 +735,7 @@ def test_one_that_hangs_is_killed_with_its_children_after_its_timeout(make, tmp_
 def test_one_that_hangs_delays_no_other_jail(make, tmp_path, diary):
     program, notes = diary
     house = make('[action note]\nactionban = sleep 1000\n[door]\nfailregex = ^<HOST> knocks$\naction = diary\n'
-                 '[action diary]\nactionban = %s <ip>\n' % program, Real())
+                 '[action diary]\nactionban = %s <ip>\n' % program, RealActions())
     house.ring('192.0.2.7')
     house.write('192.0.2.8 knocks\n')
     house.until(notes)
@@ -748,7 +748,7 @@ def test_one_that_hangs_delays_no_other_jail(make, tmp_path, diary):
     ('exit 3', 'program: exit code 3'), ('echo no way >&2; exit 1', 'program: no way'),
     (r'printf "\033[31mred\n" >&2; exit 1', r'program: \x1b[31mred'), ('kill -9 $$', 'program: exit code -9')])
 def test_why_a_program_failed_is_said_in_one_harmless_line(make, tmp_path, text, problem):
-    house = make('[action note]\nactionban = %s\n' % script(tmp_path, text), Real())
+    house = make('[action note]\nactionban = %s\n' % script(tmp_path, text), RealActions())
     house.ring('192.0.2.7')
     house.until(house.trouble)
     assert house.trouble() == problem and 'note (bell): ' + problem in house.machine.logged
@@ -756,7 +756,7 @@ def test_why_a_program_failed_is_said_in_one_harmless_line(make, tmp_path, text,
 
 @pytest.mark.parametrize('program', ['banwatch-missing', '/banwatch-missing/x', '/etc/passwd', '/'])
 def test_a_program_that_cannot_be_run_is_named(make, program):
-    house = make('[action note]\nactionban = %s <ip>\n' % program, Real())
+    house = make('[action note]\nactionban = %s <ip>\n' % program, RealActions())
     house.ring('192.0.2.7')
     assert program in house.trouble()
     for _ in range(9):
@@ -769,7 +769,7 @@ def test_a_program_that_cannot_be_run_is_named(make, program):
 def test_what_a_program_prints_does_not_matter_and_takes_no_memory(make, tmp_path, megabytes):
     before = banwatch.Machine().memory()[0]
     house = make('[action note]\nactionban = %s\n' % script(tmp_path, 'head -c %d000000 /dev/zero; head -c %d000000 /dev/zero >&2\n' % (
-        megabytes, megabytes)), Real())
+        megabytes, megabytes)), RealActions())
     house.ring('192.0.2.7')
     most = []
     house.until(lambda: most.append(sum(len(text) for each in house.machine.programs for text in each.read.values()))
@@ -780,7 +780,7 @@ def test_what_a_program_prints_does_not_matter_and_takes_no_memory(make, tmp_pat
 @pytest.mark.slow
 def test_a_grandchild_that_holds_the_pipes_holds_up_nothing(make, tmp_path):
     program = script(tmp_path, 'sleep 1000 &\necho $! >>%s/pids\n' % tmp_path)
-    house = make('[action note]\nactionban = %s\nactionunban = true\n' % program, Real())
+    house = make('[action note]\nactionban = %s\nactionunban = true\n' % program, RealActions())
     house.ring('192.0.2.7', '192.0.2.8')
     house.until(lambda: (tmp_path / 'pids').exists() and (tmp_path / 'pids').read_text().count('\n') == 2 and not house.machine.programs)
     assert house.trouble() == ''
@@ -830,7 +830,7 @@ def test_the_lines_of_bans_take_no_more_memory_than_those_of_a_thousand(make):
 @pytest.mark.slow
 def test_lines_full_of_escapes_fit_into_an_environment(make):
     """Linux takes no argument or variable over 128 KiB: the ban would fail."""
-    house = make('[action note]\nactionban = true <ip>\n', Real(), maxretry=10)
+    house = make('[action note]\nactionban = true <ip>\n', RealActions(), maxretry=10)
     flood(house, 1, 10, ('\U000e0001' * 2000).encode())
     house.turn()
     house.until(lambda: not house.machine.programs)

@@ -599,7 +599,7 @@ TOOLS = {'nft': ['nft'], 'ipset': ['ipset'], 'iptables': ['iptables', 'iptables-
 
 # --- a machine whose clock is turned, and whose firewall programs are real
 
-class Real(FakeMachine):
+class RealTools(FakeMachine):
     """The programs run in a namespace of their own."""
 
     def __init__(self, space):
@@ -616,7 +616,7 @@ class Real(FakeMachine):
 def real(tmp_path, space):
     """A function that starts a daemon with a kind of firewall, and two bans."""
     def start(kind):
-        house = House(tmp_path, firewall=kind, machine=Real(space))
+        house = House(tmp_path, firewall=kind, machine=RealTools(space))
         house.space = space
         ban(house, '192.0.2.7', '2001:db8::7')
         assert held(space, kind) == {'192.0.2.7', '2001:db8::7'}
@@ -755,11 +755,11 @@ def test_a_fight_for_the_first_place_does_not_fill_the_log(real, kind):
     assert house.space.output(['iptables', '-S', 'INPUT']).split('\n')[1].startswith('-A INPUT -j banwatch')
 
 
-class Slow(Real):
+class SlowTools(RealTools):
     """Programs that end when the test says so, in any order; some fail, before or after they have done their work."""
 
     def __init__(self, space, rng):
-        Real.__init__(self, space)
+        RealTools.__init__(self, space)
         self.pending, self.rng, self.luckless = [], rng, 0.0
 
     def run(self, command, done, seconds=10):
@@ -771,7 +771,7 @@ class Slow(Real):
         self.answer = self.really if fate > self.luckless else lambda command: ('no luck', '')
         if fate < self.luckless / 2:
             self.really(command)
-        Real.run(self, command, done)
+        RealTools.run(self, command, done)
 
 
 def kinds(space):
@@ -788,7 +788,7 @@ def kinds(space):
 def test_whatever_happens_in_whatever_order_the_kernel_ends_up_with_the_tickets(tmp_path, space, seed):
     """Bans, reloads to another kind, damage, failures and crashes, while the programs of all kinds are under way."""
     rng = random.Random(seed)
-    house = House(tmp_path, firewall=rng.choice(KINDS), machine=Slow(space, rng))
+    house = House(tmp_path, firewall=rng.choice(KINDS), machine=SlowTools(space, rng))
     nets = ['192.0.2.%d' % n for n in range(1, 9)] + ['2001:db8:%d::/48' % n for n in range(4)]
 
     def finish():
@@ -798,7 +798,7 @@ def test_whatever_happens_in_whatever_order_the_kernel_ends_up_with_the_tickets(
 
     def crash():
         house.crash()
-        old, house.machine = house.machine, Slow(space, rng)
+        old, house.machine = house.machine, SlowTools(space, rng)
         assert not old.said('bug'), old.logged
         for command, _ in old.pending:               # what was under way comes to its end, or does not
             if rng.random() < 0.5:
@@ -964,7 +964,7 @@ def test_a_bug_in_a_firewall_is_told_and_tried_again_and_the_ban_gets_there(tmp_
 OTHER = 'Nov 20 13:00:0%d h vsftpd[%d]: [bob] FAIL LOGIN: Client "192.0.2.%d"\n'
 
 
-class Router:
+class TroubledRouter:
     """The daemon on a router; its firewall programs can be made to go wrong. Two jails, each with a log of its own."""
 
     def __init__(self, network, daemon, programs, kind):
@@ -1024,7 +1024,7 @@ class Router:
 
 @pytest.fixture
 def router(network, daemon, programs):
-    return lambda kind: Router(network, daemon, programs, kind)
+    return lambda kind: TroubledRouter(network, daemon, programs, kind)
 
 
 TROUBLES = {

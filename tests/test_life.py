@@ -144,7 +144,7 @@ class Line:
         self.text, self.when, self.meaning = text, when, meaning
 
 
-class Router(Post):
+class LifesRouter(Post):
     """A machine with a log daemon, a kernel and a sendmail."""
 
     def __init__(self, life):
@@ -327,7 +327,7 @@ class Life(House):
         self.ruleset = Ruleset(self.now)
         self.events, self.made, self.pid = [], 0, 2000
         self.uncounted = 0
-        self.machine = Router(self)
+        self.machine = LifesRouter(self)
         self.machine.now, self.machine.time = 30.0, MIDNIGHT
         self.base = -30.0
         super().__init__(folder, machine=self.machine)
@@ -507,7 +507,7 @@ class Life(House):
         self.start()
 
     def renew(self, **clocks):
-        old, self.machine = self.machine, Router(self)
+        old, self.machine = self.machine, LifesRouter(self)
         for name in ('now', 'time', 'boot', 'posted', 'gone'):
             setattr(self.machine, name, clocks.get(name, getattr(old, name)))
 

@@ -768,7 +768,7 @@ def test_a_dry_run_mails_nothing(tmp_path):
 
 # --- what a real program may do to the daemon
 
-class Real(Post):
+class RealPost(Post):
     """A Post whose sendmail is a real program; its deadline is on the clock that the test turns."""
 
     def run(self, command, done, seconds=10):
@@ -795,7 +795,7 @@ def script(folder, text):
     ('exec sleep 1000', 'sendmail did not answer in time'),
     ('(sleep 1000 &) ; exec sleep 1000', 'sendmail did not answer in time')])
 def test_whatever_sendmail_says_or_does_the_mail_is_kept_and_one_line_tells_why(tmp_path, text, problem):
-    desk = Desk(tmp_path, '[report]\nsendmail = %s -t\n' % script(tmp_path, text), machine=Real())
+    desk = Desk(tmp_path, '[report]\nsendmail = %s -t\n' % script(tmp_path, text), machine=RealPost())
     desk.fail('192.0.2.7', 5)
     assert desk.send() is None
     if 'sleep' in text:
@@ -810,7 +810,7 @@ def test_whatever_sendmail_says_or_does_the_mail_is_kept_and_one_line_tells_why(
 
 
 def test_a_sendmail_that_reads_nothing_and_says_yes_is_believed(tmp_path):
-    desk = Desk(tmp_path, '[report]\nsendmail = %s\n' % script(tmp_path, 'exec >&- <&-; exit 0'), machine=Real())
+    desk = Desk(tmp_path, '[report]\nsendmail = %s\n' % script(tmp_path, 'exec >&- <&-; exit 0'), machine=RealPost())
     desk.fail('192.0.2.7', 5)
     desk.send()
     assert poll(lambda: (desk.machine.reap(), desk.turn(1), desk.answers)[2]) and desk.answers[0]['sent']

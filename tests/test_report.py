@@ -369,7 +369,7 @@ def test_what_is_kept_on_flash_is_small():
 
 # --- nothing lost, nothing twice
 
-class Post:
+class Postman:
     """What an owner gets to read, whatever happens on the way: the protocol of Report.send, gone and came_back,
     the files behind it, and what each mail has told."""
 
@@ -423,7 +423,7 @@ class Post:
 @pytest.mark.parametrize('seed', range(25))
 def test_every_failure_is_told_once_or_twice_in_a_mail_that_says_so(seed):
     rnd = random.Random(seed)
-    post = Post(rnd)
+    post = Postman(rnd)
     for _ in range(rnd.randrange(5, 25)):
         post.now += rnd.randrange(1000)
         rnd.choice([post.fail, post.fail, post.save, post.crash, post.mail, lambda: post.mail(delivered=False),
