@@ -555,7 +555,7 @@ def test_on_a_real_router_each_thing_that_is_amiss_is_a_line_and_the_exit_code(n
     rows = done.stdout.splitlines()
     assert all(len(row) <= 200 for row in rows)
     wrong = [row[9:] for row in rows if row.startswith(PROBLEM)]
-    for words in ('no daemon is running', router.daemon.conf + ':', 'log: ', 'LogLevel QUIET', 'no such user'):
+    for words in ('no daemon is running', '%s:' % router.daemon.conf, 'log: ', 'LogLevel QUIET', 'no such user'):
         assert [row for row in wrong if words in row], (words, rows)
     assert [row for row in rows if row.startswith('warning  banIP is here, too')]
     assert [row for row in rows if row.startswith('ok       clock')], 'the others go on'
