@@ -1191,7 +1191,7 @@ def flood_rows(bench):
 def flash_written(hours, bans):
     """Kilobytes that a daemon writes to its kept state for so many bans, spread over so many hours; how often it writes."""
     banwatch = engine()
-    from machine import FakeMachine, turn
+    from harness import FakeMachine, turn
     with tempfile.TemporaryDirectory(prefix='banwatch-bench-') as folder:
         machine, sizes = FakeMachine(), []
         state, replace = folder + '/state', machine.replace

@@ -8,7 +8,7 @@ import pytest
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
-pytest.register_assert_rewrite('network', 'machine')
+pytest.register_assert_rewrite('network', 'harness')
 os.environ['PATH'] += ':/usr/sbin:/sbin'               # a user's PATH may lack the administrator's programs
 
 
@@ -18,13 +18,15 @@ LONGEST = 180                                           # seconds; a test that t
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: takes seconds; left out on all interpreters but the first')
     config.addinivalue_line('markers', 'mips: runs on an emulated MIPS processor; left out unless `-m mips` asks for it')
+    config.addinivalue_line('markers', 'bench: a long measurement is tried; left out unless `-m bench` asks for it')
     config.real_stderr = os.dup(2)                      # while a test runs, 2 is pytest's
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what is marked mips, unless -m says something about it."""
-    if 'mips' not in config.option.markexpr:
-        items[:] = [item for item in items if not item.get_closest_marker('mips')]
+    """Leaves out what is marked mips or bench, unless -m says something about that."""
+    for name in 'mips', 'bench':
+        if name not in config.option.markexpr:
+            items[:] = [item for item in items if not item.get_closest_marker(name)]
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -13,16 +13,14 @@ has its own /dev, /run and accounts, so a syslog daemon can own /dev/log and the
 """
 import contextlib
 import ctypes
-import ipaddress
-import json
 import os
+import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 
-import banwatch
+from harness import Running
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNET = 0x40000000
@@ -74,16 +72,6 @@ mount --bind /dev/pts /run/dev/pts; ln -s pts/ptmx /run/dev/ptmx; ln -s /proc/se
 mount --rbind /run/dev /dev
 mount --bind {passwd} /etc/passwd; mount --bind {shadow} /etc/shadow
 """
-
-
-def poll(question, seconds=10.0):
-    """The first true answer of `question()`, or its last one when the time is up."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = question()
-        if answer or time.monotonic() > deadline:
-            return answer
-        time.sleep(0.02)
 
 
 class Namespace:
@@ -148,11 +136,23 @@ class Namespace:
 
     def reaches(self, address, port=9, source=None):
         """Does a TCP connection from here get through within a second? On the router something listens at port 9."""
-        try:
-            self.connect(address, port, source).close()
-        except OSError:
-            return False
-        return True
+        return self.reached([(address, port, source)]) == [True]
+
+    def reached(self, knocks, seconds=1.0):
+        """For each (address, port, source): does a TCP connection from here get through? All at the same time."""
+        with contextlib.ExitStack() as opened:
+            with self.entered():
+                socks = [opened.enter_context(socket.socket(socket.AF_INET6 if ':' in knock[0] else socket.AF_INET)) for knock in knocks]
+            for sock, (address, port, source) in zip(socks, knocks):
+                sock.setblocking(False)
+                if source:
+                    sock.bind((source, 0))
+                sock.connect_ex((address, port))
+            waiting, deadline = list(socks), time.monotonic() + seconds
+            while waiting and time.monotonic() < deadline:
+                _, ended, _ = select.select([], waiting, [], max(0, deadline - time.monotonic()))
+                waiting = [sock for sock in waiting if sock not in ended]
+            return [sock not in waiting and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for sock in socks]
 
     def listen(self, address, port):
         """A listening TCP socket in here."""
@@ -241,65 +241,15 @@ def service_accounts():
         return ''.join(line for line in f if 0 < int(line.split(':')[2]) < 1000)
 
 
-class Daemon:
-    """`banwatch.py run` on the router, following its log. Options are those of [DEFAULT], _ for a dot;
-    `text` is more of the conf: sections of jails, for instance."""
+class Daemon(Running):
+    """`banwatch.py run` on the router, following its log."""
 
     def __init__(self, network, text='', source=None, firewall='iptables', **options):
         self.network = network
-        self.errors = network.path('banwatch.stderr')
-        self.conf = network.write('banwatch.conf', '\n'.join(
-            ['[banwatch]', 'source = %s' % (source or network.log), 'firewall = ' + firewall,
-             'runtime = ' + network.path('run'), 'state = ' + network.path('state'), '[DEFAULT]']
-            + ['%s = %s' % (name.replace('_', '.'), value) for name, value in options.items()] + [text, '']))
-        self.start()
+        super().__init__(network.directory, text, source or network.log, firewall, **options)
 
-    def argv(self, *words):
-        return [sys.executable, banwatch.__file__, '-c', self.conf] + list(words)
+    def popen(self, argv, **more):
+        return self.network.router.popen(argv, **more)
 
-    def start(self):
-        """Starts it, and waits until it answers."""
-        with open(self.errors, 'ab') as errors:
-            self.process = self.network.router.popen(self.argv('run'), stdout=errors, stderr=errors)
-        assert poll(lambda: self.process.poll() is not None or self.command('status', '--json').returncode == 0), 'no answer'
-        assert self.process.poll() is None, self.stderr()
-
-    def command(self, *words):
-        """The CompletedProcess of a banwatch command on the router."""
-        return self.network.router.run(self.argv(*words))
-
-    def ask(self, *words):
-        """What a command answers as JSON."""
-        return json.loads(self.network.router.output(self.argv(*words, '--json')))
-
-    def failures(self, jail):
-        return [row['failures'] for row in self.ask('status')['jails'] if row['jail'] == jail][0]
-
-    def bans(self, ip):
-        """The rows of `banned` that hold this address."""
-        address = ipaddress.ip_address(ip)
-        return [row for row in self.ask('banned') if address in ipaddress.ip_network(row['ip'])]
-
-    def wait_banned(self, ip, seconds=10.0):
-        """The rows of `banned` that hold this address, as soon as there are any; fails if there never are."""
-        rows = poll(lambda: self.bans(ip), seconds)
-        assert rows, '%s is not banned; banwatch said:\n%s' % (ip, self.stderr())
-        return rows
-
-    def wait_failures(self, jail, count, seconds=10.0):
-        """Returns when a jail has counted that many failures; fails if it never does, or counts more."""
-        poll(lambda: self.failures(jail) >= count, seconds)
-        assert self.failures(jail) == count
-
-    def stderr(self):
-        with open(self.errors, errors='replace') as f:
-            return f.read()
-
-    def stop(self):
-        """Ends it as init does; its exit code."""
-        self.process.terminate()
-        return self.process.wait(10)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(10)
+    def run(self, argv, **more):
+        return self.network.router.run(argv, **more)

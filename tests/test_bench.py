@@ -303,7 +303,7 @@ def test_hostile_lines_are_sought_and_shown():
 
 @pytest.mark.slow
 def test_the_replay_row_prints_its_table_within_the_width():
-    lines = run('--lines', '2000', 'replay').split('\n')
+    lines = run('--lines', '2000', '--times', '1', 'replay').split('\n')
     assert max(map(len, lines)) <= bench.WIDTH
     text = '\n'.join(lines)
     for what in ('replay, attack log', 'replay, plain log', 'sshguard parser+blocker', 'fail2ban-regex', '2,000 lines'):
@@ -311,13 +311,14 @@ def test_the_replay_row_prints_its_table_within_the_width():
     assert re.search(r'replay, attack log\s+\d+ k/s', text)
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.parametrize('row, whats', [
     ('jails', ['replay, 10 more jails', 'replay, 10 more jails, all built in']),
     ('filters', ["fail2ban's sshd.conf, attack log", "fail2ban's sshd.conf, plain log"]),
     ('many', ['10,000 addresses, extra', '10,000 addresses, a line'])])
 def test_the_rows_about_filters_run_on_a_tiny_log(row, whats):
-    answer = json.loads(run('--json', '--lines', '300', row))
+    answer = json.loads(run('--json', '--lines', '300', '--times', '1', row))
+    assert answer['machine']['cpus'] == os.cpu_count()
     assert list(dict.fromkeys(found['what'] for found in answer['results'])) == whats
     # what may fail: so few lines take no time; a peer is not here
     for note in answer['notes']:
@@ -354,12 +355,13 @@ PEERS = {'sshg-fw-iptables', 'sshg-fw-ipset', 'sshg-fw-nft-sets', 'fail2ban ipta
 
 @pytest.mark.slow
 @pytest.mark.parametrize('row, number, peers', [
-    ('bursts', 9, PEERS | {'one iptables restore', 'one ipset restore', 'one nft -f'}), ('restore', 6, {'start with none'}),
-    ('unban', 3, {'the burst'}), ('check', 9, {'with none'}), ('crowded', 6, {'none banned'}),
-    ('packets', 8, {'none banned', 'flat chain'})])
+    pytest.param('bursts', 9, PEERS | {'one iptables restore', 'one ipset restore', 'one nft -f'}, marks=pytest.mark.bench),
+    pytest.param('restore', 6, {'start with none'}, marks=pytest.mark.bench), pytest.param('crowded', 6, {'none banned'}, marks=pytest.mark.bench),
+    ('unban', 3, {'the burst'}), ('check', 9, {'with none'}), ('packets', 8, {'none banned', 'flat chain'})])
 def test_the_rows_about_firewalls_run_with_few_bans(row, number, peers):
     need('ip', 'unshare', 'nsenter', 'iptables', 'ipset', 'nft', 'fail2ban-server', 'sshguard', root=True)
     answer = json.loads(run('--json', '--bans', '8', '--times', '1', row))
+    assert answer['machine']['cpus'] == os.cpu_count()
     assert len(answer['results']) == number and {found['peer'] for found in answer['results']} == peers
     assert not [found for found in answer['results'] if None in (found['ours'], found['theirs'])], answer['notes']
 
@@ -374,7 +376,7 @@ def test_the_rows_about_a_router_run_on_little():
     assert 1 < written[0] < written[1] < written[2] < 100
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_starts_are_measured_from_source_and_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, 'instructions', lambda argv: len(argv))           # each takes valgrind a second or two
     rows = list(bench.start_rows(bench.Bench(str(tmp_path), bench.arguments(['--times', '1']))))
@@ -387,10 +389,3 @@ def test_starts_are_measured_from_source_and_installed(tmp_path, monkeypatch):
 def test_instructions_are_counted():
     need('valgrind')
     assert 5 < bench.instructions([sys.executable, '-IS', '-c', 'pass']) < 500
-
-
-@pytest.mark.slow
-def test_as_json_the_same_results_come_with_the_machine():
-    answer = json.loads(run('--json', '--lines', '500', 'replay'))
-    assert answer['machine']['cpus'] == os.cpu_count()
-    assert answer['results'][0]['what'] == 'replay, attack log' and answer['results'][0]['ours'] > 0

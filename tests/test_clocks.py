@@ -10,10 +10,8 @@ import pytest
 import banwatch
 from banwatch import DAY, HOUR, MINUTE, SANE
 from conftest import need
-from machine import FakeMachine, zone
-from network import poll
-from test_commands import Running
-from test_daemon import LINE, House, dated
+from harness import LINE, FakeMachine, House, Running, zone
+from test_daemon import dated
 from test_mail import Desk, Post, bodies
 
 WALL = 1800000000.0                  # in 2027
@@ -393,16 +391,16 @@ def test_a_real_daemon_and_its_commands_take_steps_of_decades_and_of_an_hour_dur
     (tmp_path / 'sendmail').write_text('#!/bin/sh\ncat >>%s/mail\n' % tmp_path)
     (tmp_path / 'sendmail').chmod(0o755)
     set_clock(IN_1970)
-    running = Running(tmp_path, '[report]\nsendmail = %s/sendmail\n' % tmp_path)
+    running = Running(tmp_path, '[report]\nsendmail = %s/sendmail\n' % tmp_path, maxretry=3)
     with contextlib.closing(running):
         running.fail('192.0.2.7')
         running.until(lambda: running.json('banned', '--json'), 'the ban')
         end = one_ban(running.json('banned', '--json'), IN_1970)
-        sent = running('report', '--send')
+        sent = running.command('report', '--send')
         assert sent.returncode == 1 and 'the clock is not set yet' in sent.stdout + sent.stderr
         for shown in WALL, WALL - HOUR:
             set_clock(shown)
-            running('report')                      # it looks at the clock, as each line of the log and each minute do
+            running.command('report')                      # it looks at the clock, as each line of the log and each minute do
             assert one_ban(running.json('banned', '--json'), shown) == pytest.approx(end, abs=2)
         running.process.kill()
         running.process.wait(5)
@@ -413,7 +411,7 @@ def test_a_real_daemon_and_its_commands_take_steps_of_decades_and_of_an_hour_dur
         told = running.json('report', '--json')
         assert [step['seconds'] for step in told['steps']] == pytest.approx([WALL - IN_1970, -HOUR, 2 * HOUR], abs=20)
         assert 0 <= told['seconds'] < 20 and told['to'] == pytest.approx(WALL + HOUR, abs=10) and told['bans']['failures'] == 3
-        assert running('report', '--send').returncode == 0 and running.json('report', '--json')['steps'] == []
+        assert running.command('report', '--send').returncode == 0 and running.json('report', '--json')['steps'] == []
         assert (tmp_path / 'mail').read_text().count('Subject: ') == 1
 
 

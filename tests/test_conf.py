@@ -4,7 +4,7 @@ import os
 import pytest
 
 import banwatch
-from machine import config
+from harness import config
 
 ROOT = os.path.dirname(os.path.abspath(banwatch.__file__))
 

@@ -7,78 +7,7 @@ import time
 import pytest
 
 import banwatch
-from machine import FakeMachine, turn
-
-LINE = "Thu Mar  7 12:34:56 2024 authpriv.warn dropbear[%d]: Bad password attempt for 'root' from %s:53066\n"
-
-
-class House:
-    """A daemon on a FakeMachine, and what one does with it."""
-
-    def __init__(self, folder, text='', firewall='none', machine=None, wings=None, **defaults):
-        self.folder, self.text, self.firewall, self.wings = folder, text, firewall, wings
-        self.more = ''               # further options of [banwatch]
-        self.defaults = dict({'maxretry': 3, 'bantime': '10m'}, **defaults)
-        self.machine = machine or FakeMachine()
-        self.fifo = str(folder / 'log')
-        self.start()
-
-    def conf(self):
-        text = '[banwatch]\nsource = fifo:%s\nfirewall = %s\nruntime = %s\nstate = %s\n%s[DEFAULT]\n%s%s' % (
-            self.fifo, self.firewall, self.folder / 'run', self.folder / 'state', self.more,
-            ''.join('%s = %s\n' % (k.replace('_', '.'), v) for k, v in self.defaults.items()), self.text)
-        made, problems = banwatch.read_config(text, 'c')
-        if problems:
-            raise banwatch.Problem('\n'.join(problems), 78)
-        return made
-
-    def start(self):
-        self.daemon = banwatch.Daemon(self.machine, self.conf(), self.conf, wings=self.wings, requests=banwatch.request_table())
-        self.daemon.start()
-        self.turn()
-
-    def turn(self, times=3):
-        turn(self.daemon, times)
-
-    def pass_time(self, seconds):
-        self.machine.pass_time(seconds)
-        self.turn()
-
-    def write(self, text):
-        with open(self.fifo, 'w') as f:
-            f.write(text)
-        self.turn()
-
-    def fail(self, ip, times=1):
-        self.write(''.join(LINE % (n, ip) for n in range(times)))
-
-    def ask(self, do, **request):
-        answers = []
-        self.daemon.answer(dict(request, do=do), answers.append)
-        self.turn()
-        return answers[0]
-
-    def banned(self):
-        return sorted(row['ip'] for row in self.ask('banned')['banned'])
-
-    def crash(self):
-        """SIGKILL: nothing is saved, all that is open goes."""
-        os.close(self.machine.lock_fd)
-        for source in self.daemon.sources.values():
-            source.close()
-        self.daemon.control.sock.close()
-
-    def restart(self, boot=None, **clocks):
-        old, self.machine = self.machine, FakeMachine()
-        self.machine.now, self.machine.time, self.machine.boot = old.now, old.time, boot or old.boot
-        for name, value in clocks.items():
-            setattr(self.machine, name, value)
-        self.start()
-
-    def stop(self):
-        self.daemon.stop()
-        self.turn()
-        os.close(self.machine.lock_fd)
+from harness import LINE, FakeMachine, House, turn
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 import pytest
 
 import banwatch
-from machine import config, failure, jail, login
+from harness import config, failure, jail, login
 
 
 class Court:

@@ -12,15 +12,14 @@ import pytest
 import banwatch
 from banwatch import OK, PROBLEM, WARNING
 from conftest import need
-from machine import FakeMachine, config
-from network import poll
+from harness import FakeMachine, config, poll
 
 WALL = {'name': 'nft', 'trouble': '', 'pending': False, 'why': '', 'mended': '', 'offload': False, 'rules': 3}
 JAIL = {'jail': 'sshd', 'filter': 'sshd', 'failures': 0, 'ignored': 0}
 ESCAPE = 'a\x1b[2Jb\nc\u202e'
 
 
-class House(FakeMachine):
+class WordMachine(FakeMachine):
     """Its files, programs and what runs are words."""
 
     def __init__(self, files={}, programs=('logger', 'sendmail', 'nft', 'logread', 'sshd')):
@@ -69,7 +68,7 @@ class Friend(banwatch.Doctor):
     """A doctor who knows what he is told; waiting turns the clock."""
 
     def __init__(self, machine=None, conf='', answer=None, mail=False, **options):
-        self.machine, self.mail, self.mistakes, self.absent = machine or House(), mail, [], 'no daemon is running'
+        self.machine, self.mail, self.mistakes, self.absent = machine or WordMachine(), mail, [], 'no daemon is running'
         self.config = config('[banwatch]\n' + ''.join('%s = %s\n' % row for row in options.items()) + conf)
         self.answer = None if answer is None else dict(
             {'version': banwatch.VERSION, 'pid': 7, 'uptime': 60, 'memory': 12345, 'wrong': [], 'firewall': [], 'jails': []}, **answer)
@@ -107,7 +106,7 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
 
 
 def test_a_python_that_it_was_not_compiled_for_is_told():
-    house = House()
+    house = WordMachine()
     house.bytecode = False
     says(only(banwatch.check_python, house), WARNING, 'it starts slower', 'banwatch install')
 
@@ -140,7 +139,7 @@ def test_a_conf_from_standard_input_is_read_once(text, mistakes):
     os.write(back[1], text), os.close(back[1])
     try:
         os.dup2(back[0], 0)
-        friend = banwatch.Doctor(House(), '-', False)
+        friend = banwatch.Doctor(WordMachine(), '-', False)
     finally:
         os.dup2(there, 0), os.close(there), os.close(back[0])
     assert len(friend.mistakes) == mistakes and (mistakes or friend.config['runtime'] == '/nowhere')
@@ -176,7 +175,7 @@ def test_what_is_wrong_with_the_daemon_is_told_but_what_the_firewall_has_to_say_
 
 def logging_house(path, most=8, **programs):
     """A house whose `logger` writes what is more urgent than `most` into a file."""
-    house = House({path: 'older lines\n'})
+    house = WordMachine({path: 'older lines\n'})
 
     def logger(command):
         level = command.argv[command.argv.index('-p') + 1].partition('.')[2]
@@ -217,17 +216,17 @@ def test_a_line_that_does_not_come_back_within_three_seconds_is_a_problem(messag
 
 
 def test_without_logger_nothing_can_be_said(messages):
-    says(only(banwatch.check_log, House(programs=()), source=messages), WARNING, 'no `logger`')
+    says(only(banwatch.check_log, WordMachine(programs=()), source=messages), WARNING, 'no `logger`')
 
 
 def test_a_logger_that_finds_no_log_daemon_is_a_problem(messages):
-    house = House()
+    house = WordMachine()
     house.tools['logger'] = lambda command: ('logger: socket /dev/log: No such file or directory', '')
     says(only(banwatch.check_log, house, source=messages), PROBLEM, '/dev/log', 'is the log daemon running')
 
 
 def test_a_source_that_nobody_else_can_read_is_not_asked():
-    house = House()
+    house = WordMachine()
     says(only(banwatch.check_log, house, source='fifo:/run/x'), OK, 'not asked')
     assert not house.ran
 
@@ -258,11 +257,11 @@ def test_no_program_is_waited_for_longer_than_five_seconds(messages):
     ('  loglevel quiet\n', PROBLEM, 'LogLevel quiet'), ('LogLevel FATAL', PROBLEM, 'set LogLevel INFO'),
     ('Port 22\nLogLevel ERROR\n', PROBLEM, 'sshd logs no failures'), ('UseDNS yes\n', WARNING, 'UseDNS no')])
 def test_what_sshd_is_told_to_log(text, level, words):
-    says(only(banwatch.check_log_level, House({'/etc/ssh/sshd_config': text}, ())), level, words)
+    says(only(banwatch.check_log_level, WordMachine({'/etc/ssh/sshd_config': text}, ())), level, words)
 
 
 def test_sshd_itself_is_asked_for_it_knows_all_its_files():
-    house = House({'/etc/ssh/sshd_config': 'Include /etc/ssh/sshd_config.d/*.conf\nLogLevel INFO\n'})
+    house = WordMachine({'/etc/ssh/sshd_config': 'Include /etc/ssh/sshd_config.d/*.conf\nLogLevel INFO\n'})
     house.tools['sshd'] = lambda command: ('', 'port 22\nloglevel QUIET\nusedns no\n')
     says(only(banwatch.check_log_level, house), PROBLEM, 'QUIET')
 
@@ -284,7 +283,7 @@ def test_each_family_is_told():
 
 
 def test_without_a_daemon_and_without_a_firewall_there_is_something_to_install():
-    says(only(banwatch.check_firewall, House(programs=())), PROBLEM, 'neither', 'nftables')
+    says(only(banwatch.check_firewall, WordMachine(programs=())), PROBLEM, 'neither', 'nftables')
 
 
 def test_without_a_daemon_nothing_is_said_of_a_firewall_that_is_there():
@@ -294,14 +293,14 @@ def test_without_a_daemon_nothing_is_said_of_a_firewall_that_is_there():
 def test_offloaded_flows_want_conntrack():
     answer = {'firewall': [dict(WALL, offload=True)]}
     says(only(banwatch.check_offload, answer=answer), WARNING, 'offloaded', 'install conntrack')
-    says(only(banwatch.check_offload, House(programs=['conntrack']), answer=answer), OK, 'conntrack')
+    says(only(banwatch.check_offload, WordMachine(programs=['conntrack']), answer=answer), OK, 'conntrack')
     assert not list(banwatch.check_offload(Friend(answer={'firewall': [WALL]})))
 
 
 # clock, mail, room
 
 def test_a_clock_that_is_not_set_is_a_problem():
-    house = House()
+    house = WordMachine()
     house.time = 1000.0
     says(only(banwatch.check_clock, house), PROBLEM, '1970-01-01', 'ntpd')
 
@@ -312,30 +311,30 @@ def test_a_clock_that_is_set_is_told_with_its_zone():
 
 def test_another_zone_than_that_of_the_machine_is_told(monkeypatch):
     monkeypatch.setenv('TZ', 'UTC0')
-    says(only(banwatch.check_clock, House({'/etc/TZ': 'CET-1CEST\n'})), WARNING, 'CET-1CEST', 'restart banwatch')
-    says(only(banwatch.check_clock, House({'/etc/TZ': 'UTC0\n'})), OK)
+    says(only(banwatch.check_clock, WordMachine({'/etc/TZ': 'CET-1CEST\n'})), WARNING, 'CET-1CEST', 'restart banwatch')
+    says(only(banwatch.check_clock, WordMachine({'/etc/TZ': 'UTC0\n'})), OK)
 
 
 def test_a_sendmail_that_is_missing_and_one_that_is_no_program():
-    says(only(banwatch.check_mail, House(programs=())), WARNING, 'not installed', 'msmtp-mta')
-    says(only(banwatch.check_mail, House({'/usr/lib/sendmail': ''}, ())), WARNING, '/usr/lib/sendmail is no program')
+    says(only(banwatch.check_mail, WordMachine(programs=())), WARNING, 'not installed', 'msmtp-mta')
+    says(only(banwatch.check_mail, WordMachine({'/usr/lib/sendmail': ''}, ())), WARNING, '/usr/lib/sendmail is no program')
 
 
 def test_a_sendmail_that_is_there_is_not_run_unasked():
-    house = House()
+    house = WordMachine()
     says(only(banwatch.check_mail, house, '[report]\nto = me@example.org'), OK, 'me@example.org', '--mail')
     assert not house.ran
 
 
 def test_a_test_mail_is_a_whole_mail_and_the_owner_looks_whether_it_arrives():
-    house = House()
+    house = WordMachine()
     says(only(banwatch.check_mail, house, '[report]\nto = me@example.org', mail=True), OK, 'me@example.org', 'arrives')
     head, _, body = house.ran[0].stdin.partition('\n\n')
     assert 'To: me@example.org' in head and 'Subject: [router] a test by banwatch doctor' in head and 'daily summary' in body
 
 
 def test_a_mail_that_is_refused_is_a_problem_and_nobody_says_that_it_is_tried_again():
-    house = House()
+    house = WordMachine()
     house.tools['sendmail'] = lambda command: ('sendmail: no such user', '')
     found = only(banwatch.check_mail, house, mail=True)
     assert says(found, PROBLEM, 'no such user', 'msmtprc') and 'tries again' not in found.remedy and 'kept' not in found.remedy
@@ -345,14 +344,14 @@ def test_a_mail_that_is_refused_is_a_problem_and_nobody_says_that_it_is_tried_ag
     (None, True, PROBLEM, 'cannot be written'), (5 << 20, False, PROBLEM, 'set `state`'),
     (600 << 10, True, WARNING, '600 kB are free'), (5 << 20, True, OK, '5,120 kB are free')])
 def test_room_for_the_state(free, writes, level, words):
-    house = House()
+    house = WordMachine()
     house.free, house.writes = free, writes
     says(only(banwatch.check_room, house, state='/flash/state'), level, '/flash', words)
 
 
 @pytest.mark.parametrize('kilobytes, level, words', [(60000, OK, '60,000 kB'), (4000, WARNING, 'maxtracked')])
 def test_memory_that_is_free(kilobytes, level, words):
-    house = House({'/proc/meminfo': 'MemTotal: 64000 kB\nMemAvailable:   %d kB\n' % kilobytes})
+    house = WordMachine({'/proc/meminfo': 'MemTotal: 64000 kB\nMemAvailable:   %d kB\n' % kilobytes})
     says(list(banwatch.check_room(Friend(house)))[1], level, words)
 
 
@@ -378,7 +377,7 @@ def test_a_jail_that_nobody_asked_for_that_has_seen_something_or_that_is_young_i
 
 
 def test_another_banning_tool_is_named_once():
-    house = House()
+    house = WordMachine()
     house.running |= {'fail2ban-server', 'sshguard', 'sshg-blocker'}
     assert [found.text for found in banwatch.check_rivals(Friend(house))] == ['fail2ban is here, too', 'sshguard is here, too']
     assert not list(banwatch.check_rivals(Friend()))
@@ -405,7 +404,7 @@ def test_a_check_that_fails_does_not_stop_the_others_and_what_it_had_found_stand
 def test_lines_are_short_and_printable_whatever_files_and_daemon_say(monkeypatch):
     monkeypatch.setenv('TZ', 'UTC0')
     long = ESCAPE * 200
-    house = House({'/etc/TZ': long})
+    house = WordMachine({'/etc/TZ': long})
     house.tools['logger'] = lambda command: (long, '')
     friend = Friend(house, answer={'wrong': [long], 'firewall': [dict(WALL, trouble=long)], 'version': long,
                                    'uptime': 8 * 86400, 'jails': [dict(JAIL, filter=long)]}, conf='[sshd]\nenabled = true')
@@ -418,7 +417,7 @@ def test_lines_are_short_and_printable_whatever_files_and_daemon_say(monkeypatch
 
 # a packet
 
-class Kernel(House):
+class Kernel(WordMachine):
     """Its programs succeed, but for one; packets of the loopback pass as often as it says."""
 
     def __init__(self, passing, failing=''):
@@ -458,7 +457,7 @@ def test_a_firewall_that_is_none_or_does_not_work_is_sent_no_packet(wall):
 
 # real ones
 
-class Router:
+class ExaminedRouter:
     """banwatch on the router, with a syslogd, a sendmail of our own, and the machine's doctor."""
 
     def __init__(self, network, daemon, firewall, **more):
@@ -518,7 +517,7 @@ def test_packets_of_others_are_not_taken_for_the_one_that_was_sent(network):
 @pytest.mark.slow
 @pytest.mark.parametrize('firewall', sorted(SPOIL))
 def test_on_a_real_router_all_is_well_and_what_somebody_spoils_is_mended_and_told(network, daemon, firewall):
-    router = Router(network, daemon, firewall)
+    router = ExaminedRouter(network, daemon, firewall)
     network.router.script('iptables -A INPUT -i lo -j ACCEPT; iptables -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT')
     assert router.daemon.command('ban', '198.51.100.7').returncode == 0
     before = rules(network)
@@ -540,7 +539,7 @@ def test_on_a_real_router_all_is_well_and_what_somebody_spoils_is_mended_and_tol
 @pytest.mark.slow
 def test_on_a_real_router_each_thing_that_is_amiss_is_a_line_and_the_exit_code(network, daemon):
     os.mkfifo(network.log + '.pipe')               # which nobody ever writes to
-    router = Router(network, daemon, 'nft', source=network.log + '*')
+    router = ExaminedRouter(network, daemon, 'nft', source=network.log + '*')
     network.write('sendmail', '#!/bin/sh\necho "no such user" >&2; exit 67\n', 0o755)
     router.syslog.kill()
     router.syslog.wait(5)
@@ -556,7 +555,7 @@ def test_on_a_real_router_each_thing_that_is_amiss_is_a_line_and_the_exit_code(n
     rows = done.stdout.splitlines()
     assert all(len(row) <= 200 for row in rows)
     wrong = [row[9:] for row in rows if row.startswith(PROBLEM)]
-    for words in ('no daemon is running', router.daemon.conf + ':', 'log: ', 'LogLevel QUIET', 'no such user'):
+    for words in ('no daemon is running', '%s:' % router.daemon.conf, 'log: ', 'LogLevel QUIET', 'no such user'):
         assert [row for row in wrong if words in row], (words, rows)
     assert [row for row in rows if row.startswith('warning  banIP is here, too')]
     assert [row for row in rows if row.startswith('ok       clock')], 'the others go on'

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from conftest import need
-from network import PASSWORDS, poll
+from harness import poll
+from network import PASSWORDS
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUTER = {4: '203.0.113.1', 6: '2001:db8:1::1'}
 ATTACKER = {4: '198.51.100.7', 6: '2001:db8:bad::7'}
-BOTH = pytest.mark.parametrize('version', [4, pytest.param(6, marks=pytest.mark.slow)], ids=['IPv4', 'IPv6'])
 # Debian's own, but for the two seconds that pam_unix waits after a wrong password
 PAM = """
 auth [success=1 default=ignore] pam_unix.so nodelay
@@ -79,10 +79,6 @@ def wait_for_port(network):
     assert poll(lambda: network.router.reaches('127.0.0.1', 22))
 
 
-SERVERS = pytest.mark.parametrize('server', [dropbear, pytest.param(sshd, marks=pytest.mark.slow)],
-                                  ids=['dropbear', 'sshd'])
-
-
 # --- clients
 
 def log_in(network, host, address, source, password='wrong', user='alice', times=1, method='password'):
@@ -107,9 +103,8 @@ def gets_through(network, version=4):
 
 # --- from guesses to a ban, and back
 
-@SERVERS
 @pytest.mark.slow
-@BOTH
+@pytest.mark.parametrize('server, version', [(dropbear, 6), (sshd, 4)])
 def test_third_wrong_password_cuts_the_attacker_off_and_unban_lets_it_in_again(network, daemon, server, version):
     busybox_syslogd(network)
     server(network)
@@ -129,17 +124,17 @@ def test_third_wrong_password_cuts_the_attacker_off_and_unban_lets_it_in_again(n
 
 
 @pytest.mark.slow
-@SERVERS
-def test_guessing_users_that_do_not_exist_is_cut_off_too(network, daemon, server):
+@pytest.mark.parametrize('server, version', [(dropbear, 4), (sshd, 6)])
+def test_guessing_users_that_do_not_exist_is_cut_off_too(network, daemon, server, version):
     busybox_syslogd(network)
     server(network)
     banwatch = daemon(maxretry=3)
     for count in (1, 2, 3):
-        assert banwatch.bans(ATTACKER[4]) == []
-        guess(network, user='nobody-here-%d' % count)
+        assert banwatch.bans(ATTACKER[version]) == []
+        guess(network, version, user='nobody-here-%d' % count)
         banwatch.wait_failures(server.__name__, count)
-    banwatch.wait_banned(ATTACKER[4])
-    assert poll(lambda: not gets_through(network))
+    banwatch.wait_banned(ATTACKER[version])
+    assert poll(lambda: not gets_through(network, version))
 
 
 @pytest.mark.parametrize('server, method', [
@@ -228,26 +223,30 @@ def test_a_neighbour_on_the_routers_own_ipv6_network_is_banned_alone(network, da
 
 # --- what a ban does to what is open
 
-@BOTH
 @pytest.mark.slow
-@pytest.mark.parametrize('host, address', [('router', ROUTER), ('lan', {4: '192.168.1.2', 6: '2001:db8:2::2'})],
-                         ids=['to the router', 'through it to the LAN'])
-def test_no_further_byte_of_an_open_connection_passes_after_the_ban(network, daemon, host, address, version):
+@pytest.mark.parametrize('version', [4, 6], ids=['IPv4', 'IPv6'])
+def test_no_further_byte_of_an_open_connection_passes_after_the_ban(network, daemon, version):
+    """Neither to the router nor through it to the LAN."""
     banwatch = daemon()
-    listening = getattr(network, host).listen(address[version], 7)
-    client = network.attacker.connect(address[version], 7, ATTACKER[version])
-    server = listening.accept()[0]
-    with listening, client, server:
-        server.settimeout(0.5)
-        client.sendall(b'before')
-        assert server.recv(100) == b'before'
+    with contextlib.ExitStack() as opened:
+        lines = []
+        for host, address in (network.router, ROUTER[version]), (network.lan, {4: '192.168.1.2', 6: '2001:db8:2::2'}[version]):
+            listening = opened.enter_context(host.listen(address, 7))
+            client = opened.enter_context(network.attacker.connect(address, 7, ATTACKER[version]))
+            server = opened.enter_context(listening.accept()[0])
+            server.settimeout(0.5)
+            client.sendall(b'before')
+            assert server.recv(100) == b'before'
+            lines.append((client, server))
         assert banwatch.command('ban', ATTACKER[version]).returncode == 0
-        client.sendall(b'during')
-        with pytest.raises(socket.timeout):
-            server.recv(100)
+        for client, server in lines:
+            client.sendall(b'during')
+            with pytest.raises(socket.timeout):
+                server.recv(100)
         assert banwatch.command('unban', ATTACKER[version]).returncode == 0
-        server.settimeout(10)
-        assert server.recv(100) == b'during'           # so it was the ban, and nothing else, that kept it
+        for _, server in lines:
+            server.settimeout(10)
+            assert server.recv(100) == b'during'       # so it was the ban, and nothing else, that kept it
 
 
 # --- the daemon's end

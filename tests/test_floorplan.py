@@ -1,9 +1,11 @@
 """The floor plan holds: sections in order, each naming only what stands above it, effects below the water line."""
 import ast
+import bisect
 import os
 import re
 
 import banwatch
+import planted
 
 PATH = banwatch.__file__
 TEXT = open(PATH, encoding='utf-8').read()
@@ -77,7 +79,7 @@ def test_a_wing_cannot_ban_unban_run_a_command_or_write_a_file():
 
 def test_the_guard_alone_bans(tmp_path):
     """The daemon with no wing at all."""
-    from test_daemon import House
+    from harness import House
     house = House(tmp_path, wings=[])
     house.fail('192.0.2.7', 3)
     assert house.banned() == ['192.0.2.7']
@@ -264,7 +266,7 @@ def test_the_walk_from_a_line_in_a_file_to_the_kernel_is_no_longer_than_it_was(t
     """Functions that the last failure before a ban passes through, from the look at the file to the batch for nft. 75 are
     wanted; that number only falls."""
     import sys
-    from test_daemon import LINE, House
+    from harness import House, LINE
 
     class Walk(House):
         def conf(self):
@@ -302,3 +304,31 @@ def test_the_walk_from_a_line_in_a_file_to_the_kernel_is_no_longer_than_it_was(t
     assert walk.banned() == ['192.0.2.7']
     print(len(passed), ' '.join(name for _, name in sorted(passed)))
     assert len(passed) <= 88
+
+
+# --- each fault of planted.py can be planted; whether the tests find them takes minutes: `sh tests/run --planted` tells
+
+PROGRAM_TEXT = planted.source()
+PROGRAM_LINES = PROGRAM_TEXT.split('\n')
+# where the statements of the top level begin; before Python 3.8, a decorated one is where its decorators are
+STARTS = [1] + [min([node.lineno] + [each.lineno for each in getattr(node, 'decorator_list', ())]) for node in ast.parse(PROGRAM_TEXT).body[1:]]
+
+
+def statement_with(fault):
+    """The statement of the top level that a fault's text begins in."""
+    n = bisect.bisect_right(STARTS, PROGRAM_TEXT.count('\n', 0, PROGRAM_TEXT.index(fault.text)) + 1)
+    return '\n'.join(PROGRAM_LINES[STARTS[n - 1] - 1:(STARTS + [len(PROGRAM_LINES) + 1])[n] - 1])
+
+
+def test_each_text_stands_in_the_program_once():
+    assert {fault.name: PROGRAM_TEXT.count(fault.text) for fault in planted.FAULTS if PROGRAM_TEXT.count(fault.text) != 1} == {}
+
+
+def test_what_is_left_is_python():
+    for fault in planted.FAULTS:
+        if PROGRAM_TEXT.count(fault.text) == 1:
+            ast.parse(planted.planted(statement_with(fault), fault), fault.name)
+
+
+def test_no_fault_is_there_twice():
+    assert len({fault.name for fault in planted.FAULTS}) == len({fault[2:4] for fault in planted.FAULTS}) == len(planted.FAULTS)

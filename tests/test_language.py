@@ -3,12 +3,13 @@ import ast
 import calendar
 import os
 import re
+import signal
 import time
 
 import pytest
 
 import banwatch
-from machine import zone
+from harness import zone
 from conftest import need
 
 NOW = 1795179705                                   # Fri Nov 20 2026, 14:01:45 in Berlin, 13:01:45 UTC
@@ -1411,18 +1412,17 @@ def test_what_is_slow_is_measured_by_what_is_usual_on_this_machine(monkeypatch, 
     monkeypatch.setattr(banwatch, 'regex_slowness', lambda: slowness)
     guard = banwatch.Machine().guard
 
-    def search():
-        end = os.times().user + 0.08
-        while os.times().user < end:
+    def search():                                  # 80 ms by the guard's own clock: on a busy machine others tell something else
+        while signal.getitimer(signal.ITIMER_VIRTUAL)[0] > banwatch.GUARD_SECONDS - 0.08:
             sum(range(5000))
         return True
     found = []
     try:
-        for _ in range(30):
+        for _ in range(16):
             found.append(guard(search))
     except banwatch.Runaway:
         pass
-    assert (len(found) == 30) is passes and len(found) >= 8
+    assert (len(found) == 16) is passes and len(found) >= 8
 
 
 def test_no_machine_is_faster_than_the_one_that_slow_was_measured_on():

@@ -17,7 +17,7 @@ import pytest
 
 import banwatch
 from banwatch import DAY, HOUR, MINUTE, PARTS, SANE
-from test_daemon import House
+from harness import House
 from test_mail import Post, parsed
 
 SAVE, FINDTIME, BANTIME, MAXRETRY, FORGIVEN = HOUR, 600, 600, 5, HOUR
@@ -144,7 +144,7 @@ class Line:
         self.text, self.when, self.meaning = text, when, meaning
 
 
-class Router(Post):
+class LifesRouter(Post):
     """A machine with a log daemon, a kernel and a sendmail."""
 
     def __init__(self, life):
@@ -327,7 +327,7 @@ class Life(House):
         self.ruleset = Ruleset(self.now)
         self.events, self.made, self.pid = [], 0, 2000
         self.uncounted = 0
-        self.machine = Router(self)
+        self.machine = LifesRouter(self)
         self.machine.now, self.machine.time = 30.0, MIDNIGHT
         self.base = -30.0
         super().__init__(folder, machine=self.machine)
@@ -451,7 +451,7 @@ class Life(House):
     def wave(self):
         """In one or two minutes 20 to 200 addresses fail 1 to 12 times each, as long as the kernel lets them."""
         seconds, found = self.rng.randrange(60, 100), collections.defaultdict(list)
-        for ip, jail, names in self.attackers(self.rng.randrange(20, 201)):
+        for ip, jail, names in self.attackers(self.rng.randrange(20, 201 if self.pool else 121)):
             left, when = self.rng.randrange(1, 13), self.rng.randrange(seconds // 2)
             while left:
                 n = min(left, self.rng.randrange(1, 4))
@@ -507,7 +507,7 @@ class Life(House):
         self.start()
 
     def renew(self, **clocks):
-        old, self.machine = self.machine, Router(self)
+        old, self.machine = self.machine, LifesRouter(self)
         for name in ('now', 'time', 'boot', 'posted', 'gone'):
             setattr(self.machine, name, clocks.get(name, getattr(old, name)))
 

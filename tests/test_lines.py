@@ -5,7 +5,7 @@ import time
 import pytest
 
 import banwatch
-from machine import zone
+from harness import zone
 
 MESSAGE = b"Bad password attempt for 'root' from 192.0.2.7:5"
 

@@ -14,7 +14,6 @@ import signal
 import socketserver
 import stat
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -22,10 +21,7 @@ import pytest
 import banwatch
 from banwatch import DAY, HOUR, MINUTE, PARTS
 from conftest import need
-from machine import config, facts_of, FakeMachine
-from network import poll
-from test_commands import PROGRAM, Running
-from test_daemon import House
+from harness import FakeMachine, House, Running, banwatch_argv, config, facts_of, poll
 from test_end_to_end import ROUTER
 
 # what an attacker would like to have in a mail, a page or a terminal; as it stands in a log's text
@@ -772,7 +768,7 @@ def test_a_dry_run_mails_nothing(tmp_path):
 
 # --- what a real program may do to the daemon
 
-class Real(Post):
+class RealPost(Post):
     """A Post whose sendmail is a real program; its deadline is on the clock that the test turns."""
 
     def run(self, command, done, seconds=10):
@@ -799,7 +795,7 @@ def script(folder, text):
     ('exec sleep 1000', 'sendmail did not answer in time'),
     ('(sleep 1000 &) ; exec sleep 1000', 'sendmail did not answer in time')])
 def test_whatever_sendmail_says_or_does_the_mail_is_kept_and_one_line_tells_why(tmp_path, text, problem):
-    desk = Desk(tmp_path, '[report]\nsendmail = %s -t\n' % script(tmp_path, text), machine=Real())
+    desk = Desk(tmp_path, '[report]\nsendmail = %s -t\n' % script(tmp_path, text), machine=RealPost())
     desk.fail('192.0.2.7', 5)
     assert desk.send() is None
     if 'sleep' in text:
@@ -814,7 +810,7 @@ def test_whatever_sendmail_says_or_does_the_mail_is_kept_and_one_line_tells_why(
 
 
 def test_a_sendmail_that_reads_nothing_and_says_yes_is_believed(tmp_path):
-    desk = Desk(tmp_path, '[report]\nsendmail = %s\n' % script(tmp_path, 'exec >&- <&-; exit 0'), machine=Real())
+    desk = Desk(tmp_path, '[report]\nsendmail = %s\n' % script(tmp_path, 'exec >&- <&-; exit 0'), machine=RealPost())
     desk.fail('192.0.2.7', 5)
     desk.send()
     assert poll(lambda: (desk.machine.reap(), desk.turn(1), desk.answers)[2]) and desk.answers[0]['sent']
@@ -864,7 +860,7 @@ def start(tmp_path):
     made = []
 
     def starts(more):
-        made.append(Running(tmp_path, more))
+        made.append(Running(tmp_path, more, maxretry=3))
         return made[-1]
     yield starts
     for each in made:
@@ -872,12 +868,12 @@ def start(tmp_path):
 
 
 def counted(running, failures):
-    running.until(lambda: running.json('report', '--json')['bans']['failures'] == failures, 'the failures')
+    running.until(lambda: running.ask('report')['summary']['bans']['failures'] == failures, 'the failures')
 
 
 def sender(running):
     """A `report --send` that is not waited for."""
-    return subprocess.Popen([sys.executable, PROGRAM, '-c', str(running.conf), 'report', '--send'],
+    return subprocess.Popen(banwatch_argv('-c', running.conf, 'report', '--send'),
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -892,45 +888,45 @@ def test_a_real_sendmail_delivers_what_the_daemon_tells_and_what_it_told_without
     with open(str(running.fifo), 'wb') as f:
         f.write(b'Nov 20 12:00:00 h x[1]: .\nNov 20 12:00:00 h x[1]: From here on \xff\x1b[31m\n')
     running.until(lambda: running.json('report', '--json')['health']['lines'] == 2 * len(HOSTILE) + 2, 'the lines')
-    shown = running('report')
+    shown = running.command('report')
     assert shown.returncode == 0 and is_safe(shown.stdout) and 'FAILURES' in shown.stdout and shown.stderr == ''
-    sent = running('report', '--send')
+    sent = running.command('report', '--send')
     assert sent.returncode == 0 and sent.stdout.startswith('sent to Größe <me@example.org>, you@example.org: ['), sent
     recipients, raw = sink.mails[0]
     message = parsed(raw)
     assert recipients == ['me@example.org', 'you@example.org'] and not message.defects and message['Bcc'] is None
     plain, page = bodies(message)
     assert '192.0.2.7' in plain and page.startswith('<!DOCTYPE html>') and all(map(is_safe, (plain, page)))
-    again = running('report', '--send')
+    again = running.command('report', '--send')
     assert again.returncode == 0 and again.stdout.startswith('not sent: nothing to report since ') and len(sink.mails) == 1
     running.fail('192.0.2.9', 2)
     counted(running, 2)
     running.process.terminate()
     running.process.wait(10)
-    shown = running('report')
+    shown = running.command('report')
     assert shown.returncode == 0 and 'the daemon is not running: nobody is banned' in shown.stdout and '2 failures' in shown.stdout
-    sent = running('report', '--send')
+    sent = running.command('report', '--send')
     assert sent.returncode == 0 and '2 failures' in sent.stdout, sent
     assert len(sink.mails) == 2 and 'restart' not in bodies(parsed(sink.mails[1][1]))[0]
-    assert running('report', '--json').returncode == 0 and running.json('report', '--json')['bans']['failures'] == 0
+    assert running.command('report', '--json').returncode == 0 and running.json('report', '--json')['bans']['failures'] == 0
 
 
 @pytest.mark.slow
 def test_a_page_and_json_are_written_as_a_whole_and_for_whom_the_conf_says(start, tmp_path):
     running = start('[report]\nhtmlmode = 640\n')
     page = tmp_path / 'www' / 'page.html'
-    missing = running('report', '--html', str(page))
+    missing = running.command('report', '--html', str(page))
     assert missing.returncode == 1 and len(missing.stderr.splitlines()) == 1 and 'No such file' in missing.stderr
     page.parent.mkdir()
     page.write_text('old')
     old = open(str(page))
-    assert running('report', '--html', str(page)).returncode == 0
+    assert running.command('report', '--html', str(page)).returncode == 0
     assert stat.S_IMODE(page.stat().st_mode) == 0o640 and old.read() == 'old' and os.listdir(str(page.parent)) == ['page.html']
-    assert Tags(page.read_text()).open == [] and running('report', '--html', '-').stdout.startswith('<!DOCTYPE html>')
+    assert Tags(page.read_text()).open == [] and running.command('report', '--html', '-').stdout.startswith('<!DOCTYPE html>')
     old.close()
     assert set(running.json('report', '--json')) >= {'host', 'from', 'to', 'warnings', 'bans', 'addresses', 'hours', 'other', 'health'}
     running.conf.write_text(running.text)
-    assert running('report', '--html', str(page)).returncode == 0 and stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert running.command('report', '--html', str(page)).returncode == 0 and stat.S_IMODE(page.stat().st_mode) == 0o600
 
 
 @pytest.mark.slow
@@ -942,14 +938,14 @@ def test_a_sendmail_that_is_missing_or_refuses_is_one_line_with_the_remedy_and_n
                        ('echo "\033[31mno route" >&2; exit 69', ('\\x1b[31mno route', '/etc/msmtprc'))):
         if text:
             script(tmp_path, text)
-        failed = running('report', '--send')
+        failed = running.command('report', '--send')
         assert failed.returncode == 1 and failed.stdout == '' and is_safe(failed.stderr)
         assert len(failed.stderr.splitlines()) == 1 and all(part in failed.stderr for part in said), failed.stderr
     running.process.terminate()
     running.process.wait(10)
-    assert running('report', '--send').returncode == 1           # without the daemon no less
+    assert running.command('report', '--send').returncode == 1           # without the daemon no less
     script(tmp_path, 'cat >%s' % (tmp_path / 'mail'))
-    sent = running('report', '--send')
+    sent = running.command('report', '--send')
     assert sent.returncode == 0 and '2 failures' in parsed((tmp_path / 'mail').read_text())['Subject'], sent
 
 
@@ -970,13 +966,13 @@ def test_a_kill_of_the_daemon_while_sendmail_has_the_mail_repeats_it_once_and_sa
     assert len(mails()) == 1                       # whoever asked for it does not take the daemon's place
     script(tmp_path, 'cat >%s/mail.$$' % tmp_path)
     running.start()
-    assert '2 failures' in running('report').stdout
-    assert running('report', '--send').returncode == 0
+    assert '2 failures' in running.command('report').stdout
+    assert running.command('report', '--send').returncode == 0
     with open(str(tmp_path / 'go'), 'w'):          # only now the first one says yes, to nobody
         pass
     first, second = (parsed(path.read_text()) for path in mails())
     assert second['Subject'].endswith('(may be a repeat)') and not first['Subject'].endswith('(may be a repeat)')
-    assert running.json('report', '--json')['repeat'] is False and 'repeat' not in running('report', '--send').stdout
+    assert running.json('report', '--json')['repeat'] is False and 'repeat' not in running.command('report', '--send').stdout
 
 
 @pytest.mark.slow
@@ -992,7 +988,7 @@ def test_who_waits_for_sendmail_without_a_daemon_can_give_up(start, tmp_path):
     said = client.communicate(timeout=10)
     assert client.returncode == 1 and said[0] == b'' and said[1].count(b'\n') == 1, said
     script(tmp_path, 'cat >%s/mail' % tmp_path)
-    assert '2 failures' in running('report', '--send').stdout
+    assert '2 failures' in running.command('report', '--send').stdout
     assert parsed((tmp_path / 'mail').read_text())['Subject'].endswith('(may be a repeat)')
 
 
@@ -1003,7 +999,7 @@ def test_the_kernels_counters_say_how_many_packets_of_banned_addresses_were_drop
     banwatch_ = daemon(firewall=kind)
 
     def dropped():
-        return {row['jails']: row['packets'] for row in banwatch_.ask('report')['dropped']}
+        return {row['jails']: row['packets'] for row in banwatch_.ask('report')['summary']['dropped']}
 
     def knock(version, ip, port=9):
         with pytest.raises(OSError):
@@ -1039,7 +1035,7 @@ def told(make, tmp_path):
     (tmp_path / 'conf').write_text('[banwatch]\nruntime = %s\nstate = %s\n' % (tmp_path / 'run', tmp_path / 'state'))
 
     def run(*words, terminal=True, **environment):
-        argv = [sys.executable, PROGRAM, '-c', str(tmp_path / 'conf')] + list(words)
+        argv = banwatch_argv('-c', tmp_path / 'conf', *words)
         environment = dict({'PATH': os.environ['PATH'], 'TERM': 'xterm', 'LANG': 'C.UTF-8'}, **environment)
         if not terminal:
             done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)

@@ -11,8 +11,7 @@ import pytest
 
 import bench
 from conftest import TESTS, need
-from network import poll
-from test_commands import PROGRAM
+from harness import PROGRAM, poll
 
 pytestmark = [pytest.mark.mips, pytest.mark.slow]
 
@@ -60,7 +59,7 @@ def test_a_command_prints_what_it_prints_here_byte_by_byte(words, tmp_path):
     assert there == banwatch_py(HERE, *words) and 'Traceback' not in there[2]
 
 
-class Running:
+class Either:
     """`banwatch.py run` there or here, with one log, no firewall and one state for both."""
 
     def __init__(self, folder, more=''):
@@ -111,7 +110,7 @@ def running(tmp_path):
     made = []
 
     def make(*words):
-        made.append(Running(tmp_path, *words))
+        made.append(Either(tmp_path, *words))
         return made[0]
     yield make
     made[0].close()

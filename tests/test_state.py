@@ -6,7 +6,7 @@ import random
 import pytest
 
 import banwatch
-from machine import FakeMachine
+from harness import FakeMachine
 
 NOW, WALL = 5000.0, 1800000000.0
 

@@ -5,14 +5,13 @@ import os
 import random
 import re
 import subprocess
-import sys
 import time
 
 import pytest
 
 import banwatch
+from harness import banwatch_argv
 
-PROGRAM = os.path.abspath(banwatch.__file__)
 SSHD = 'Nov 20 12:00:%02d h sshd[%d]: %s\n'
 GUESS = 'Failed password for root from %s port 5 ssh2'
 DROPBEAR = "Nov 20 12:00:00 h dropbear[%d]: Bad password attempt for 'alice' from %s:53066\n"
@@ -66,7 +65,7 @@ def rows(tried):
 def process(*words, **more):
     """The CompletedProcess of a real `banwatch.py test`."""
     more = dict({'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'timeout': 30}, **more)
-    return subprocess.run([sys.executable, PROGRAM, '-c', '/dev/null', 'test'] + [str(word) for word in words], **more)
+    return subprocess.run(banwatch_argv('-c', '/dev/null', 'test', *words), **more)
 
 
 def local(text, form='%Y-%m-%d %H:%M:%S'):
