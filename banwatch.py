@@ -221,6 +221,20 @@ def address(text):
     return str(getattr(ip, 'ipv4_mapped', None) or ip)
 
 
+# networks whose addresses have those of others inside: NAT64 (RFC 6052) and Teredo (RFC 4380) one IPv4
+# client each, 6to4 (RFC 3056) one site in each /48
+TRANSLATED = ('64:ff9b::/96', 128), ('2001::/32', 128), ('2002::/16', 48)
+
+
+def customer_prefix(ip, prefix):
+    """How many bits of an IPv6 address say whose it is: `prefix`, where no IPv4 one is inside."""
+    if ip.startswith(('64:ff9b:', '2001:', '2002:')):
+        for net, bits in TRANSLATED:
+            if networks_overlap(ip, net):
+                return max(prefix, bits)
+    return prefix
+
+
 @functools.lru_cache(maxsize=2048)
 def network_of(text, ipv4prefix=32, ipv6prefix=128):
     """The network around `text` (an address or network) as text; a single address has no prefix."""
@@ -2222,28 +2236,35 @@ new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
 class Guarded:
-    """Runs regexes that are not built in under a watchdog. Those that take too long for a line
-    again and again rest for a minute."""
+    """Runs regexes that are not built in under a watchdog. Where they take too long again and again,
+    lines as long as those, or nearly, rest for a minute: who sends such lines hides no others."""
 
-    def __init__(self, guard, what, who):
-        self.guard, self.what, self.who = guard, what, who
+    def __init__(self, guard, what):
+        self.guard, self.what = guard, what
         self.runaways = []           # when one was aborted, lately
-        self.rests = 0               # until when they are not asked
+        self.rests = 0               # until when long lines are not looked at
+        self.size = 0                # what counts as long
         self.last = 0                # when one was aborted last
         self.trouble = ''
 
-    def __call__(self, now, search, *arguments):
-        """What `search` returns; Runaway if that takes too long, or while they rest."""
-        if self.rests - REST_SECONDS <= now < self.rests:
+    def __call__(self, now, size, search, *arguments):
+        """What `search` returns for a line of so many characters; Runaway if that takes too long, or
+        while such lines rest."""
+        resting = self.rests - REST_SECONDS <= now < self.rests
+        if resting and size >= self.size:
             raise Runaway
         try:
             return self.guard(search, *arguments)
         except Runaway:
             self.last, self.trouble = now, self.what
             slide(self.runaways, now, 1, REST_SECONDS, MOST_RUNAWAYS)
-            if len(self.runaways) == MOST_RUNAWAYS:
-                self.runaways, self.rests = [], now + REST_SECONDS
-                self.trouble += '; %s rests for a minute' % self.who
+            if not resting:
+                self.size = size if len(self.runaways) == 1 else min(size, self.size)
+            if resting or len(self.runaways) == MOST_RUNAWAYS:
+                # each time fewer are looked at, so that all of them together take no minute
+                self.size = min(size, self.size) * 3 // 4
+                self.rests = now + REST_SECONDS
+                self.trouble += '; lines of over %d characters rest for a minute' % self.size
             raise
 
     def heal(self, now):
@@ -2317,11 +2338,9 @@ class Filter:
         self.foreign = definition.foreign or bool(failregex) or not all(
             PLAIN_WORD.fullmatch(text) for text in definition.params.values())
         self.failing = Guarded(
-            guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin,
-            'the filter')
+            guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin)
         self.ignoring = Guarded(
-            guard, 'an ignoreregex takes too long for some lines of %s, which count' % self.origin,
-            'it')
+            guard, 'an ignoreregex takes too long for some lines of %s, which count' % self.origin)
         self.guards = self.failing, self.ignoring
         self.meaning = definition.meaning(failregex, ignoreregex)
         program, prefregex = definition.get('program'), definition.get(
@@ -2547,7 +2566,8 @@ class Filter:
         """Yields what a regex that is not built in finds in a block, line by line."""
         for start, end in with_lines(block, most_telling(demanded)):
             try:
-                m = self.failing(wall, regex.search, block, start if led else start - 1, end)
+                m = self.failing(wall, end - start, regex.search, block,
+                                 start if led else start - 1, end)
             except Runaway:
                 continue
             if m:
@@ -2558,7 +2578,7 @@ class Filter:
         a guess."""
         text = block[m.start('begin'):m.end()].decode('utf-8', 'backslashreplace')
         try:
-            return self.ignoring(wall, matches_any, self.ignore, text)
+            return self.ignoring(wall, len(text), matches_any, self.ignore, text)
         except Runaway:
             return False
 
@@ -2882,7 +2902,8 @@ class Jail:
         itself where its network holds an exempt one."""
         net = ip
         if ':' in ip or self.options['ipv4prefix'] != 32:
-            net = network_of(ip, self.options['ipv4prefix'], self.options['ipv6prefix'])
+            net = network_of(ip, self.options['ipv4prefix'],
+                             customer_prefix(ip, self.options['ipv6prefix']))
             if net != ip and self.refusal(net):
                 net = ip
         known = self.refusal(ip), (self.name, net)
@@ -4160,7 +4181,8 @@ class Loop:
             text = traced(e)
             if text not in self.bugs:
                 self.bugs.add(text)
-                self.log('bug, please report it:\n' + text)
+                for line in ['bug, please report it:'] + text.rstrip('\n').split('\n'):
+                    self.log(line)
 
     def due(self):
         """Runs the timers that are due; seconds until the next one, None if there is none."""
@@ -4563,8 +4585,11 @@ class Machine:
             fcntl.flock(self.lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        os.ftruncate(self.lock_fd, 0)
-        os.write(self.lock_fd, b'%d\n' % os.getpid())
+        try:
+            os.ftruncate(self.lock_fd, 0)
+            os.write(self.lock_fd, b'%d\n' % os.getpid())
+        except OSError:                            # no room: it is only for people
+            pass
         return True
 
     def replace(self, path, text, mode=0o600):
@@ -4790,8 +4815,7 @@ class Machine:
 
     def log_to_syslog(self):
         syslog.openlog('banwatch', syslog.LOG_PID, syslog.LOG_DAEMON)
-        self.log = lambda text: [syslog.syslog(syslog.LOG_NOTICE, line)
-                                 for line in text.split('\n')]
+        self.log = lambda text: syslog.syslog(syslog.LOG_NOTICE, printable(text))
         self.loop.log = self.log
 
     def log(self, text):
@@ -4801,7 +4825,7 @@ class Machine:
         else:
             stamp = ''
         try:
-            sys.stderr.write(stamp + text + '\n')
+            sys.stderr.write(stamp + printable(text) + '\n')
             sys.stderr.flush()
         except OSError:
             pass
@@ -5021,6 +5045,7 @@ SOON = 0.001
 BACKLOG = 1 << 18                    # of a log seen for the first time, this much is read back
 # bytes before an offset that tell whether it is still the same file
 MARK = 64
+MOST_FILES = 200                     # of a glob; each takes a descriptor
 RETIRE = 600                         # a renamed file that has been quiet for so long is let go
 SEEN = 100                           # lines of a program by which it is known what it tells again
 # seconds after which the ring is asked whether there is nothing to hear
@@ -5572,6 +5597,9 @@ class Tail(Source):
         ones."""
         now, paths = self.machine.ticks(), sorted(glob.glob(self.argument))
         there, new, trouble = set(), False, '' if paths else 'waiting for it to appear'
+        if len(paths) > MOST_FILES:
+            trouble = '%d files: only the %d newest are followed' % (len(paths), MOST_FILES)
+            paths = sorted(paths, key=lambda path: self.machine.age(path) or 0)[:MOST_FILES]
         for path in paths:
             try:
                 info = os.stat(path)
@@ -6941,7 +6969,8 @@ class Daemon:
             try:
                 self.reload()
             except Problem as e:
-                self.machine.log('reload refused, nothing has changed: %s' % e)
+                for line in str(e).split('\n'):
+                    self.machine.log('reload refused, nothing has changed: %s' % line)
         elif number == signal.SIGCHLD:
             self.machine.reap()
 
@@ -7302,7 +7331,8 @@ def show_status(conf, options, words):
     rows += table(head, [[jail[key] for key in keys] for jail in answer['jails']])
     if answer['wrong']:
         rows.append('')
-    return print_rows(rows + ['WRONG: ' + printable(text) for text in answer['wrong']])
+    rows += ['WRONG: ' + text for text in answer['wrong']]
+    return print_rows([printable(row) for row in rows])
 
 
 def answer_banned(daemon, request, reply):
@@ -7541,8 +7571,11 @@ def tidy_up(machine, config):
 
 
 def write_page(name, text, mode):
-    """Writes a file that somebody has named; a link stays one."""
-    path = os.path.realpath(name)
+    """Writes a file that somebody has named. A link stays one, unless others may make links there:
+    then it is replaced."""
+    path, folder = name, os.stat(os.path.dirname(name) or '.')
+    if folder.st_uid in (0, os.geteuid()) and not folder.st_mode & 0o022:
+        path = os.path.realpath(name)
     if os.path.exists(path) and not os.path.isfile(path):
         raise Problem('%s: not a file (- is standard output)' % printable(name))
     Machine().replace(path, text, mode)
@@ -7617,8 +7650,7 @@ class LineFilter:
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.definition, self.origin = definition, definition.origin
         self.guarded = Guarded(
-            guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin,
-            'the filter')
+            guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin)
         self.guards = self.guarded,
         self.meaning = definition.meaning(failregex, ignoreregex)
         get = definition.get
@@ -7753,7 +7785,7 @@ class LineFilter:
         """The Look of the next line (text); None if no regex matched. `wall` fills in what its date
         lacks; with `date` (seconds since 1970) the text is one that has no date."""
         try:
-            matched = self.guarded(wall, self.match, text, wall, date)
+            matched = self.guarded(wall, len(text), self.match, text, wall, date)
         except Runaway:
             self.buffer = []
             return TOO_SLOW
@@ -8760,7 +8792,7 @@ class Rule:
         self.regexes = None
         if guard:
             self.guarded = Guarded(
-                guard, 'its regex takes too long for some lines, which are skipped', 'it')
+                guard, 'its regex takes too long for some lines, which are skipped')
             self.check()
 
     def check(self):
@@ -8791,7 +8823,7 @@ class Rule:
         long."""
         search = unguarded
         if self.guarded:
-            search = functools.partial(self.guarded, now)
+            search = functools.partial(self.guarded, now, len(message))
         if not search(self.program.fullmatch, program):
             return None
         if self.regexes is None:
@@ -10156,6 +10188,8 @@ def show_report(conf, options, words):
         raise Problem('not sent: %s (%s)' % (printable(problem), mail_remedy(problem)))
     if 'json' in options:
         return print_rows([json.dumps(summary)])
+    if send and not sys.stdout.isatty():           # cron would mail what we say
+        return 0
     if send and answer['sent']:
         return print_rows(['sent to %s: %s' % (answer['to'], answer['sent'])])
     if send:
@@ -10269,7 +10303,8 @@ def log_blocks(name):
             hint = ' (try: journalctl -o short-iso | banwatch.py replay -)'
         else:
             hint = ''
-        raise Problem('%s: %s%s' % (name, getattr(e, 'strerror', None) or e, hint), code) from None
+        why = getattr(e, 'strerror', None) or e
+        raise Problem('%s: %s%s' % (printable(name), why, hint), code) from None
 
 
 def default_log(machine):
@@ -12312,14 +12347,14 @@ def main(argv):
     except Problem as e:
         for line in str(e).split('\n'):
             located = e.code == os.EX_CONFIG and re.match(r'.+?:\d+: ', line)
-            print(line if located else 'banwatch: ' + line, file=sys.stderr)
+            print(printable(line if located else 'banwatch: ' + line), file=sys.stderr)
         return e.code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as e:
-        print('banwatch: %s: %s' % (e.filename or 'the system says', e.strerror or e),
-              file=sys.stderr)
+        who = printable(str(e.filename or 'the system says'))
+        print('banwatch: %s: %s' % (who, e.strerror or e), file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)           # what standard output still holds
         return 1
     except KeyboardInterrupt:
