@@ -141,7 +141,7 @@ class Regex:
 class Ticket:
     """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in
     ticks."""
-    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'matches')
+    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'matches', 'ignored')
 
     def __init__(self, jail, network, since, until, count, failures):
         self.jail = jail
@@ -151,6 +151,7 @@ class Ticket:
         self.count = count           # how many bans of this network in this jail, this one included
         self.failures = failures     # that led to it
         self.matches = None          # (lines, fields) of the log, if the jail has an action
+        self.ignored = 0             # failures that came although it was in force
 
     @property
     def key(self):
@@ -221,8 +222,8 @@ def address(text):
     return str(getattr(ip, 'ipv4_mapped', None) or ip)
 
 
-# networks whose addresses have those of others inside: NAT64 (RFC 6052) and Teredo (RFC 4380) one IPv4
-# client each, 6to4 (RFC 3056) one site in each /48
+# networks whose addresses have those of others inside: NAT64 (RFC 6052) and Teredo (RFC 4380) one
+# IPv4 client each, 6to4 (RFC 3056) one site in each /48
 TRANSLATED = ('64:ff9b::/96', 128), ('2001::/32', 128), ('2002::/16', 48)
 
 
@@ -231,7 +232,7 @@ def customer_prefix(ip, prefix):
     if ip.startswith(('64:ff9b:', '2001:', '2002:')):
         for net, bits in TRANSLATED:
             if networks_overlap(ip, net):
-                return max(prefix, bits)
+                return bits
     return prefix
 
 
@@ -547,7 +548,7 @@ def prefix_length(least, most):
     return read
 
 
-SOURCE = Regex(r'auto|logread|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
+SOURCE = Regex(r'auto|logread|journalctl|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
                r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
 
 
@@ -556,8 +557,8 @@ def source_list(text):
     bad = [line for line in text_rows(text) if not is_source(line)]
     if bad:
         raise ValueError(
-            '%s: no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, '
-                         'udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % quoted(' | '.join(bad)))
+            '%s: no log source (one a line: auto, logread, journalctl, /var/log/messages, '
+            'fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % quoted(' | '.join(bad)))
     return text_rows(text)
 
 
@@ -675,9 +676,9 @@ Option = collections.namedtuple('Option', 'section name read default help')
 # anew; 'action', 'rule': for each [action NAME] and [rule NAME]
 OPTIONS = [Option(*row) for row in (
     ('banwatch', 'source', source_list, 'auto',
-     'Where the log is: auto | logread | /PATH (globs allowed) | fifo:/PATH | exec:/PROGRAM\n'
-     'ARGS | udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a line, several\n'
-     'allowed.'),
+     'Where the log is: auto | logread | journalctl | /PATH (globs allowed) | fifo:/PATH |\n'
+     'exec:/PROGRAM ARGS | udp:PORT (on loopback) | udp:ADDR:PORT | - (standard input). One a\n'
+     'line, several allowed.'),
     ('banwatch', 'firewall', one_of('auto', 'ipset', 'nft', 'iptables', 'command', 'none'), 'auto',
      "auto | ipset | nft | iptables | command | none. auto does as the machine's own firewall\n"
      'does; ipset is iptables with sets; command bans by `action` alone; none counts and\n'
@@ -2236,8 +2237,8 @@ new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
 class Guarded:
-    """Runs regexes that are not built in under a watchdog. Where they take too long again and again,
-    lines as long as those, or nearly, rest for a minute: who sends such lines hides no others."""
+    """Runs regexes that are not built in under a watchdog. Where they take too long again and
+    again, lines as long as those, or nearly, rest for a minute: who sends such hides no others."""
 
     def __init__(self, guard, what):
         self.guard, self.what = guard, what
@@ -2248,8 +2249,8 @@ class Guarded:
         self.trouble = ''
 
     def __call__(self, now, size, search, *arguments):
-        """What `search` returns for a line of so many characters; Runaway if that takes too long, or
-        while such lines rest."""
+        """What `search` returns for a line of so many characters; Runaway if that takes too long,
+        or while such lines rest."""
         resting = self.rests - REST_SECONDS <= now < self.rests
         if resting and size >= self.size:
             raise Runaway
@@ -2461,7 +2462,8 @@ class Filter:
                 if not ip:
                     told = m[ip_at]
             if keep and told is None:
-                told = self.told(block, m, user if verdict == FAIL else None)
+                line = block[block.rfind(b'\n', 0, at + 1) + 1:m.end()]
+                told = line.strip().decode('utf-8', 'backslashreplace')
             if special:
                 special = [m[group] if group else None for group in special]
             if self.ignore and self.ignored(block, m, wall):
@@ -2528,6 +2530,8 @@ class Filter:
                         new -= 1
             if new > 0 and ip:
                 name = as_text(user) if user and verdict == FAIL else None
+                if told is not None:
+                    told = told, {'user': name} if name else {}
                 yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
                 back = 0
@@ -2554,13 +2558,6 @@ class Filter:
                 del waiting[identity]
                 return 1
         return 0
-
-    @staticmethod
-    def told(block, m, user):
-        """What a LogEvent tells: the line, and who was named in it."""
-        line = block[block.rfind(b'\n', 0, m.start() + 1) + 1:m.end()]
-        return (line.strip().decode('utf-8', 'backslashreplace'),
-                {'user': as_text(user)} if user else {})
 
     def matches_in_lines(self, regex, block, demanded, led, wall):
         """Yields what a regex that is not built in finds in a block, line by line."""
@@ -3051,6 +3048,7 @@ def port_spans(ports):
             for part in ports.split(',')]
 
 
+UNDER_WAY = 10                       # seconds after a ban in which older lines may come
 # What has become of a log event, for those who are told.
 LOGGED_IN, IGNORED, FAILED = 'login', 'ignored', 'failure'
 
@@ -3094,6 +3092,8 @@ class Judge:
         options = jail.options
         if key in self.bans.tickets:
             ticket = self.bans.heard(key)
+            if event.when > ticket.since + UNDER_WAY:
+                ticket.ignored += event.guesses
             if not options['bantime.extend'] or ticket.until is None:
                 return None
             return self.longer(ticket, options, event)
@@ -4648,7 +4648,7 @@ class Machine:
         self.make_folder(os.path.dirname(self.byte_code(path)))
         loader = importlib.util.spec_from_file_location('banwatch', path).loader
         # 2: without docstrings, which take memory and flash
-        code = loader.source_to_code(source, os.path.basename(path), _optimization=2)
+        code = loader.source_to_code(source, os.path.basename(path), _optimize=2)
         self.replace(self.byte_code(path),
                      importlib.util.MAGIC_NUMBER + head + marshal.dumps(code), 0o644)
 
@@ -5136,6 +5136,11 @@ class Source:
         """What `start` needs to go on from here after a restart; None if there is no such thing."""
         return None
 
+    def quiet(self, seconds):
+        """Has the file of this name not been written to for so long?"""
+        age = self.machine.age(self.meant)
+        return age is not None and age > seconds
+
     def check(self):
         """Once a minute: is this still what the conf means?"""
 
@@ -5269,6 +5274,7 @@ class Logread(Child):
     order."""
     fills = True
     SOCKET = '/dev/log'              # each log daemon makes it anew
+    RING, LAST = ['logread'], ['logread', '-l', '1']          # what prints all, and the last line
     asked = 0                        # when
     # what the follower may tell although the ring has told it, and how long
     ring, ring_until = None, 0
@@ -5285,7 +5291,7 @@ class Logread(Child):
 
     def ask_ring(self):
         self.asked = self.machine.ticks()
-        self.machine.run(Command(['logread']), functools.partial(self.read_ring, self.process),
+        self.machine.run(Command(self.RING), functools.partial(self.read_ring, self.process),
                          RING_SECONDS)
 
     def take(self, block):
@@ -5370,7 +5376,7 @@ class Logread(Child):
         elif self.process and not self.settling and now - max(
             self.asked, self.last or 0) >= SILENCE:
             self.asked = now
-            self.machine.run(Command(['logread', '-l', '1']),
+            self.machine.run(Command(self.LAST),
                              functools.partial(self.heard, self.process), RING_SECONDS)
 
     def heard(self, process, problem, output):
@@ -5382,6 +5388,13 @@ class Logread(Child):
     def is_deaf(self, process, last):
         if process is self.process and last not in self.seen:
             self.fail('has gone deaf')
+
+
+class Journal(Logread):
+    """systemd's journal, in the same way: what it has kept of the last minutes is its ring."""
+    RING = ['journalctl', '-q', '-o', 'short-iso', '--since=-10min']
+    LAST = ['journalctl', '-q', '-o', 'short-iso', '-n', '1']
+    complaint, check = Child.complaint, Source.check           # it finds a new log daemon by itself
 
 
 def inode(path):
@@ -5676,11 +5689,13 @@ def find_source(machine):
     if machine.exists('/etc/openwrt_release') and machine.which('logread'):
         return 'logread'
     logs = [path for path in LOGS if machine.age(path) is not None]
-    fresh = [path for path in logs if machine.age(path) < STALE]
+    journal = machine.which('journalctl') and machine.exists('/run/systemd/journal')
+    # where there is a journal, a file may be what is left of an older system log
+    fresh = [path for path in logs if machine.age(path) < (HOUR if journal else STALE)]
     if fresh:
         return fresh[0]
-    if machine.which('journalctl') and machine.exists('/run/systemd/journal'):
-        return 'exec:%s -f -q -n 0 -o short-iso' % machine.which('journalctl')
+    if journal:
+        return 'journalctl'
     if logs:
         return logs[0]
     return '/var/log/messages'
@@ -5696,6 +5711,8 @@ def make_source(spec, machine, *more):
     kind, argument = Tail, meant
     if meant == 'logread':
         kind, argument = Logread, ['logread', '-f']
+    elif meant == 'journalctl':
+        kind, argument = Journal, ['journalctl', '-f', '-q', '-n', '0', '-o', 'short-iso']
     elif word == 'exec':
         kind, argument = Child, shlex.split(rest)
     elif word == 'fifo' or meant == '-':
@@ -6133,6 +6150,11 @@ class Wall(Worker):
         self.look_after()
         self.probe = self.kind == 'auto'
 
+    def write_again(self):
+        """Writes all rules again: other tickets may be in the kernel now."""
+        for sync in self.syncs:
+            sync.need = REBUILD
+
     def look_after(self):
         """Looks at what the kernel has, at the next turn."""
         self.look_soon = None
@@ -6480,6 +6502,8 @@ def ask_daemon(config, request):
 
 STOP_SECONDS = 4                     # procd kills after 5
 BY_HAND = 'by hand'
+ROUTE_SECONDS = 2                    # between two looks for a default route
+GOES_ON = 10                         # failures of somebody who is banned, until that is told
 STEP = 2                             # seconds by which the wall clock may have been set unnoticed
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
 # What has become of a ban, for those who are told.
@@ -6589,6 +6613,8 @@ class Daemon:
         self.offset = machine.wall() - machine.ticks()
         self.next_timer = None
         self.exempt = ()             # what of this machine must never be banned
+        # are tickets left out of the kernel until a default route is known?
+        self.resting, self.route_timer = False, None
         jails = self.make_jails(config)
         self.most_bans = self.room_for_bans(config)            # whatever the firewall can hold
         self.judge = Judge(jails, config['maxtracked'], self.most_bans, machine.chance)
@@ -6764,7 +6790,8 @@ class Daemon:
         now."""
         wanted = self.judge.jails.sources
         auto = self.sources.get('auto')
-        if auto and auto.trouble and find_source(self.machine) != auto.meant:
+        silent = auto and auto.meant.startswith('/') and auto.quiet(HOUR)
+        if auto and (auto.trouble or silent) and find_source(self.machine) != auto.meant:
             self.part(self.sources.pop('auto'))
         for spec in [spec for spec in self.sources if spec not in wanted]:
             self.part(self.sources.pop(spec))
@@ -6836,6 +6863,20 @@ class Daemon:
         if order:
             self.ban(jail, order.network, order.seconds, order.failures, order.matches)
 
+    def note_ineffective(self):
+        """Reports bans that stop nobody: failures go on, well after they have come into force."""
+        found = [ticket for ticket in self.judge.bans.tickets.values()
+                 if ticket.ignored >= GOES_ON and self.wall.built()]
+        text = ''
+        if found and self.config['firewall'] not in ('none', 'command'):
+            latest = found[-1]
+            text = ('%s goes on although it is banned by %s (%s since)%s: another rule first, a '
+                    'proxy in front, a published port, an offloaded connection?' % (
+                        latest.network, latest.jail, plural(latest.ignored, 'failure'),
+                        ', %d others, too' % (len(found) - 1) if found[1:] else ''))
+        if text.partition(' (')[0] != self.troubles.get('bans', '').partition(' (')[0]:
+            self.note('bans', text)
+
     def ban(self, jail, network, seconds, failures=0, matches=None):
         """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
         refusal = jail.refusal(network)
@@ -6898,11 +6939,22 @@ class Daemon:
             self.note('netlink', '')
         except OSError as e:
             self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
-        if self.judge.jails.protect(self.exempt):
-            for ticket in list(self.judge.bans.tickets.values()):
-                why = self.refused(ticket)
-                if why:
-                    self.unban(ticket, why)
+        changed = self.judge.jails.protect(self.exempt)
+        if changed:
+            self.wall.write_again()
+        elif not self.resting:
+            return
+        self.resting = False
+        for ticket in list(self.judge.bans.tickets.values()):
+            why = self.refused(ticket)
+            # without a default route, the WAN's own network looks like a LAN: what is in it rests
+            if why and '(the LAN, ' in why and not self.machine.outward:
+                self.resting = True
+            elif why:
+                self.unban(ticket, why)
+        if self.resting:                           # until the route comes, a minute is long
+            self.loop.cancel(self.route_timer)
+            self.route_timer = self.loop.after(ROUTE_SECONDS, self.protect)
 
     # the loop
     def run(self):
@@ -6945,6 +6997,7 @@ class Daemon:
         for name, guard in self.judge.jails.guards:
             self.heal(name, guard, self.machine.wall())
         self.look_at_clock(now, self.machine.wall())
+        self.note_ineffective()
         self.tell_wings('minute', now)
         if self.ending:
             return
@@ -7412,6 +7465,32 @@ def answer_ban(daemon, request, reply):
     daemon.wall.when_settled(tickets, settled)
 
 
+def session_address():
+    """The address that this session was opened from, '' if it is not known: $SSH_CONNECTION, also
+    where sudo has taken it out of our environment, but not out of that of the shell."""
+    pid = os.getpid()
+    for _ in range(20):
+        try:
+            with open('/proc/%d/environ' % pid, 'rb') as f:
+                said = re.search(br'(?:^|\0)SSH_C(?:ONNECTION|LIENT)=(\S+) ', f.read(1 << 17))
+            with open('/proc/%d/stat' % pid, 'rb') as f:
+                pid = int(f.read().rpartition(b') ')[2].split()[1])
+            if said:
+                return address(said.group(1).decode())
+        except (OSError, ValueError, IndexError):
+            return ''
+    return ''
+
+
+def spare_own_session(networks):
+    """Problem if one of these networks holds the address that this session comes from."""
+    own = session_address()
+    for net in networks:
+        if own and networks_overlap(net, own):
+            raise Problem('%s holds %s, from which your own session comes: --force bans it all '
+                          'the same' % (net, own))
+
+
 def ban_addresses(conf, options, words):
     """`ban`."""
     seconds = None
@@ -7420,7 +7499,10 @@ def ban_addresses(conf, options, words):
             seconds = ban_seconds(options['time'])
         except ValueError as e:
             raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
-    answer = ask_in_parts(conf, options, typed_networks(words), do='ban', seconds=seconds)
+    networks = typed_networks(words)
+    if 'force' not in options:
+        spare_own_session(networks)
+    answer = ask_in_parts(conf, options, networks, do='ban', seconds=seconds)
     for net in answer['banned']:
         print('%s: banned %s' % (net, for_text(answer['seconds'])))
     if seconds is not None and seconds != answer['seconds']:
@@ -7596,8 +7678,9 @@ COMMANDS = {
                    answer_status),
     'banned': Verb('[JAIL] [--json]', ['json'], 0, 1,
                    'who is banned, since when, until when', show_banned, answer_banned),
-    'ban': Verb('[-j JAIL] [-t TIME] ADDRESS...', ['jail=', 'time='], 1, ANY,
-                'ban addresses or networks by hand (-t 2h; -t -1: for ever)', ban_addresses,
+    'ban': Verb('[-j JAIL] [-t TIME] [--force] ADDRESS...', ['jail=', 'time=', 'force'], 1, ANY,
+                'ban addresses or networks by hand (-t 2h; -t -1: for ever); --force also what\n'
+                '      your own session comes from', ban_addresses,
                 answer_ban),
     'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
                   'lift the bans that touch these and forget '
@@ -8061,9 +8144,10 @@ class ActionRunner(Worker):
     """Runs one jail's commands of an [action NAME]; one that fails three times is given up."""
     TRIES = 3
 
-    def __init__(self, custom, machine, bans, before=()):
+    def __init__(self, custom, machine, bans, refused, before=()):
         Worker.__init__(self, machine, custom.name)
         self.custom, self.bans = custom, bans
+        self.refused = refused       # Ticket -> why it rests, or ''
         # those of an earlier conf in the same place, which have to end first
         self.before = before
         self.seconds = custom.options['timeout']
@@ -8136,7 +8220,7 @@ class ActionRunner(Worker):
         if self.state == STARTING:
             self.state = RUNNING
             self.queue = {('ban', ticket.key): (ticket, 0) for ticket in self.bans.tickets.values()
-                          if ticket.jail == self.custom.jail}
+                          if ticket.jail == self.custom.jail and not self.refused(ticket)}
 
     def look(self):
         """Runs actioncheck; if it fails, as fail2ban does: all of it from scratch."""
@@ -8271,7 +8355,8 @@ class Actions(Wing):
                 before = [each for each in self.old + list(there.values())
                           if each.name == custom.name]
                 self.runners.append(
-                    ActionRunner(custom, self.daemon.machine, self.daemon.judge.bans, before))
+                    ActionRunner(custom, self.daemon.machine, self.daemon.judge.bans,
+                                 self.daemon.refused, before))
         for runner in there.values():
             runner.close()
             self.old.append(runner)

@@ -2020,7 +2020,7 @@ def strictest(banwatch, name):
     """A built-in filter's name with the mode that has the most regexes; None if it has none."""
     modes = re.findall(r'^m(?:ode|dre)-(\w+) *=', banwatch.FILTERS[name], re.M)
     made = [(spec, banwatch.load_filter(spec)) for spec in
-            ['%s[mode=%s]' % (name, mode) for mode in modes] or [name] if name != 'common']
+            ['%s[mode=%s]' % (name, mode) for mode in modes] or [name] if not name.startswith('common')]
     made = [(spec, filter) for spec, filter in made if isinstance(filter, banwatch.Filter)]
     return max(made, key=lambda pair: len(pair[1].definition.get('failregex')), default=(None, None))[0]
 

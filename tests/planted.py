@@ -217,7 +217,7 @@ FAULTS = [Fault(*row) for row in (
     ('door-in', 'what is ours is not banned by hand either',
      "            return 'overlaps ' + refusal\n", '            pass\n', 'tests/test_daemon.py -k by_hand_of_ours'),
     ('becomes-ours', 'an address that becomes ours is released',
-     'if self.judge.jails.protect(self.exempt):', 'if self.judge.jails.protect(self.exempt) and False:',
+     '        elif not self.resting:\n            return\n', '        return\n',
      'tests/test_daemon.py -k becomes_ours'),
     ('reload-counts', 'a reload keeps what is counted',
      '        jails.adopt(self.judge.jails)\n', '', 'tests/test_daemon.py -k a_reload_keeps'),
@@ -230,7 +230,7 @@ FAULTS = [Fault(*row) for row in (
      '    del sys.path[:OWN_PATH', '    sys.path[:OWN_PATH', 'tests/test_commands.py -k no_module'),
     # Language
     ('line-guard', 'every line of a foreign filter is guarded',
-     'self.guarded(wall, self.match, text, wall, date)', 'self.match(text, wall, date)',
+     'self.guarded(wall, len(text), self.match, text, wall, date)', 'self.match(text, wall, date)',
      'tests/test_language.py -k every_line_of_a_foreign'),
     # Actions
     ('never-told', 'a ban that ends before its turn is never told',

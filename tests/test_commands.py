@@ -577,3 +577,12 @@ def test_a_filter_of_the_conf_with_a_relative_path_is_looked_for_from_where_the_
     assert [(ban['jail'], ban['ip']) for ban in json.loads(done.stdout)['bans']] == [('door', '192.0.2.7')]
     done = run([sys.executable, PROGRAM, '-c', '-', 'check'], input=conf, cwd=str(tmp_path / 'etc'))
     assert (done.returncode, done.stderr) == (78, "-:1: [door]: filter: 'my/door' is not an absolute path\n")
+
+
+def test_ban_spares_the_session_that_it_is_typed_in():
+    here = dict(os.environ, SSH_CONNECTION='198.51.100.7 50000 203.0.113.1 22')
+    for argv in ([sys.executable, PROGRAM], ['sh', '-c', 'env -u SSH_CONNECTION %s %s "$@"; exit $?' % (sys.executable, PROGRAM), 'sh']):
+        done = run(argv + ['ban', '192.0.2.1', '198.51.100.0/24'], env=here)
+        assert done.returncode == 1 and 'holds 198.51.100.7, from which your own session comes' in done.stderr, done.stderr
+        assert run(argv + ['ban', '198.51.100.8'], env=here).returncode != 1
+        assert run(argv + ['ban', '--force', '198.51.100.0/24'], env=here).returncode != 1

@@ -92,7 +92,7 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     assert config('[sshd]\nLogPath = /var/log/x\n').get('sshd', 'source') == ['/var/log/x']
 
 
-SOURCES = (': no log source (one a line: auto, logread, /var/log/messages, fifo:/PATH, udp:127.0.0.1:5514, '
+SOURCES = (': no log source (one a line: auto, logread, journalctl, /var/log/messages, fifo:/PATH, udp:127.0.0.1:5514, '
            'exec:/PROGRAM ARGS, -)')
 
 

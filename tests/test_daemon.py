@@ -1068,7 +1068,7 @@ def test_a_mode_that_does_not_exist_is_refused_and_changes_nothing(house):
     house.text = '[sshd]\nmode = agressive\n'
     answer = house.ask('reload')
     assert answer['code'] == 78
-    assert answer['error'] == "c:9: [sshd]: built-in sshd.conf:11: failregex: there is no 'mode-agressive' ('agressive' is no mode of it)"
+    assert answer['error'] == "c:9: [sshd]: built-in sshd.conf:12: failregex: there is no 'mode-agressive' ('agressive' is no mode of it)"
     house.fail('192.0.2.7', 3)
     assert house.banned() == ['192.0.2.7']
 
@@ -1172,14 +1172,14 @@ def test_a_runaway_regex_is_told_once_and_takes_nothing_from_the_other_jails(mak
     assert house.ask('status')['wrong'] == [WRONG] and not house.machine.said('bug')
 
 
-def test_a_regex_that_runs_away_again_and_again_rests_for_a_minute_and_its_neighbours_do_not(make):
-    house = make(SLOW)
-    house.write(ENDLESS * 3 + 'a 192.0.2.7\n' * 3 + ''.join(LINE % (n, '192.0.2.8') for n in range(3)))
-    assert house.banned() == ['192.0.2.8']
-    assert house.ask('status')['wrong'] == [WRONG + '; the filter rests for a minute']
-    house.pass_time(61)
-    house.write('a 192.0.2.7\n' * 3)
+def test_where_a_regex_runs_away_again_and_again_long_lines_rest_for_a_minute_short_ones_and_neighbours_do_not(make):
+    house, long = make(SLOW), 'a' * 50 + ' 192.0.2.9\n'
+    house.write(ENDLESS * 3 + long * 3 + 'a 192.0.2.7\n' * 3 + ''.join(LINE % (n, '192.0.2.8') for n in range(3)))
     assert house.banned() == ['192.0.2.7', '192.0.2.8']
+    assert house.ask('status')['wrong'] == [WRONG + '; lines of over 45 characters rest for a minute']
+    house.pass_time(61)
+    house.write(long * 3)
+    assert house.banned() == ['192.0.2.7', '192.0.2.8', '192.0.2.9']
 
 
 def test_a_regex_that_has_run_away_is_wrong_until_it_has_not_for_ten_minutes(make):
@@ -1234,7 +1234,7 @@ def test_no_regex_that_is_not_built_in_holds_the_daemon_whatever_filter_it_hangs
     house.write(''.join(WICKED % (n, ENDLESS_NAME) for n in range(20)) + ''.join(LINE % (n, '192.0.2.8') for n in range(3)))
     assert time.process_time() - began < 5
     assert '192.0.2.8' in house.banned()
-    assert 'take' in ''.join(house.ask('status')['wrong']) and 'rests for a minute' in ''.join(house.ask('status')['wrong'])
+    assert 'take' in ''.join(house.ask('status')['wrong']) and 'rest for a minute' in ''.join(house.ask('status')['wrong'])
     assert not house.machine.said('bug')
 
 
@@ -1242,8 +1242,8 @@ def test_who_makes_an_ignoreregex_run_away_is_counted_all_the_same(make):
     house = make('[sshd]\nignoreregex = for (?:a+)+b\n')
     house.write(''.join(WICKED % (n, ENDLESS_NAME) for n in range(3)))
     assert house.banned() == ['192.0.2.7']
-    assert house.ask('status')['wrong'] == [
-        'sshd: an ignoreregex takes too long for some lines of built-in, which count; it rests for a minute']
+    (wrong,) = house.ask('status')['wrong']
+    assert wrong.startswith('sshd: an ignoreregex takes too long for some lines of built-in, which count; lines of over ')
     house.pass_time(61)
     house.write(''.join(WICKED.replace('192.0.2.7', '192.0.2.9') % (n, 'aab') for n in range(3)))
     assert house.banned() == ['192.0.2.7'], 'it holds again'
@@ -1445,3 +1445,70 @@ def test_a_bug_in_the_answer_to_a_request_is_told_as_one_and_logged_with_its_tra
     assert answers == [{'error': 'a bug in the daemon; its log has the traceback', 'code': 1}]
     assert house.machine.said('KeyError')
     assert house.ask('banned') == {'banned': []}, 'it goes on'
+
+
+# --- what an owner would want to know
+
+def test_a_ban_that_stops_nobody_is_told(make):
+    house = make(firewall='nft', bantime='1h')
+    house.fail('192.0.2.7', 3)
+    house.fail('192.0.2.7', 20)                    # under way when the ban came
+    house.pass_time(60)
+    assert not any('goes on' in text for text in house.ask('status')['wrong'])
+    house.fail('192.0.2.7', banwatch.GOES_ON)
+    house.pass_time(60)
+    assert any('192.0.2.7 goes on although it is banned by dropbear' in text for text in house.ask('status')['wrong'])
+    assert house.machine.said('192.0.2.7 goes on although') and sum('goes on' in line for line in house.machine.logged) == 1
+    house.ask('unban', networks=['192.0.2.7'])
+    house.pass_time(60)
+    assert not any('goes on' in text for text in house.ask('status')['wrong'])
+
+
+def test_without_a_firewall_nobody_is_said_to_go_on(house):
+    house.fail('192.0.2.7', 3)
+    house.pass_time(11)
+    house.fail('192.0.2.7', 50)
+    house.pass_time(60)
+    assert not any('goes on' in text for text in house.ask('status')['wrong'])
+
+
+def test_until_the_default_route_is_known_bans_in_its_network_rest(make):
+    house = make(firewall='nft')
+    house.ask('ban', networks=['203.0.113.66'], seconds=-1)
+    lan = [banwatch.make_exempt('203.0.113.0/24', 'the LAN, eth0')]
+
+    def told(seconds):
+        """Is the kernel told of it, once so many seconds have gone by?"""
+        house.machine.ran.clear()
+        house.pass_time(seconds)
+        return any('203.0.113.66' in command.stdin for command in house.machine.ran)
+    house.machine.nets = lan
+    assert not told(60) and house.banned() == ['203.0.113.66']
+    house.machine.nets, house.machine.outward = [], {2}
+    assert told(banwatch.ROUTE_SECONDS) and house.banned() == ['203.0.113.66']
+    house.machine.nets = lan
+    house.pass_time(60)
+    assert house.banned() == []
+
+
+def test_what_is_logged_moves_no_cursor_and_forges_no_line(capsys):
+    banwatch.Machine().log('a\x1b[2J\nbanwatch: b')
+    assert capsys.readouterr().err == 'a\\x1b[2J\\nbanwatch: b\n'
+
+
+def test_a_lock_holds_also_where_its_text_finds_no_room():
+    assert banwatch.Machine().lock('/dev/full')
+
+
+# --- pages in places of others
+
+@pytest.mark.parametrize('mode, followed', [(0o755, True), (0o777, False), (0o1777, False), (0o775, False)])
+def test_a_page_goes_through_a_link_only_where_nobody_else_can_make_one(tmp_path, mode, followed):
+    place, other = tmp_path / 'www', tmp_path / 'other'
+    place.mkdir()
+    other.write_text('theirs')
+    (place / 'page.html').symlink_to(other)
+    place.chmod(mode)
+    banwatch.write_page(str(place / 'page.html'), 'page', 0o600)
+    assert (place / 'page.html').read_text() == 'page' and (place / 'page.html').is_symlink() == followed
+    assert other.read_text() == ('page' if followed else 'theirs')

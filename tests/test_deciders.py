@@ -371,3 +371,23 @@ def test_logins_are_bounded():
     for n in range(1500):
         court.login('10.0.%d.%d' % (n >> 8, n & 255), n)
     assert 950 <= len(court.jail.logins) <= 1000
+
+
+# --- addresses that hold another one
+
+@pytest.mark.parametrize('ip, net', [
+    ('64:ff9b::cb00:7101', '64:ff9b::cb00:7101'), ('2001:0:1::5', '2001:0:1::5'), ('2002:c000:207:5::1', '2002:c000:207::/48'),
+    ('2001:db8:1:2::5', '2001:db8:1:2::/64')])
+def test_who_stands_behind_a_translator_is_counted_for_himself(ip, net):
+    court = Court(maxretry=1)
+    assert court.see(ip, 0).network == net
+
+
+def test_a_login_takes_back_the_latest_failures_that_it_names():
+    court = Court(maxretry=3, ignorelogin='0')
+    for when in (0, 1):
+        court.see('192.0.2.7', when, user='root')
+    court.judge.weigh(court.jail, login('192.0.2.7', 2, 'root')._replace(guesses=1))
+    assert court.jail.failures == 1 and court.see('192.0.2.7', 3) is None and court.see('192.0.2.7', 4)
+    court.judge.weigh(court.jail, login('192.0.2.8', 2, 'root')._replace(guesses=1))
+    assert ('sshd', '192.0.2.8') not in court.fails.recent

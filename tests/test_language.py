@@ -1039,7 +1039,8 @@ def test_after_three_within_a_minute_the_filter_rests_for_a_minute_and_says_so()
     made = load(SIMPLE, guard=evil)
     assert ips(made, EVIL, EVIL, SIMPLE_LINE) == ['192.0.2.7']
     assert ips(made, EVIL, SIMPLE_LINE, wall=NOW + 30) == []
-    assert made.guarded.trouble.endswith('; the filter rests for a minute')
+    assert made.guarded.trouble.endswith('; lines of over 30 characters rest for a minute')
+    assert ips(made, ' h web: no 192.0.2.7', wall=NOW + 89) == ['192.0.2.7'], 'a short one is looked at'
     assert ips(made, SIMPLE_LINE, wall=NOW + 89) == []
     assert ips(made, SIMPLE_LINE, EVIL, SIMPLE_LINE, wall=NOW + 90) == ['192.0.2.7'] * 2
 
@@ -1048,7 +1049,7 @@ def test_a_runaway_now_and_then_makes_no_filter_rest():
     made = load(SIMPLE, guard=evil)
     for minute in range(5):
         assert ips(made, EVIL, SIMPLE_LINE, wall=NOW + 31 * minute * 2) == ['192.0.2.7']
-    assert 'rests' not in made.guarded.trouble
+    assert 'rest for' not in made.guarded.trouble
 
 
 def test_after_a_reload_a_filter_that_rests_goes_on_resting():
@@ -1056,7 +1057,7 @@ def test_after_a_reload_a_filter_that_rests_goes_on_resting():
     scan(old.by_name['x'].filter, EVIL, EVIL, EVIL)
     new.adopt(old)
     made = new.by_name['x'].filter
-    assert ips(made, SIMPLE_LINE) == [] and 'rests' in made.guarded.trouble
+    assert ips(made, SIMPLE_LINE) == [] and 'rest for' in made.guarded.trouble
 
 
 def test_a_line_that_is_skipped_does_not_stay_among_the_lines_of_a_regex_over_several():
@@ -1179,7 +1180,7 @@ def test_a_whole_attack_of_them_costs_no_more_than_three_a_minute(machine):
     made = stock('domino-smtp.conf', machine.guard)
     began = time.process_time()
     assert ips(made, *[CATASTROPHES[3][1]] * 200) == []
-    assert time.process_time() - began < 2 and 'rests' in made.guarded.trouble
+    assert time.process_time() - began < 2 and 'rest for' in made.guarded.trouble
     assert ips(made, CATASTROPHES[3][2], wall=NOW + 60) == ['192.0.2.7']
 
 

@@ -682,7 +682,7 @@ class Life(House):
         for jail in daemon.judge.jails.watching():
             assert len(jail.logins) <= 1100 and len(jail.known_keys) <= 4097
             assert all(len(known) <= 1.1 * banwatch.SESSIONS + 1 for known in (jail.filter.sessions, jail.filter.parents, jail.filter.children))
-        assert all(len(rows) <= 1100 for rows in daemon.wing('report').tally.below_cutoff.values()) and len(daemon.wing('report').tally.uncounted) <= 1000
+        assert len(daemon.wing('report').tally.uncounted) <= 1000
         assert len(daemon.wing('report').digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.wing('report').digest.vocabulary) <= 165
         assert len(self.daemon.loop.timers.queue) < 20 and len(daemon.loop.selector.get_map()) < 6
         report, wall = daemon.wing('report'), daemon.wall

@@ -339,7 +339,7 @@ WALL = START + 5 * 86400
 TODAY = WALL // 86400
 MODES = {'sshd': ('', 'ddos', 'extra', 'aggressive'), 'dropbear': ('', 'ddos', 'extra', 'aggressive'),
          'dovecot': ('', 'more', 'pam'), 'postfix': ('', 'more'), 'exim': ('', 'more'), 'openvpn': ('', 'aggressive')}
-NAMES = sorted(set(banwatch.FILTERS) - {'common', 'recidive'})
+NAMES = sorted(name for name in banwatch.FILTERS if not name.startswith('common') and name != 'recidive')
 ESCAPE = re.compile(r'\\(x[0-9a-fA-F]{2}|[rett\\])')
 PLAIN = {'r': '\r', 'e': '\x1b', 't': '\t', '\\': '\\'}
 ADDRESS4 = re.compile(rb'\b(?:192\.0\.2|198\.51\.100|203\.0\.113)\.\d{1,3}\b')

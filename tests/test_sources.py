@@ -615,8 +615,10 @@ class Place(FakeMachine):
     ({'/etc/openwrt_release': 1}, ['logread'], 'logread'),
     ({'/var/log/auth.log': 5, '/var/log/messages': 5}, ['journalctl'], '/var/log/auth.log'),
     ({'/var/log/messages': 5}, [], '/var/log/messages'),
-    ({'/var/log/auth.log': 10 ** 7, '/run/systemd/journal': 1}, ['journalctl'], 'exec:/bin/journalctl -f -q -n 0 -o short-iso'),
+    ({'/var/log/auth.log': 10 ** 7, '/run/systemd/journal': 1}, ['journalctl'], 'journalctl'),
     ({'/var/log/auth.log': 10 ** 7, '/var/log/messages': 5}, [], '/var/log/messages'),
+    ({'/var/log/auth.log': 7200, '/run/systemd/journal': 1}, ['journalctl'], 'journalctl'),
+    ({'/var/log/auth.log': 7200}, ['journalctl'], '/var/log/auth.log'),
     ({'/var/log/auth.log': 10 ** 7}, [], '/var/log/auth.log'),
     ({'/opt/var/log/messages': 5}, [], '/opt/var/log/messages'),
     ({}, [], '/var/log/messages')])
@@ -1180,7 +1182,7 @@ def test_what_banwatch_writes_matches_none_of_its_filters():
     def found(head, text):
         block = banwatch.tidy((head + text + '\n').encode())
         return [name for name, each in filters.items() if list(each.scan(block, lambda date: 5000.0))]
-    filters = {name: banwatch.load_filter(name) for name in set(banwatch.FILTERS) - {'common'}}
+    filters = {name: banwatch.load_filter(name) for name in banwatch.FILTERS if not name.startswith('common')}
     said = ['[sshd] ban 192.0.2.7 for 10m (5 failures, ban number 1)', '[dropbear] unban 192.0.2.7 (its time is over)',
             "logread: ended: Bad password attempt for 'root' from 192.0.2.7:51234; trying again",
             'logread: ended: Failed password for root from 192.0.2.7 port 5 ssh2; trying again',
@@ -1348,3 +1350,14 @@ def test_a_log_daemon_that_is_restarted_during_an_attack_costs_no_failure(syslog
     assert [row['failures'] for row in there.wait_banned('198.51.100.7')] == [26]
     assert there.said().count('] ban ') == 1 and poll(lambda: len(syslog.alive()) == 1)
     assert 'logread' in there.command('report').stdout
+
+
+def test_of_a_glob_with_very_many_files_the_newest_are_followed(tmp_path):
+    for n in range(banwatch.MOST_FILES + 20):
+        path = tmp_path / ('%d.log' % n)
+        path.write_text('')
+        os.utime(str(path), (1000 + n, 1000 + n))
+    reader = Reader('%s/*.log' % tmp_path).start()
+    assert len(reader.source.files) == banwatch.MOST_FILES and '220 files: only the 200 newest' in reader.source.trouble
+    assert str(tmp_path / '219.log') in {file.path for file in reader.source.files.values()}
+    reader.source.close()

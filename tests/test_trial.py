@@ -456,7 +456,7 @@ def test_a_runaway_regex_is_stopped_and_the_next_lines_are_looked_at(rows):
     (['--regex', '<HOST> and <HOST>'], 64, "banwatch: '<HOST> and <HOST>' has more than one <HOST>"),
     (['--regex', '<HOST> <NOTHING>'], 64, "banwatch: '<HOST> <NOTHING>' has a tag that is not known: <NOTHING>"),
     (['--regex', '%(__prefix_line)s<HOST>'], 64, "banwatch: '%(__prefix_line)s<HOST>' has %(...)s, which only a file of filter.d may have"),
-    (['sshd[mode=agressive]'], 78, "built-in sshd.conf:11: failregex: there is no 'mode-agressive' ('agressive' is no mode of it)"),
+    (['sshd[mode=agressive]'], 78, "built-in sshd.conf:12: failregex: there is no 'mode-agressive' ('agressive' is no mode of it)"),
     (['sshd[mode'], 78, "banwatch: 'sshd[mode' is no filter (try NAME or NAME[option=value,...])"),
     (['sshd[mode]'], 78, "banwatch: 'sshd[mode]': cannot make sense of [mode]"),
     (['sshd[mode=ddos, =x]'], 78, "banwatch: 'sshd[mode=ddos, =x]': cannot make sense of [ =x]"),
