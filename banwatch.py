@@ -687,7 +687,7 @@ OPTIONS = [Option(*row) for row in (
      'Which packets of a banned address are stopped: to the router itself (INPUT), through it\n'
      '(FORWARD; then your LAN cannot talk to it either, since the answers do not get through).'),
     ('banwatch', 'runtime', absolute_path, '/var/run/banwatch',
-     'Folder for the socket, the lock and the live state. Best on a RAM disk.'),
+     'Directory for the socket, the lock and the live state. Best on a RAM disk.'),
     ('banwatch', 'state', absolute_path, '/etc/banwatch.state',
      'The copy of bans, history and summary that outlives a reboot. On flash: see `save`.'),
     ('banwatch', 'save', positive_duration, '1h',
@@ -809,7 +809,7 @@ OPTIONS = [Option(*row) for row in (
     ('rule', 'maxretry', positive_count, '1', 'It takes this many lines ...'),
     ('rule', 'findtime', positive_duration, '10m', '... within this time.'),
     ('rule', 'resets', valid_name, '',
-     'Name of another rule, which begins to count anew, for the same key, when this one fits ...'),
+     'Name of another rule, which starts counting again, for the same key, when this one fits ...'),
     ('rule', 'grace', duration, '0',
      '... and whose lines are not counted for this long from then on.'),
 )]
@@ -879,7 +879,7 @@ SECTIONS = {
                 'comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m,\n'
                 '2h30m, 7d, 4w.\n'
                 'After a change: banwatch.py check, then banwatch.py reload.',
-    'DEFAULT': 'For every jail; a jail may set each of these anew.',
+    'DEFAULT': 'For every jail; a jail may override each of these.',
     'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: '
               'banwatch.py report --send'}
 NO_CONF = 'built-in defaults'        # what stands for the name of a conf file where there is none
@@ -1547,7 +1547,7 @@ def date_field(m):
     try:
         return DATE_FIELDS[m.group(1)]
     except KeyError:
-        raise ValueError('%s is no field of a date' % m.group()) from None
+        raise ValueError('%s is not a field of a date' % m.group()) from None
 
 
 def date_formats(pattern=''):
@@ -1725,7 +1725,7 @@ CALM_SECONDS = 600                                 # after which it is in troubl
 
 
 def no_files(path):
-    """What a folder without files reads as."""
+    """What a directory without files reads as."""
 
 
 class Runaway(Exception):
@@ -1739,32 +1739,32 @@ def unguarded(search, *arguments):
 
 # the files of filters
 BUILT_IN = 'built-in'
-FILTER_FOLDERS = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
+FILTER_DIRECTORIES = ('/etc/banwatch/filter.d', BUILT_IN, '/etc/fail2ban/filter.d')
 SPEC = Regex(r'\s*([^\[\]]+?)\s*(?:\[(.*)\])?\s*$', re.S)
 PLAIN_WORD = Regex(r'[\w-]*')           # an option's value that cannot be a part of a regex
 PARAMETER = Regex(
     r'\s*([\w./-]+(?:\?\w+=\w+)?)\s*=\s*(?:"([^"]*)"|\'([^\']*)\'|([^,\]]*?))\s*(?:,|\]\s*\[|$)')
 
 
-def conf_folder(conf):
-    """The folder that a conf file lies in, '' if there is no such file."""
+def conf_directory(conf):
+    """The directory that a conf file lies in, '' if there is no such file."""
     if conf in (NO_CONF, '-'):
         return ''
     return os.path.dirname(os.path.abspath(conf))
 
 
-def filter_folders(conf):
+def filter_directories(conf):
     """Where filters are looked for: first in filter.d beside the conf, never in the current
     directory."""
-    folder = conf_folder(conf)
-    return ((os.path.join(folder, 'filter.d'),) if folder else ()) + FILTER_FOLDERS
+    directory = conf_directory(conf)
+    return ((os.path.join(directory, 'filter.d'),) if directory else ()) + FILTER_DIRECTORIES
 
 
 def filter_spec(text):
     """(name, {option: text}) of 'NAME[option=value, other="a value"]'."""
     m, params, at = SPEC.match(text), {}, 0
     if m is None:
-        raise ValueError('%s is no filter (try NAME or NAME[option=value,...])' % quoted(text))
+        raise ValueError('%s is not a filter (try NAME or NAME[option=value,...])' % quoted(text))
     inner = m.group(2) or ''
     while inner[at:].strip():
         p = PARAMETER.match(inner, at)
@@ -1785,72 +1785,73 @@ class Definition:
         self.origin = origin         # where the filter was found
         self.missing = []            # files that were to be included
         self.foreign = False         # has any of it been read from a file?
-        self.folders, self.read = (), no_files
+        self.directories, self.read = (), no_files
 
-    def load(self, folders, read):
-        """Takes in the filter's file (its name is a path, or is looked for in these folders) and
-        what that includes. A NAME.local is read after NAME.conf, or after the next one there is."""
-        self.folders, self.read, later = folders, read, []
+    def load(self, directories, read):
+        """Takes in the filter's file (its name is a path, or is looked for in these directories)
+        and what that includes. A NAME.local is read after NAME.conf, or after the next one there
+        is."""
+        self.directories, self.read, later = directories, read, []
         name, file = self.name, self.name + '.conf'
         if '/' in self.name:
-            folder, _, file = self.name.rpartition('/')
-            folders, name = [folder or '/'], re.sub(r'\.conf$', '', file)
-        for folder in folders:
-            local, path = self.fetch(folder, name + '.local')
+            directory, _, file = self.name.rpartition('/')
+            directories, name = [directory or '/'], re.sub(r'\.conf$', '', file)
+        for directory in directories:
+            local, path = self.fetch(directory, name + '.local')
             if local is not None and path != self.name:
-                later.insert(0, (path, local, folder))
-            text, path = self.fetch(folder, file)
+                later.insert(0, (path, local, directory))
+            text, path = self.fetch(directory, file)
             if text is None and file != name + '.conf':
-                text, path = self.fetch(folder, name + '.conf')
+                text, path = self.fetch(directory, name + '.conf')
             if text is not None:
-                if folder == BUILT_IN:
+                if directory == BUILT_IN:
                     self.origin = BUILT_IN
                 else:
                     self.origin = path
-                self.take(path, text, folder)
+                self.take(path, text, directory)
                 break
-        for path, text, folder in later:
+        for path, text, directory in later:
             self.origin = self.origin or path
-            self.take(path, text, folder)
+            self.take(path, text, directory)
         if self.origin is None:
             raise LookupError(name)
 
-    def fetch(self, folder, file):
-        """(text or None, path) of a file in a folder."""
-        if folder == BUILT_IN:
+    def fetch(self, directory, file):
+        """(text or None, path) of a file in a directory."""
+        if directory == BUILT_IN:
             return FILTERS.get(re.sub(r'\.conf$', '', file)), '%s %s' % (BUILT_IN, file)
-        path = '%s/%s' % (folder, file)
+        path = '%s/%s' % (directory, file)
         return self.read(path), path
 
-    def take(self, path, text, folder, loop=()):
+    def take(self, path, text, directory, loop=()):
         """Takes in one file's text, and before and after it what it includes."""
         if text is None or path in loop:
             return
-        self.foreign = self.foreign or folder != BUILT_IN
+        self.foreign = self.foreign or directory != BUILT_IN
         entries = list(read_ini(text))
         wanted = {key: value for _, section, key, value in entries if section == 'INCLUDES' and key}
-        self.include(wanted.get('before', ''), folder, loop + (path,), path)
+        self.include(wanted.get('before', ''), directory, loop + (path,), path)
         for n, section, key, value in entries:
             where = '%s:%d' % (path, n)
             if section is None:
                 raise ValueError('%s: %s' % (where, value))
             if key is not None and section != 'INCLUDES':
                 self.sections.setdefault(section, {}).setdefault(key, []).append((value, where))
-        self.include(wanted.get('after', ''), folder, loop + (path,), path)
+        self.include(wanted.get('after', ''), directory, loop + (path,), path)
 
-    def include(self, names, folder, loop, path):
+    def include(self, names, directory, loop, path):
         for name in names.split():
             if '/' in name:                        # as in fail2ban, from where this file lies
-                place = os.path.normpath(os.path.join(folder, name))
-                found = (None if folder == BUILT_IN else self.read(place), place,
+                place = os.path.normpath(os.path.join(directory, name))
+                found = (None if directory == BUILT_IN else self.read(place), place,
                          os.path.dirname(place))
             else:
-                places = [f for f in (folder,) + tuple(self.folders) if f and f != BUILT_IN]
-                if folder == BUILT_IN:
+                places = [f for f in (directory,) + tuple(self.directories) if f and f != BUILT_IN]
+                if directory == BUILT_IN:
                     places = [BUILT_IN]
                 elif name == 'common.conf':
                     places.append(BUILT_IN)
-                found = None, name, folder
+                found = None, name, directory
                 for place in places:
                     text, where = self.fetch(place, name)
                     if text is not None:
@@ -2040,7 +2041,7 @@ def reject_unfilled_tag(text):
     if m and m.group(1) not in TAGS:
         name, _, mode = m.group(1).partition('-')
         raise ValueError('there is no %s%s'
-                         % (quoted(m.group(1)), ' (%s is no mode of it)' % quoted(mode) if mode
+                         % (quoted(m.group(1)), ' (%s is not a mode of it)' % quoted(mode) if mode
                             else ''))
 
 
@@ -2690,14 +2691,14 @@ class History:
         return ()
 
 
-def load_filter(spec, params=None, read=no_files, folders=FILTER_FOLDERS, guard=unguarded,
+def load_filter(spec, params=None, read=no_files, directories=FILTER_DIRECTORIES, guard=unguarded,
                 failregex=(), ignoreregex=()):
     """A new filter: of ours, or a file's. `spec` is 'NAME' or 'NAME[option=value]'; `read(path)` is
     a file's text or None. ValueError says what is wrong with it, and where."""
     name, given = filter_spec(spec)
     definition = Definition(name, dict(params or {}, **given))
     try:
-        definition.load(folders, read)
+        definition.load(directories, read)
     except LookupError:
         if '/' in name:
             raise ValueError('%s: cannot be read' % printable(name)) from None
@@ -3022,10 +3023,10 @@ def jail_filter(name, options, conf, read, guard):
     if own and not options['filter']:
         return own_filter(params, own, ignore, guard)
     if '/' in spec.partition('[')[0] and not spec.startswith('/'):
-        if not conf_folder(conf):
+        if not conf_directory(conf):
             raise ValueError('filter: %s is not an absolute path' % quoted(spec))
-        spec = os.path.join(conf_folder(conf), spec)
-    return load_filter(spec, params, read, filter_folders(conf), guard, own, ignore)
+        spec = os.path.join(conf_directory(conf), spec)
+    return load_filter(spec, params, read, filter_directories(conf), guard, own, ignore)
 
 
 def as_wide(one, other, hooks):
@@ -4361,9 +4362,9 @@ class Machine:
     # what there is
     def which(self, name):
         """Absolute path of a program, None if it is not installed."""
-        for folder in os.environ.get('PATH', '').split(':') + SBIN.split(':'):
-            found = os.path.join(folder, name)
-            if folder.startswith('/') and os.path.isfile(found) and os.access(found, os.X_OK):
+        for directory in os.environ.get('PATH', '').split(':') + SBIN.split(':'):
+            found = os.path.join(directory, name)
+            if directory.startswith('/') and os.path.isfile(found) and os.access(found, os.X_OK):
                 return found
         return None
 
@@ -4388,9 +4389,9 @@ class Machine:
     def root(self):
         return os.geteuid() == 0
 
-    def free_bytes(self, folder):
+    def free_bytes(self, directory):
         try:
-            there = os.statvfs(folder)
+            there = os.statvfs(directory)
         except OSError:
             return None
         return there.f_bavail * there.f_frsize
@@ -4560,8 +4561,8 @@ class Machine:
             pass
 
     # files
-    def folder(self, path):
-        """Makes sure of a folder that is ours alone."""
+    def directory(self, path):
+        """Makes sure of a directory that is ours alone."""
         try:
             os.makedirs(path, 0o700, exist_ok=True)
             there = os.lstat(path)
@@ -4572,7 +4573,7 @@ class Machine:
                 code = 1
             raise Problem('%s: %s (see `runtime` in the conf)' % (path, e.strerror), code) from None
         if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.geteuid():
-            raise Problem('%s: not a folder of our own; remove it or set `runtime`' % path)
+            raise Problem('%s: not a directory of our own; remove it or set `runtime`' % path)
         if there.st_mode & 0o077:
             os.chmod(path, 0o700)
 
@@ -4618,10 +4619,10 @@ class Machine:
             pass
 
     # what `install` needs
-    def make_folder(self, path):
+    def make_directory(self, path):
         os.makedirs(path, 0o755, exist_ok=True)
 
-    def remove_folder(self, path):
+    def remove_directory(self, path):
         shutil.rmtree(path)
 
     def mode(self, path, otherwise):
@@ -4632,7 +4633,7 @@ class Machine:
             return otherwise
 
     def link(self, target, path):
-        self.make_folder(os.path.dirname(path))
+        self.make_directory(os.path.dirname(path))
         os.symlink(target, path)
 
     def compile(self, path, hashed=False):
@@ -4645,7 +4646,7 @@ class Machine:
             head = struct.pack('<I', 3) + importlib.util.source_hash(source)
         else:
             head = struct.pack('<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
-        self.make_folder(os.path.dirname(self.byte_code(path)))
+        self.make_directory(os.path.dirname(self.byte_code(path)))
         loader = importlib.util.spec_from_file_location('banwatch', path).loader
         # 2: without docstrings, which take memory and flash
         code = loader.source_to_code(source, os.path.basename(path), _optimize=2)
@@ -4674,8 +4675,8 @@ class Machine:
 
     @staticmethod
     def byte_code(path):
-        folder, name = os.path.split(path)
-        return '%s/__pycache__/%s.%s.pyc' % (folder, name[:-3], sys.implementation.cache_tag)
+        directory, name = os.path.split(path)
+        return '%s/__pycache__/%s.%s.pyc' % (directory, name[:-3], sys.implementation.cache_tag)
 
     def make_fifo(self, path):
         os.mkfifo(path, 0o600)
@@ -6679,7 +6680,7 @@ class Daemon:
             self.machine.log('%s: has gone; making it again' % self.config['runtime'])
             self.control.close()
             self.control = None
-        self.machine.folder(self.config['runtime'])
+        self.machine.directory(self.config['runtime'])
         if not self.machine.lock(self.runtime('lock')):
             raise Problem('another banwatch is running (%s)' % self.runtime('lock'))
         self.control = Control(self.runtime('control'), self.loop, self.answer)
@@ -7427,7 +7428,7 @@ def typed_networks(words):
             found.append(network_of(word))
         except ValueError:
             raise Problem(
-                '%s is no address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
+                '%s is not an address or network (try 192.0.2.7, 2001:db8::7, 198.51.100.0/24)'
                           % printable(word), os.EX_USAGE) from None
     return found
 
@@ -7655,8 +7656,8 @@ def tidy_up(machine, config):
 def write_page(name, text, mode):
     """Writes a file that somebody has named. A link stays one, unless others may make links there:
     then it is replaced."""
-    path, folder = name, os.stat(os.path.dirname(name) or '.')
-    if folder.st_uid in (0, os.geteuid()) and not folder.st_mode & 0o022:
+    path, directory = name, os.stat(os.path.dirname(name) or '.')
+    if directory.st_uid in (0, os.geteuid()) and not directory.st_mode & 0o022:
         path = os.path.realpath(name)
     if os.path.exists(path) and not os.path.isfile(path):
         raise Problem('%s: not a file (- is standard output)' % printable(name))
@@ -10330,7 +10331,7 @@ def without_daemon(config, absent, send):
     if all(machine.age(path) is None for path in paths):
         raise absent
     if send:
-        machine.folder(config['runtime'])
+        machine.directory(config['runtime'])
         if not machine.lock(os.path.join(config['runtime'], 'lock')):
             raise Problem('a daemon is running, but does not answer')
     else:
@@ -10594,7 +10595,7 @@ def trial_filters(conf, machine, words, options):
             made = Jails(config, machine.read_or_none, machine.guard).by_name[spec].filter
         else:
             made = load_filter(name + bracket + more, {}, machine.read_or_none,
-                               filter_folders(config.name), machine.guard)
+                               filter_directories(config.name), machine.guard)
         if isinstance(made, History):
             raise Problem('%s reads no log, it counts the bans of other jails (try replay)'
                           % printable(spec), os.EX_USAGE)
@@ -10606,9 +10607,9 @@ def trial_filters(conf, machine, words, options):
 def built_in_filter(name, params):
     """A built-in filter, with these options if it knows them."""
     try:
-        return load_filter(name, params, folders=(BUILT_IN,))
+        return load_filter(name, params, directories=(BUILT_IN,))
     except ValueError:
-        return load_filter(name, folders=(BUILT_IN,))
+        return load_filter(name, directories=(BUILT_IN,))
 
 
 def test_filter(conf, options, words):
@@ -10744,7 +10745,7 @@ def check_conf(doctor):
     """Is the conf free of mistakes?"""
     for text in doctor.mistakes:
         yield Finding(PROBLEM, text,
-                      'mend it: a running daemon keeps its old conf, a new one does not start')
+                      'correct it: a running daemon keeps its old conf, a new one does not start')
     if not doctor.mistakes:
         yield Finding(OK, 'conf: %s' % doctor.config.name)
 
@@ -10836,7 +10837,7 @@ def check_firewall(doctor):
     for wall in doctor.answer['firewall'] if doctor.answer else ():
         if wall['trouble']:
             yield Finding(PROBLEM, with_name(wall['name'], wall['trouble']),
-                          'new bans stop nobody there until that is mended; it is tried again')
+                          'new bans stop nobody there until that is repaired; it is tried again')
         elif wall['pending']:
             yield Finding(WARNING, '%s: does not answer yet' % wall['name'],
                           'ask again in a minute')
@@ -10952,7 +10953,7 @@ def check_clock(doctor):
     ours = time.localtime(wall).tm_zone            # strftime's %Z can be empty with musl
     if zone and os.environ.get('TZ', zone) != zone:
         yield Finding(WARNING, 'time zone: /etc/TZ says %s, this session %s' % (zone, ours),
-                      'log in anew, and restart banwatch if it is older than the change')
+                      'log in again, and restart banwatch if it is older than the change')
     else:
         yield Finding(OK, 'clock: %s %s' % (clock_text(wall), ours))
 
@@ -10987,16 +10988,16 @@ def check_mail(doctor):
 
 def check_room(doctor):
     """Can the state be written, and is there room for it?"""
-    folder = os.path.dirname(doctor.config['state'])
-    free = doctor.machine.free_bytes(folder)
+    directory = os.path.dirname(doctor.config['state'])
+    free = doctor.machine.free_bytes(directory)
     if free is None or not doctor.machine.writable(doctor.config['state']):
-        yield Finding(PROBLEM, '%s cannot be written' % folder,
+        yield Finding(PROBLEM, '%s cannot be written' % directory,
                       'bans do not outlive a reboot; set `state`')
     elif free < LITTLE_FLASH:
-        yield Finding(WARNING, '%s: %d kB are free' % (folder, free >> 10),
+        yield Finding(WARNING, '%s: %d kB are free' % (directory, free >> 10),
                       'make room: when it is full, bans do not outlive a reboot')
     else:
-        yield Finding(OK, '%s: %s kB are free' % (folder, format(free >> 10, ',')))
+        yield Finding(OK, '%s: %s kB are free' % (directory, format(free >> 10, ',')))
     m = re.search(r'MemAvailable:\s+(\d+)', doctor.machine.read('/proc/meminfo'))
     if m and int(m.group(1)) < LITTLE_RAM:
         yield Finding(WARNING, 'memory: %s kB are free' % format(int(m.group(1)), ','),
@@ -11096,7 +11097,7 @@ def find_init_system(machine, root, kind=None):
         return INIT_SYSTEMS[kind]
     signs = [('openwrt', '/etc/openwrt_release'), ('entware', '/opt/etc/init.d/rc.func'),
              ('systemd', '/run/systemd/system')]
-    # a machine that runs has said by now what it runs on; an image may have the folders of both
+    # a machine that runs has said by now what it runs on; an image may have the directories of both
     if root:
         signs.append(('systemd', '/etc/systemd/system'))
     signs.append(('sysvinit', '/etc/init.d'))
@@ -11134,7 +11135,7 @@ class Installer:
         self.say('%s: written (%d kB)' % (path, len(text) // 1000 + 1), self.put, path, text, mode)
 
     def put(self, path, text, mode):
-        self.machine.make_folder(os.path.dirname(self.root + path))
+        self.machine.make_directory(os.path.dirname(self.root + path))
         self.machine.replace(self.root + path, text.encode('utf-8', 'surrogateescape'), mode)
 
     def add_lines(self, path, lines):
@@ -11229,7 +11230,7 @@ class Installer:
         elif self.machine.exists(self.root + os.path.dirname(place.cron)) or not place.cron_user:
             self.add_lines(place.cron, [self.cron_line()])
         else:
-            print('%s: there is no such folder; let cron run each day: %s'
+            print('%s: there is no such directory; let cron run each day: %s'
                   % (os.path.dirname(place.cron), self.cron_line()))
         if place.keep:
             self.add_lines(place.keep, self.kept())
@@ -11255,7 +11256,7 @@ class Installer:
         for argv in place.gone:
             self.run(argv)
         if self.machine.exists(self.root + self.library):
-            self.say('%s: removed' % self.library, self.machine.remove_folder,
+            self.say('%s: removed' % self.library, self.machine.remove_directory,
                      self.root + self.library)
         if place.cron_user:
             self.remove(place.cron)
@@ -11282,11 +11283,11 @@ class Installer:
 def make_installer(options):
     """The Installer that the options ask for; Problem if they or this user cannot have it."""
     if options.get('root') == '':
-        raise Problem('--root: which folder?', os.EX_USAGE)
+        raise Problem('--root: which directory?', os.EX_USAGE)
     os.umask(0o022)                                # everybody may look, whatever root's shell says
     machine, root = Machine(), options.get('root', '').rstrip('/')
     if root and not os.path.isdir(root):
-        raise Problem('%s: is no folder' % printable(root))
+        raise Problem('%s: is not a directory' % printable(root))
     if not (machine.root() or root or 'dry-run' in options):
         raise Problem('only root can do that (try --dry-run)', os.EX_NOPERM)
     if not (root or 'dry-run' in options):

@@ -73,7 +73,7 @@ FAULTS = [Fault(*row) for row in (
      'real = there.tm_mday == (day or 1) ', 'real = True ', 'tests/test_language.py -k calendar'),
     # Filters
     ('include-path', 'an include is relative to the file that has it',
-     'os.path.normpath(os.path.join(folder, name))', 'os.path.normpath(name)',
+     'os.path.normpath(os.path.join(directory, name))', 'os.path.normpath(name)',
      'tests/test_language.py -k relative_include'),
     ('filter-here', 'without a conf no filter comes from the current directory',
      "if conf in (NO_CONF, '-'):\n        return ''", "if conf == '-':\n        return ''",
@@ -82,7 +82,7 @@ FAULTS = [Fault(*row) for row in (
      'definition.foreign or bool(failregex) or not all(', 'definition.foreign or not all(',
      'tests/test_language.py -k unless_all_of_it_is_built_in'),
     ('guard-file', 'a filter with `program` from a file runs under the watchdog',
-     'self.foreign = self.foreign or folder != BUILT_IN', 'pass',
+     'self.foreign = self.foreign or directory != BUILT_IN', 'pass',
      'tests/test_language.py -k unless_all_of_it_is_built_in'),
     ('ignore-runaway', 'who makes an ignoreregex run away is counted all the same',
      "matches_any, self.ignore, text)\n        except Runaway:\n            return False",
@@ -316,17 +316,17 @@ def outcome(fault):
         text = planted(source(), fault)
     except ValueError as e:
         return str(e)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         for name in COPIED:
-            there, copy = os.path.join(PROJECT, name), os.path.join(folder, name)
+            there, copy = os.path.join(PROJECT, name), os.path.join(directory, name)
             if os.path.isdir(there):
                 shutil.copytree(there, copy, ignore=shutil.ignore_patterns('__pycache__'))
             else:
                 shutil.copy(there, copy)
-        with open(os.path.join(folder, 'banwatch.py'), 'w', encoding='utf-8') as f:
+        with open(os.path.join(directory, 'banwatch.py'), 'w', encoding='utf-8') as f:
             f.write(text)
         argv = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider'] + shlex.split(fault.tests)
-        code = subprocess.call(argv, cwd=folder, env=dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1'),
+        code = subprocess.call(argv, cwd=directory, env=dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1'),
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return 'found' if code == 1 else 'NOT FOUND: %s (pytest %s)' % (ENDED.get(code, 'exit code %d' % code), fault.tests)
 

@@ -75,10 +75,10 @@ def test_version():
 @pytest.mark.parametrize('words, text', [
     ([], 'which command?'), (['foo'], 'foo: no such command'), (['ban'], 'usage: banwatch.py ban'),
     (['status', 'a', 'b'], 'usage: banwatch.py status [JAIL] [--json]'), (['status', '--foo'], 'option --foo not recognized'),
-    (['-x'], 'option -x not recognized'), (['ban', '1.2.3'], '1.2.3 is no address or network'),
+    (['-x'], 'option -x not recognized'), (['ban', '1.2.3'], '1.2.3 is not an address or network'),
     (['ban', '-t', '1x', '192.0.2.7'], '-t 1x is not a duration'), (['ban', '-t', '0', '192.0.2.7'], '-t 0 is too short'),
     (['unban'], 'unban takes addresses, or --all'), (['unban', '--all', '192.0.2.7'], 'unban takes addresses, or --all'),
-    (['ban', '999.1.1.1'], '999.1.1.1 is no address'), (['ban', '\x1b[31m'], '\\x1b[31m is no address')])
+    (['ban', '999.1.1.1'], '999.1.1.1 is not an address'), (['ban', '\x1b[31m'], '\\x1b[31m is no address')])
 def test_wrong_words_are_one_line_and_exit_64(words, text):
     done = banwatch_py(*words)
     assert done.returncode == 64 and done.stdout == ''

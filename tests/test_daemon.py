@@ -1068,7 +1068,7 @@ def test_a_mode_that_does_not_exist_is_refused_and_changes_nothing(house):
     house.text = '[sshd]\nmode = agressive\n'
     answer = house.ask('reload')
     assert answer['code'] == 78
-    assert answer['error'] == "c:9: [sshd]: built-in sshd.conf:12: failregex: there is no 'mode-agressive' ('agressive' is no mode of it)"
+    assert answer['error'] == "c:9: [sshd]: built-in sshd.conf:12: failregex: there is no 'mode-agressive' ('agressive' is not a mode of it)"
     house.fail('192.0.2.7', 3)
     assert house.banned() == ['192.0.2.7']
 

@@ -277,7 +277,7 @@ def test_systemd_is_told_when_its_unit_has_gone(capsys):
 @pytest.mark.parametrize('words, code, said', [
     (['--root', 'TREE'], 1, 'no init system that is known here; name it with --kind (openwrt entware systemd sysvinit), or let yours run: banwatch.py run'),
     (['--root', 'TREE', '--kind', 'qnx'], 64, '--kind qnx: there are: openwrt entware systemd sysvinit'),
-    (['--root', 'TREE/nowhere'], 1, 'nowhere: is no folder'), (['--root', ''], 64, '--root'), (['more'], 64, 'usage: banwatch.py '),
+    (['--root', 'TREE/nowhere'], 1, 'nowhere: is not a directory'), (['--root', ''], 64, '--root'), (['more'], 64, 'usage: banwatch.py '),
     (['--root'], 64, '--root requires argument'), (['--force'], 64, '--force not recognized')])
 @pytest.mark.parametrize('word', ['install', 'uninstall'])
 def test_what_cannot_be_done_is_one_line(word, words, code, said, tmp_path, capsys):

@@ -201,8 +201,8 @@ def test_a_filter_is_looked_for_beside_the_conf_then_in_our_folder_then_built_in
     if n == 3:
         monkeypatch.delitem(banwatch.FILTERS, 'sshd')
     there = {path: SIMPLE for path in PLACES[n:]}
-    folders = banwatch.filter_folders('/etc/router/banwatch.conf')
-    assert banwatch.load_filter('sshd', read=there.get, folders=folders).origin == PLACES[n]
+    folders = banwatch.filter_directories('/etc/router/banwatch.conf')
+    assert banwatch.load_filter('sshd', read=there.get, directories=folders).origin == PLACES[n]
 
 
 def test_a_path_is_a_filter_too_with_or_without_its_ending():
@@ -369,7 +369,7 @@ def test_a_mistake_in_a_filter_reaches_the_operator_with_both_places():
     assert jails.problems == [
         "/etc/router/c.conf:1: [one]: /etc/router/filter.d/x.conf:2: failregex: '^a( <HOST>' is not a regex: missing ), "
         'unterminated subpattern',
-        "/etc/router/c.conf:3: [two]: 'y[a' is no filter (try NAME or NAME[option=value,...])"]
+        "/etc/router/c.conf:3: [two]: 'y[a' is not a filter (try NAME or NAME[option=value,...])"]
 
 
 def test_a_jails_own_regexes_and_options_replace_those_of_its_filter():

@@ -181,10 +181,10 @@ def test_the_runtime_folder_must_be_ours(tmp_path):
     machine = FakeMachine()
     (tmp_path / 'real').mkdir()
     os.symlink(str(tmp_path / 'real'), str(tmp_path / 'link'))
-    with pytest.raises(banwatch.Problem, match='not a folder of our own'):
-        machine.folder(str(tmp_path / 'link'))
+    with pytest.raises(banwatch.Problem, match='not a directory of our own'):
+        machine.directory(str(tmp_path / 'link'))
     (tmp_path / 'open').mkdir(mode=0o777)
-    machine.folder(str(tmp_path / 'open'))
+    machine.directory(str(tmp_path / 'open'))
     assert (tmp_path / 'open').stat().st_mode & 0o777 == 0o700
 
 

@@ -456,12 +456,12 @@ def test_a_runaway_regex_is_stopped_and_the_next_lines_are_looked_at(rows):
     (['--regex', '<HOST> and <HOST>'], 64, "banwatch: '<HOST> and <HOST>' has more than one <HOST>"),
     (['--regex', '<HOST> <NOTHING>'], 64, "banwatch: '<HOST> <NOTHING>' has a tag that is not known: <NOTHING>"),
     (['--regex', '%(__prefix_line)s<HOST>'], 64, "banwatch: '%(__prefix_line)s<HOST>' has %(...)s, which only a file of filter.d may have"),
-    (['sshd[mode=agressive]'], 78, "built-in sshd.conf:12: failregex: there is no 'mode-agressive' ('agressive' is no mode of it)"),
-    (['sshd[mode'], 78, "banwatch: 'sshd[mode' is no filter (try NAME or NAME[option=value,...])"),
+    (['sshd[mode=agressive]'], 78, "built-in sshd.conf:12: failregex: there is no 'mode-agressive' ('agressive' is not a mode of it)"),
+    (['sshd[mode'], 78, "banwatch: 'sshd[mode' is not a filter (try NAME or NAME[option=value,...])"),
     (['sshd[mode]'], 78, "banwatch: 'sshd[mode]': cannot make sense of [mode]"),
     (['sshd[mode=ddos, =x]'], 78, "banwatch: 'sshd[mode=ddos, =x]': cannot make sense of [ =x]"),
-    (['all[mode'], 78, "banwatch: 'all[mode' is no filter"),
-    ([''], 78, "banwatch: '' is no filter"),
+    (['all[mode'], 78, "banwatch: 'all[mode' is not a filter"),
+    ([''], 78, "banwatch: '' is not a filter"),
     (['sshd', '--foo'], 64, 'banwatch: option --foo not recognized')])
 def test_what_is_wrong_is_one_line_and_an_exit_code(tried, words, code, text):
     done = tried(*words, log='x\n') if code != 1 else tried(*words)
@@ -515,7 +515,7 @@ def test_a_mistake_in_the_conf_is_told_first(tried, tmp_path):
 def test_a_jail_whose_mode_does_not_exist_is_told_with_its_place(tried, tmp_path):
     done = tried('luci', log='x\n', conf='\n[sshd]\nmode = agressive\n')
     assert done.code == 78 and done.err.startswith('%s:2: [sshd]: ' % (tmp_path / 'c'))
-    assert "'agressive' is no mode of it" in done.err and done.err.count('\n') == 1
+    assert "'agressive' is not a mode of it" in done.err and done.err.count('\n') == 1
 
 
 def test_the_exit_code_says_whether_anything_matched(tried):
