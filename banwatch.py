@@ -1394,10 +1394,11 @@ class Heads:
         self.begins, self.ends = Recent(1000), {}
         self.width = self.cut = 0    # of a head with the newline before it, and of its last part
 
-    def inner(self, block, at):
+    def inner(self, block, at, end):
         """The time that stands behind the tag of a line, where its head tells none; or None."""
-        m = INNER.match(block, block.find(b': ', at) + 2)
-        return m and self.calendar.parse(m.group(1))
+        tag = block.find(b': ', at, end)
+        m = tag >= 0 and INNER.match(block, tag + 2, end)
+        return self.calendar.parse(m.group(1)) if m else None
 
     def read(self, head):
         """(time or None, host) of a head (bytes); None if it is none."""
@@ -2450,7 +2451,7 @@ class Filter:
                     m, HOST_GROUPS)
                 when = date and heads.calendar.parse(date)
             if when is None:
-                when = heads.inner(block, at)
+                when = heads.inner(block, at, m.end())
             if explained is not None:              # not what only says so in its message
                 explained.append(at)
             ip = user = told = None

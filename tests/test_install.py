@@ -587,8 +587,8 @@ def test_openwrt_with_a_bad_conf_starts_nothing_and_stops_nothing(openwrt):
     openwrt(SERVICE, 'start')
     assert openwrt.read('/tmp/procd') == 2 * ASKED and openwrt.logged(MISTAKE, 3)
     openwrt.said(SERVICE, 'reload')
-    assert poll(lambda: MISTAKE in openwrt.read('/tmp/stderr')) and openwrt.daemons() == [pid]
-    assert openwrt(SERVICE, 'restart').returncode == 1 and openwrt.daemons() == [pid] and openwrt.logged(' banwatch: not restarted: ', 1)
+    assert poll(lambda: MISTAKE in openwrt.read('/tmp/stderr')) and poll(lambda: openwrt.daemons() == [pid])
+    assert openwrt(SERVICE, 'restart').returncode == 1 and poll(lambda: openwrt.daemons() == [pid]) and openwrt.logged(' banwatch: not restarted: ', 1)
     openwrt.write('/etc/banwatch.conf', CONF)
     openwrt.said(SERVICE, 'restart')
     assert openwrt.daemon() != pid
@@ -656,7 +656,7 @@ def test_entware_from_install_to_uninstall(box):
 
     entware.write('/opt/etc/banwatch.conf', BAD)
     done = entware(service, 'restart')
-    assert done.returncode == 1 and entware.logged(MISTAKE, 1) and entware.daemons() == [again]
+    assert done.returncode == 1 and entware.logged(MISTAKE, 1) and poll(lambda: entware.daemons() == [again])
     entware.write('/opt/etc/banwatch.conf', CONF)
     entware.write('/opt/lib/banwatch/banwatch.py', read(PROGRAM) + '# older\n')
     entware.write('/tmp/opt-banwatch', entware.read('/opt/sbin/banwatch').replace('/opt/lib/banwatch', '/root'))
@@ -702,9 +702,9 @@ def test_sysvinit_from_install_to_uninstall(sysvinit):
     assert sysvinit.logged('banwatch[%s]: ' % pid) and sysvinit.logged('reload')
     sysvinit.write('/etc/banwatch.conf', BAD)
     sysvinit.said(SERVICE, 'reload')
-    assert sysvinit.logged(MISTAKE) and sysvinit.daemons() == [pid]
+    assert sysvinit.logged(MISTAKE) and poll(lambda: sysvinit.daemons() == [pid])
     done = sysvinit(SERVICE, 'restart')
-    assert done.returncode == 6 and MISTAKE in done.stderr and sysvinit.daemons() == [pid]
+    assert done.returncode == 6 and MISTAKE in done.stderr and poll(lambda: sysvinit.daemons() == [pid])
     sysvinit.said(SERVICE, 'stop')
     assert sysvinit.gone()
     done = sysvinit(SERVICE, 'start')

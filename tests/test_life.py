@@ -683,7 +683,7 @@ class Life(House):
             assert len(jail.logins) <= 1100 and len(jail.known_keys) <= 4097
             assert all(len(known) <= 1.1 * banwatch.SESSIONS + 1 for known in (jail.filter.sessions, jail.filter.parents, jail.filter.children))
         assert len(daemon.wing('report').tally.uncounted) <= 1000
-        assert len(daemon.wing('report').digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES and len(daemon.wing('report').digest.vocabulary) <= 165
+        assert len(daemon.wing('report').digest.shapes) <= 1.1 * banwatch.KNOWN_SHAPES
         assert len(self.daemon.loop.timers.queue) < 20 and len(daemon.loop.selector.get_map()) < 6
         report, wall = daemon.wing('report'), daemon.wall
         assert not any([wall.old, report.alerts.alerts, report.alerts.batch, self.machine.programs])

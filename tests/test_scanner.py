@@ -135,7 +135,7 @@ class Model:
                     return Heard(
                         row.kind, row.says, row.child, group(head, 'date', 'date2', 'date3', 'date4', 'date5'),
                         group(head, 'host', 'host3', 'host4'), group(m, 'mlfid') or group(head, 'pid'),
-                        group(m, 'ip'), (typed if self.escapes else bytes)(group(m, 'user') or b'') or None, group(m, 'distinct'), group(m, 'times'),
+                        group(m, 'ip'), typed(group(m, 'user')) if self.escapes else group(m, 'user'), group(m, 'distinct'), group(m, 'times'),
                         line[m.start('begin'):m.end()])
 
     def events(self, line, moment):
@@ -145,7 +145,7 @@ class Model:
             return []
         when = None if heard.date is None else banwatch.date_time(heard.date, TODAY)
         if when is None:                           # the daemon's own date, behind its tag
-            m = re.compile(br'\[?(' + banwatch.ANY_DATE + br')\]?:? ').match(line, line.find(b': ') + 2)
+            m = re.compile(br'\[?(' + banwatch.ANY_DATE + br')\]?:? ').match(line, line.find(b': ') + 2) if b': ' in line else None
             when = m and banwatch.date_time(m.group(1), TODAY)
         when = moment(when)
         if when is None or self.ignored.search(heard.text.decode('utf-8', 'backslashreplace')):
