@@ -2398,6 +2398,11 @@ class Filter:
                 raise ValueError('%s: %s' % (self.definition.name, e)) from None
         return self.forms[bare]
 
+    def needle(self, bare):
+        """A text (bytes) that stands in each line that matters, b'' if there is no such one."""
+        single = [texts[0] for texts in self.form(bare).demands if len(texts) == 1]
+        return max(single, key=len, default=b'')
+
     def scan(self, block, moment, bare=False, wall=0, explained=None):
         """Yields a LogEvent for each line of a tidy block that is a login, or tells of guesses that
         no line before it has told of. `moment` turns a line's date (seconds since 1970, None if it
@@ -2687,6 +2692,9 @@ class History:
     def __init__(self, definition):
         self.origin = definition.origin
         self.meaning = definition.meaning((), ())
+
+    def needle(self, bare):
+        return b''
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
         return ()
@@ -2980,12 +2988,14 @@ class Jails:
         return any([jail.protect(machine) for jail in self.by_name.values()])
 
     def listeners(self, source):
-        """[(jail, may a line lack its tag?)] of those that listen to `source`; for None all, as in
-        a replay."""
+        """[(jail, may a line lack its tag?, a text that each of its lines holds)] of those that
+        listen to `source`; for None all, as in a replay."""
         if source not in self.listening:
-            self.listening[source] = [
-                (jail, bool(jail.options['source'])) for jail in self.watching()
-                if source is None or source in (jail.options['source'] or self.everywhere)]
+            rows = self.listening[source] = []
+            for jail in self.watching():
+                if source is None or source in (jail.options['source'] or self.everywhere):
+                    bare = bool(jail.options['source'])
+                    rows.append((jail, bare, jail.filter.needle(bare)))
         return self.listening[source]
 
     def tidied(self, source, block):
@@ -3006,10 +3016,11 @@ class Jails:
         filter knows. Anybody may send datagrams in another's name: a login that comes so forgives
         nobody."""
         forged = source is not None and source.startswith('udp:')
-        for jail, bare in self.listeners(source):
-            for event in jail.filter.scan(block, moment, bare, wall, explained):
-                if not (forged and event.login):
-                    yield jail, event
+        for jail, bare, needle in self.listeners(source):
+            if needle in block:
+                for event in jail.filter.scan(block, moment, bare, wall, explained):
+                    if not (forged and event.login):
+                        yield jail, event
 
 
 def jail_filter(name, options, conf, read, guard):
@@ -7797,6 +7808,10 @@ class LineFilter:
             rows = None
         return most_telling(
             [found for found in (self.prefregex and best_literals(self.prefregex), rows) if found])
+
+    def needle(self, bare):
+        """b'': see Filter."""
+        return b''
 
     def scan(self, block, moment, bare=False, wall=0, explained=None):
         """Yields a LogEvent for each line of a tidy block that is a failure or a login; see

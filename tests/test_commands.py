@@ -78,7 +78,7 @@ def test_version():
     (['-x'], 'option -x not recognized'), (['ban', '1.2.3'], '1.2.3 is not an address or network'),
     (['ban', '-t', '1x', '192.0.2.7'], '-t 1x is not a duration'), (['ban', '-t', '0', '192.0.2.7'], '-t 0 is too short'),
     (['unban'], 'unban takes addresses, or --all'), (['unban', '--all', '192.0.2.7'], 'unban takes addresses, or --all'),
-    (['ban', '999.1.1.1'], '999.1.1.1 is not an address'), (['ban', '\x1b[31m'], '\\x1b[31m is no address')])
+    (['ban', '999.1.1.1'], '999.1.1.1 is not an address'), (['ban', '\x1b[31m'], '\\x1b[31m is not an address')])
 def test_wrong_words_are_one_line_and_exit_64(words, text):
     done = banwatch_py(*words)
     assert done.returncode == 64 and done.stdout == ''
