@@ -1,6 +1,7 @@
 """The daemon in this process: real files, real sockets and pipes; the clock, the programs and the log are the test's."""
 import json
 import os
+import resource
 import socket
 import time
 
@@ -1496,8 +1497,13 @@ def test_what_is_logged_moves_no_cursor_and_forges_no_line(capsys):
     assert capsys.readouterr().err == 'a\\x1b[2J\\nbanwatch: b\n'
 
 
-def test_a_lock_holds_also_where_its_text_finds_no_room():
-    assert banwatch.Machine().lock('/dev/full')
+def test_a_lock_holds_also_where_its_text_finds_no_room(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        assert banwatch.Machine().lock(str(tmp_path / 'lock'))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 # --- pages in places of others

@@ -308,7 +308,7 @@ def test_a_name_that_is_not_defined_is_told_with_file_and_line():
 def test_what_stands_in_itself_is_an_error_and_soon(text):
     began = time.process_time()
     assert re.match(r'/f/x\.conf:\d+: failregex: .* stands in itself$', mistake('[Definition]\n' + text + '\n'))
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5
 
 
 def test_a_mode_that_is_not_there_is_an_error():
