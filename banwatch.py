@@ -6881,7 +6881,8 @@ class Daemon:
         found = [ticket for ticket in self.judge.bans.tickets.values()
                  if ticket.ignored >= GOES_ON and self.wall.built()]
         text = ''
-        if found and self.config['firewall'] not in ('none', 'command'):
+        blocks = not self.dry_run and self.config['firewall'] not in ('none', 'command')
+        if found and blocks:
             latest = found[-1]
             text = ('%s goes on although it is banned by %s (%s since)%s: another rule first, a '
                     'proxy in front, a published port, an offloaded connection?' % (
