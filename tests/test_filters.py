@@ -538,8 +538,9 @@ def test_a_child_that_asked_for_another_users_password_is_not_adopted():
     assert total(block) == 2
 
 
-def test_guesses_at_another_account_are_not_forgotten_by_a_login_of_ones_own():
-    guess = b'Nov 18 11:20:0%d h dovecot: auth: passwd-file(%s,192.0.2.9,<abc>): Password mismatch\n'
+@pytest.mark.parametrize('said', [b'Password mismatch', b'unknown user'])
+def test_guesses_at_another_account_are_not_forgotten_by_a_login_of_ones_own(said):
+    guess = b'Nov 18 11:20:0%d h dovecot: auth: passwd-file(%s,192.0.2.9,<abc>): ' + said + b'\n'
     login = b'Nov 18 11:20:09 h dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.9, lip=192.0.2.1, session=<abc>\n'
     for users, counted in ((b'root',) * 3, 3), ((b'root', b'root', b'bob'), 2), ((b'bob',), 0):
         made = banwatch.load_filter('dovecot')
