@@ -2530,8 +2530,9 @@ class Filter:
                         session.pending += new
                     elif not session.pending:      # most lines tell nothing new
                         continue
+                told_late = ip is not None and session.pending
                 new = 0
-                if ip is not None and session.pending:
+                if told_late:
                     new, session.pending = session.pending, 0
                     if verdict == LOGIN and known == user:     # one of its user's guesses was right
                         new -= 1
@@ -2543,7 +2544,7 @@ class Filter:
             if verdict == LOGIN:
                 back = 0
                 if pid is not None:
-                    if not new:
+                    if not told_late:
                         back = self.taken_back(session, host, ip, known, user)
                     # what comes later under this pid is another connection
                     sessions.pop(identity, None)

@@ -160,7 +160,7 @@ class Model:
         found, known_user = [], heard.user
         if heard.pid is not None:
             connection = self.connection(heard, ip, when)
-            before = connection.user
+            before, waiting = connection.user, connection.waiting
             ip, known_user, weight = self.add(connection, heard, ip, weight)
         if weight > 0 and ip:
             user = as_text(known_user) if heard.says == 'guess' else None
@@ -169,7 +169,7 @@ class Model:
         if heard.says == 'login':
             back = 0
             if heard.pid is not None:
-                back = 0 if weight else self.taken_back(connection, heard.host, before, known_user)
+                back = 0 if waiting else self.taken_back(connection, heard.host, before, known_user)
                 self.connections.pop((heard.host, heard.pid), None)
             if ip and known_user:
                 found.append(banwatch.LogEvent(ip, as_text(known_user), back, True, when))
