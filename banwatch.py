@@ -4422,11 +4422,11 @@ class Machine:
         except OSError:
             return ''
 
-    def read(self, path, missing='', errors='replace'):
-        """Text of a file of the system, its first MB; `missing` if it cannot be read."""
+    def read(self, path, missing='', errors='replace', limit=1 << 20):
+        """Text of a file of the system, so many bytes of it; `missing` if it cannot be read."""
         try:
             with open(path, 'rb') as f:
-                return f.read(1 << 20).decode('utf-8', errors)
+                return f.read(limit).decode('utf-8', errors)
         except OSError:
             return missing
 
@@ -11144,8 +11144,8 @@ class Installer:
 
     def there(self, path):
         """The text of a file under the root, None if there is none."""
-        # bytes that are no UTF-8 are written back as they are
-        return self.machine.read(self.root + path, None, 'surrogateescape')
+        # whole, and with the bytes that are no UTF-8: it is written back
+        return self.machine.read(self.root + path, None, 'surrogateescape', -1)
 
     def write(self, path, text, mode):
         if self.there(path) == text:

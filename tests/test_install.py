@@ -126,8 +126,8 @@ def test_uninstall_leaves_what_was_there_before(kind, tmp_path, machine, capsys)
 
 
 @pytest.mark.parametrize('text', [
-    None, '# mine\n', '# no last newline', '# mine\n\n\n', '# caf\udce9\n', '# \u00fc\r\n'],
-    ids=['missing', 'usual', 'without a last newline', 'empty lines', 'not UTF-8', 'DOS'])
+    None, '# mine\n', '# no last newline', '# mine\n\n\n', '# caf\udce9\n', '# \u00fc\r\n', '# a long one\n' * 90000],
+    ids=['missing', 'usual', 'without a last newline', 'empty lines', 'not UTF-8', 'DOS', 'over a MB'])
 def test_files_of_others_come_out_as_they_went_in(text, tmp_path, machine):
     root = plant(tmp_path, BEFORE['openwrt'])
     for path in ('/etc/crontabs/root', '/etc/sysupgrade.conf'):
