@@ -102,8 +102,7 @@ PLAIN_LINE = 8192                    # bytes of a line that are looked at; the r
 Command = collections.namedtuple('Command', 'argv stdin environment')
 Command.__new__.__defaults__ = '', {}
 # What one line of a log said: `login` is True for a success; `guesses` is how many it stands for,
-# or takes back;
-# `told` is (line, fields of its regex), if somebody wants to know.
+# or a login takes back; `told` is (line, fields of its regex), if somebody wants to know.
 LogEvent = collections.namedtuple('LogEvent', 'ip user guesses login when told')
 LogEvent.__new__.__defaults__ = None,
 # A network to ban, for so many seconds, after so many failures; matches: (lines, fields) or None.
@@ -1196,10 +1195,10 @@ HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3',
 DATE_GROUPS = HEAD_DATES + ('date5', 'date6')
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
 # what a daemon that thinks it has a file of its own writes behind its tag, as in a container
-INNER_DATE = br'(?:\[?(?:' + ANY_DATE + br')\]?:? )?'
+OWN_DATE = br'\[?(%s' + ANY_DATE + br')\]?:? '
+INNER, INNER_DATE = Regex(OWN_DATE % b''), b'(?:' + OWN_DATE % b'?:' + b')?'
 ANY_TAG = TAG % br'(?P<program>[^\s:\[\]]*)'
 # two dates with digits in the same places look alike
-INNER = Regex(br'\[?(' + ANY_DATE + br')\]?:? ')
 SHAPE = bytes.maketrans(b'123456789', b'000000000')
 LINE = Regex(b'(?:' + HEAD + ANY_TAG + b'|' + BARE + br')(?P<message>.*)', re.S)
 # what log daemons write instead of a line that comes again
@@ -2333,7 +2332,7 @@ class Filter:
     belongs to the latest connection of its address on the same host (`parents`) that has no line of
     its kind yet; else it is a connection of its own, whose guesses the next such connection there
     may claim, once, if they name the same user (`children`). A login takes back one guess of the
-    same user that still waits."""
+    same user: one that still waits, else one that only children's lines have told of."""
     keep_matches = False                  # does somebody want to know what the lines say?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
@@ -2344,7 +2343,6 @@ class Filter:
             guard, 'a regex of %s takes too long for some lines, which are skipped' % self.origin)
         self.ignoring = Guarded(
             guard, 'an ignoreregex takes too long for some lines of %s, which count' % self.origin)
-        self.guards = self.failing, self.ignoring
         self.meaning = definition.meaning(failregex, ignoreregex)
         program, prefregex = definition.get('program'), definition.get(
             'prefregex') or '^<F-CONTENT>.+</F-CONTENT>$'
@@ -2366,6 +2364,8 @@ class Filter:
                 for n, (_, text) in enumerate(texts)]
         self.ignore = [definition.told('ignoreregex', compile_line, text)
                        for text in ignoreregex or text_rows(definition.get('ignoreregex'))]
+        # those that may run away
+        self.guards = (self.failing, self.ignoring) if self.foreign or self.ignore else ()
         begin = '(?P<begin>)' if self.ignore else ''
         self.tag = TAG % one_line(program).encode()
         self.rest = ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode() + br'\r?$'
@@ -6766,11 +6766,18 @@ class Daemon:
             self.tell_incident(where, trouble)
         self.troubles[where] = trouble
 
-    def heal(self, where, guard, now):
-        """Trouble of regexes that is over is over here, too."""
-        if guard.trouble:
-            guard.heal(now)
-            self.note(where, guard.trouble)
+    def note_slow(self, guards):
+        """Reports the regexes that take too long, of pairs (where, Guarded)."""
+        for where, guard in guards:
+            if guard.trouble:
+                self.note(where, guard.trouble)
+
+    def heal(self, guards, now):
+        """The same, where their trouble may be over by now."""
+        for where, guard in guards:
+            if guard.trouble:
+                guard.heal(now)
+                self.note(where, guard.trouble)
 
     def tell_wings(self, what, *words):
         for wing in self.wings:
@@ -6857,9 +6864,7 @@ class Daemon:
         if age != OLD:
             for wing in self.readers:
                 wing.seen(source, block, explained or [], now)
-        for name, guard in jails.guards:
-            if guard.trouble:
-                self.note(name, guard.trouble)
+        self.note_slow(jails.guards)
 
     def look_at_clock(self, now, wall):
         """Notes that the wall clock has been set."""
@@ -7009,8 +7014,7 @@ class Daemon:
         self.loop.after(MINUTE, self.minute)
         self.protect()
         self.judge.purge(now, self.config['dbpurgeage'])
-        for name, guard in self.judge.jails.guards:
-            self.heal(name, guard, self.machine.wall())
+        self.heal(self.judge.jails.guards, self.machine.wall())
         self.look_at_clock(now, self.machine.wall())
         self.note_ineffective()
         self.tell_wings('minute', now)
@@ -8971,6 +8975,7 @@ class Digest:
 
     def __init__(self, rules, built_in, other):
         self.rules = rules           # name -> Rule, of the conf
+        self.guards = [('rule ' + name, rule.guarded) for name, rule in rules.items()]
         self.built_in = built_in     # name -> Rule
         self.other = other           # are lines grouped that no rule explains?
         self.fails = Fails(1000)     # how often rules have been met that want more than one line
@@ -8996,8 +9001,7 @@ class Digest:
                     rows.append((start, n, end, rule))
         for start, _, end, rule in sorted(rows):
             yield from self.apply(rule, block[start:end], start, explained, tally, now)
-        scans = self.other and self.group(without(block, explained) if explained else block, tally,
-                                          now)
+        scans = self.other and self.group(without(block, explained), tally, now)
         # a jail may have explained them, too
         if scans or self.other and explained and b' DPT=' in block:
             for protocol, port in PORTS_LOGGED.findall(block):
@@ -9167,6 +9171,8 @@ def make_digest(config, guard=unguarded):
 
 def without(block, explained):
     """The block without the lines in which these positions lie."""
+    if not explained:
+        return block
     parts, at = [], 0
     for position in sorted(explained):
         if position >= at:
@@ -10141,18 +10147,12 @@ class Reporter(Wing):
     # what happens
     def seen(self, source, block, explained, now):
         tally = self.report.tally
-        lines = tally.parts['lines'].get((source.what,))
-        if lines:
-            lines[0] += block.count(b'\n') - 1
-        else:
-            tally.note('lines', (source.what,), block.count(b'\n') - 1)
+        tally.note('lines', (source.what,), block.count(b'\n') - 1)
         if self.digest.other or self.digest.rules:
             for rule, text, line in self.digest.read(block, explained, tally, now):
                 if not self.daemon.dry_run:
                     self.alerts.add(text, line)
-            for name, rule in self.digest.rules.items():
-                if rule.guarded.trouble:
-                    self.daemon.note('rule ' + name, rule.guarded.trouble)
+            self.daemon.note_slow(self.digest.guards)
 
     def event(self, outcome, jail, network, event, why):
         if outcome == FAILED:
@@ -10190,8 +10190,7 @@ class Reporter(Wing):
 
     def minute(self, now):
         self.digest.purge(now)
-        for name, rule in self.digest.rules.items():
-            self.daemon.heal('rule ' + name, rule.guarded, now)
+        self.daemon.heal(self.digest.guards, now)
 
     def news(self):
         news, self.tally.news = self.tally.news, False
