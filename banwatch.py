@@ -707,6 +707,9 @@ OPTIONS = [Option(*row) for row in (
      'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the\n'
      'jail. Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the\n'
      "built-in ones, in /etc/fail2ban/filter.d (fail2ban's files work as they are)."),
+    ('DEFAULT', 'program', valid_regex, '',
+     'A regex for the tag that its lines have, if it is not the one that the filter expects: that\n'
+     'of a container, as vaultwarden-\\d+ or docker/mail.'),
     ('DEFAULT', 'mode', str, '',
      'How strict its filter is, if it knows modes: dropbear and sshd have normal, ddos, extra,\n'
      'aggressive.'),
@@ -1271,6 +1274,24 @@ def expanded(block, before):
     return b''.join(parts) + block[done:]
 
 
+# What log daemons leave of a line that is too long for them: 255 bytes (busybox) or 1023 (musl,
+# logd), of which <PRI>, or <PRI> and the date, may be gone, and replaced, by now
+CUT_SIZES = frozenset(size - gone for size in (255, 1023) for gone in (0, 4, 5, 20, 21))
+SHORTEST_CUT = 150                   # bytes from the tag on; before it there may be a long head
+
+
+def may_be_cut(line):
+    """True if a log daemon may have cut a line (bytes): it is as long as those that one has cut.
+    What it ends in may be the client's own text, and what followed may have been the address."""
+    if len(line) < SHORTEST_CUT:
+        return False
+    # without a tag it is in a daemon's own file, which nobody cuts, or came by UDP
+    tag = LINE.match(line).start('program')
+    if tag < 0:
+        return line[:1] == b'<' and len(line) in CUT_SIZES
+    return len(line) - tag in CUT_SIZES or len(line) in CUT_SIZES
+
+
 def plain_head(m):
     """RFC 5424's header as one of RFC 3164; '-' stands for a field that is not known."""
     priority, date, host, program, pid = m.groups()
@@ -1331,23 +1352,14 @@ def date_time(date, today):
 
 
 class Calendar:
-    """Reads many dates, each as date_time does, but asks for the zone once a day. As the `moment`
-    of a scan it takes each line at its own time; one without a date is as late as the one
-    before."""
+    """Reads many dates, each as date_time does, but asks for the zone once a day."""
 
     def __init__(self, today):
         self.today = today
-        self.now = 0.0               # the time of the last date
         # a date without its last four characters -> its time at 0:00 there
         self.starts = Recent(1000)
         # a date without its clock -> its midnight; None for a day that is not 24 hours long
         self.midnights = Recent(100)
-
-    def __call__(self, when):
-        """The time of a line (seconds since 1970, or None if its date is not known)."""
-        if when is not None:
-            self.now = when
-        return self.now
 
     def parse(self, date):
         """The time of a date (bytes), None if it is none."""
@@ -1682,15 +1694,17 @@ def field_time(field, now):
 # in prefregex is what the other regexes see. A filter with an option `program` is of our own kind,
 # as all built-in ones are: its regexes see the messages of these programs, from their first byte,
 # all at once in a whole block; its connections are (host, pid), unless <F-MLFID> says otherwise.
-# Three things are added there. An empty line parts a failregex into kinds: one guess makes a daemon
+# Some things are added there. An empty line parts a failregex into kinds: one guess makes a daemon
 # write several lines, but at most one of each kind; so a connection has made as many guesses as it
 # has lines of its most frequent kind. A line with <F-CHILD> may come from a process that was forked
 # for one guess, with a pid of its own (PAM, when sshd asks for a keyboard-interactive password): it
 # belongs to a connection of the same address that has no such line yet, or to the next guess there.
 # A line with <F-DISTINCT> counts once for each text in there, one with <F-TIMES> as often as it
-# says.
+# says. One with <F-CUT> is how a refusal begins whose address a log daemon has cut off. A line that
+# is as long as log daemons cut them does not count: a name in it could end like an address. (But
+# where `address = first`: no text of the client's that could do so stands before the address.)
 
-FAIL, NOFAIL, LOGIN = range(3)
+FAIL, NOFAIL, LOGIN, CUT = range(4)
 # One regex of a filter of our own kind: where its groups are (0: it has none); `special` is a
 # Special or None
 Row = collections.namedtuple('Row', 'kind verdict ip user child special')
@@ -1714,7 +1728,7 @@ TAGS['SUBNET'] = r'\[?(?:%(IP4)s|%(IP6)s)(?:/%(CIDR)s)?\]?' % TAGS
 TAGS.update(
     {'F-%s/' % name: TAGS[name] for name in ('IP4', 'IP6', 'DNS', 'CIDR', 'ADDR', 'SUBNET')})
 TAG_NAMES = {'ID': 'fid', 'PORT': 'fport'}
-OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES')
+OWN_FIELDS = ('USER', 'NOFAIL', 'MLFGAINED', 'MLFID', 'CHILD', 'DISTINCT', 'TIMES', 'CUT')
 MOST_TEXT = 512                                    # bytes of a name that are kept
 SESSIONS = 1000                                    # connections remembered per filter
 CHILDREN = 16                                      # ... and per address, those that may be a child
@@ -2234,6 +2248,7 @@ def unescaped(name):
         b'\\' if m.group(1) == b'\\' else bytes([int(m.group(1), 8)])), name)
 
 
+CUT_OFF = 'a log daemon may have cut it'
 new_tuple = tuple.__new__  # a namedtuple's own __new__ takes four times as long
 
 
@@ -2308,6 +2323,8 @@ def block_regex(tag, rest, texts, led, bare):
             verdict = NOFAIL
         elif '<F-MLFGAINED>' in text:
             verdict = LOGIN
+        elif '<F-CUT>' in text:
+            verdict = CUT
         if distinct or times or mlfid:
             special = Special(distinct, times, mlfid)
         written[at('end%d' % n)] = text
@@ -2367,12 +2384,15 @@ class Filter:
         # those that may run away
         self.guards = (self.failing, self.ignoring) if self.foreign or self.ignore else ()
         begin = '(?P<begin>)' if self.ignore else ''
-        self.tag = TAG % one_line(program).encode()
+        self.tag = TAG % one_line(without_groups(program)).encode()
         self.rest = ('%s%s(?:%s)%s' % (before, begin, '|'.join(rows), after)).encode() + br'\r?$'
         self.texts = texts           # (kind, regex as it is written)
         # may the regex begin with the tag, which C finds fast, and the head be read afterwards?
         self.tag_is_literal = [str(op) for op, _ in list(parsed(program))[:3]] == ['LITERAL'] * 3
         self.as_sshd = definition.get('escapes') == 'sshd'
+        self.shortest_cut = SHORTEST_CUT
+        if definition.get('address') == 'first':
+            self.shortest_cut = PLAIN_LINE * 2
         self.heads = None
         self.forms = {}              # may a line lack the tag? -> its BlockRegex
         try:
@@ -2387,6 +2407,7 @@ class Filter:
         self.children = Recent(SESSIONS)
         self.distinct = Recent(10 * SESSIONS)      # (ip, text) -> when it was seen last
         self.names = 0               # failures that named a host, not an address
+        self.cut = 0                 # refusals whose address may have been cut off
 
     def form(self, bare):
         """The BlockRegex; with `bare` a line needs no tag."""
@@ -2416,8 +2437,8 @@ class Filter:
     def read(self, block, bare=False, wall=0, explained=None):
         """What the lines of a tidy block say, each by itself: tuples (number of its Row, less than
         0 where an ignoreregex matches; seconds since 1970 or None; host; pid; address, '' for a
-        name, None for neither; user; what a Special has; what a LogEvent tells, or the text in
-        place of an address)."""
+        name, False where it may have been cut off, None where there is none; user; what a Special
+        has; what a LogEvent tells, or the text in place of an address)."""
         regex, rows, _, demanded = self.forms.get(bare) or self.form(bare)
         said = []
         for texts in demanded:
@@ -2433,7 +2454,7 @@ class Filter:
         begins, ends, width, cut, known_host = (
             heads.begins, heads.ends, heads.width, heads.cut, heads.host)
         pid_at, add, keep = regex.groupindex['pid'], said.append, self.keep_matches
-        as_sshd = self.as_sshd
+        as_sshd, shortest = self.as_sshd, self.shortest_cut
         found = regex.finditer(block)
         if self.foreign:
             found = self.matches_in_lines(regex, block, demanded, led, wall)
@@ -2460,6 +2481,10 @@ class Filter:
             if explained is not None:              # not what only says so in its message
                 explained.append(at)
             ip = user = told = None
+            cut = m.end() - at >= shortest and verdict != LOGIN and may_be_cut(
+                block[block.rfind(b'\n', 0, at + 1) + 1:m.end()])
+            if verdict == CUT and not cut:
+                continue
             if user_at:
                 user = m[user_at]
                 if as_sshd and user and b'\\' in user:
@@ -2468,6 +2493,8 @@ class Filter:
                 ip = captured_address(m[ip_at])
                 if not ip:
                     told = m[ip_at]
+            if cut and (ip_at or verdict == CUT):
+                ip = False
             if keep and told is None:
                 line = block[block.rfind(b'\n', 0, at + 1) + 1:m.end()]
                 told = line.strip().decode('utf-8', 'backslashreplace')
@@ -2488,8 +2515,9 @@ class Filter:
             if when is None or n < 0:
                 continue
             kind, verdict, ip_at, _, child, _ = rows[n]
-            if ip_at and not ip:
+            if not ip and (ip_at or ip is False):
                 self.names += ip == '' and verdict == FAIL
+                self.cut += ip is False
                 continue
             new = 1 if verdict == FAIL else 0
             if special:
@@ -2658,6 +2686,8 @@ class Filter:
             user = user and as_text(user)
             if n < 0:
                 verdict, why = None, 'an ignoreregex matches'
+            elif ip is False:
+                verdict, why = None, CUT_OFF
             elif rows[n].ip and not ip:
                 verdict, why = None, 'it names no address'
             elif verdict == FAIL and not ip:
@@ -2665,8 +2695,8 @@ class Filter:
             elif verdict == FAIL:
                 why = 'it tells of a guess that a line before has told of'
         name = ip
-        if not ip and type(told) is bytes:
-            name = as_text(told)
+        if not ip:
+            name = as_text(told) if type(told) is bytes else None
         return (Look(verdict, texts[abs(n)], ip or None, name, user, when, {}, why),
                 sum(event.guesses for event in events))
 
@@ -2688,7 +2718,7 @@ def line_engine(*words):
 
 class History:
     """The filter `recidive`: it reads no log, but is told of the bans of other jails."""
-    guards, names, keep_matches = (), 0, False
+    guards, names, cut, keep_matches = (), 0, 0, False
 
     def __init__(self, definition):
         self.origin = definition.origin
@@ -2717,8 +2747,10 @@ def load_filter(spec, params=None, read=no_files, directories=FILTER_DIRECTORIES
         raise ValueError('no filter is called %s (%s)' % (quoted(name), hint)) from None
     if definition.given('history') is not None:
         return History(definition)
-    if definition.given('program') is not None:
+    if any('program' in options for options in definition.sections.values()):
         return Filter(definition, failregex, ignoreregex, guard)
+    if 'program' in definition.params:
+        raise ValueError('program: the filter %s has no tag of its own' % printable(name))
     return line_engine(definition, failregex, ignoreregex, guard)
 
 
@@ -2732,6 +2764,8 @@ def check_own(failregex):
 
 def own_filter(params, failregex, ignoreregex=(), guard=unguarded):
     """The filter of a jail that has regexes of its own and no `filter`."""
+    if 'program' in params:
+        raise ValueError('program: has no meaning without a `filter`')
     check_own(failregex)
     for text in failregex:
         unknown = re.search(r'</?(?!F-|SKIPLINES>|%s)[A-Z][A-Z0-9_-]*>'
@@ -3029,7 +3063,7 @@ def jail_filter(name, options, conf, read, guard):
     meant from where the conf lies."""
     own, ignore, spec = options['failregex'], options['ignoreregex'], options['filter'] or name
     params = {}
-    for key in ('mode', 'prefregex', 'maxlines', 'datepattern'):
+    for key in ('program', 'mode', 'prefregex', 'maxlines', 'datepattern'):
         if options[key]:
             params[key] = str(options[key])
     check_own(own)
@@ -5061,6 +5095,7 @@ BACKLOG = 1 << 18                    # of a log seen for the first time, this mu
 MARK = 64
 MOST_FILES = 200                     # of a glob; each takes a descriptor
 RETIRE = 600                         # a renamed file that has been quiet for so long is let go
+FEW_LINES = 20                       # that are looked at before it is said that they have no tag
 SEEN = 100                           # lines of a program by which it is known what it tells again
 # seconds after which the ring is asked whether there is nothing to hear
 SILENCE = 300
@@ -5112,6 +5147,8 @@ class Source:
         self.reason = ''             # why it was closed last
         self.lines = 0
         self.last = None             # ticks of the last line
+        # of the lines that were looked at lately: how many, how many without a tag; and when
+        self.sampled, self.tagless, self.sampled_at = 0, 0, float('-inf')
         self.tries = 0
         self.timer = None
 
@@ -5145,6 +5182,24 @@ class Source:
         if self.last - self.since > PATIENCE:
             self.tries = 0
         self.deliver(self, block, age)
+
+    def sample(self, block):
+        """Looks whether lines of a tidy block have a tag (`program: `), as built-in filters need
+        it: at the first ones of a source, then at one a second at most."""
+        now = self.machine.ticks()
+        if self.sampled >= FEW_LINES and now - self.sampled_at < 1:
+            return
+        self.sampled_at = now
+        for line in block.split(b'\n', FEW_LINES + 1)[1:FEW_LINES + 1]:
+            if line:
+                self.sampled += 1
+                self.tagless += LINE.match(line).start('program') < 0
+        if self.sampled > 8 * FEW_LINES:           # what was long ago matters less
+            self.sampled, self.tagless = self.sampled // 2, self.tagless // 2
+
+    def blind(self):
+        """Do most of its lines lack a tag?"""
+        return self.sampled >= FEW_LINES and self.tagless > self.sampled / 2
 
     def position(self):
         """What `start` needs to go on from here after a restart; None if there is no such thing."""
@@ -6520,6 +6575,8 @@ ROUTE_SECONDS = 2                    # between two looks for a default route
 GOES_ON = 10                         # failures of somebody who is banned, until that is told
 STEP = 2                             # seconds by which the wall clock may have been set unnoticed
 RELOADS = b' firewall: Reloading firewall'         # says OpenWrt's hotplug script, before it does
+BLIND = ('most of its lines have no tag (`program: `), so no filter reads them (banwatch.py test '
+         'all FILE tells more; a daemon\'s own log is the `source` of its jail)')
 # What has become of a ban, for those who are told.
 NEW_BAN, EXTENDED, SHORTENED, ENDED, LIFTED = 'ban', 'extend', 'shorten', 'ended', 'lifted'
 
@@ -6851,6 +6908,7 @@ class Daemon:
         self.look_at_clock(now, wall)
         jails = self.judge.jails
         block = jails.tidied(source.spec, block)
+        self.note_blindness(source, block)
         explained = None
         if age != OLD and any([wing.explains for wing in self.readers]):
             explained = []
@@ -6865,6 +6923,14 @@ class Daemon:
             for wing in self.readers:
                 wing.seen(source, block, explained or [], now)
         self.note_slow(jails.guards)
+
+    def note_blindness(self, source, block):
+        """Reports a source whose lines are in no form that filters read, though one of them reads
+        it as a system log."""
+        if any(not bare for _, bare, _ in self.judge.jails.listeners(source.spec)):
+            source.sample(block)
+            if source.blind() or source.what in self.troubles:
+                self.note(source.what, BLIND if source.blind() else '')
 
     def look_at_clock(self, now, wall):
         """Notes that the wall clock has been set."""
@@ -7159,12 +7225,18 @@ class Daemon:
         return found
 
     def nameless(self):
-        """Lines on jails whose daemons log names where addresses should be."""
-        return [
-            '%s: %s named a host instead of an address; names are not looked up (sshd: set '
-            '`UseDNS no`)'
-                % (jail.name, plural(jail.filter.names, 'failure'))
-                for jail in self.judge.jails.watching() if jail.filter.names]
+        """Lines on failures whose lines do not say from which address."""
+        found = []
+        for jail in self.judge.jails.watching():
+            if jail.filter.names:
+                found.append('%s: %s named a host instead of an address; names are not looked up '
+                             '(sshd: set `UseDNS no`)' % (
+                                 jail.name, plural(jail.filter.names, 'failure')))
+            if jail.filter.cut:
+                found.append('%s: %s so long that the log daemon may have cut off the address; '
+                             'they do not count' % (
+                                 jail.name, plural(jail.filter.cut, 'refusal is', 'refusals are')))
+        return found
 
 
 def listen_to_signals(loop, signalled):
@@ -7336,7 +7408,8 @@ def answer_status(daemon, request, reply):
     jails = [jail_status(judge, jail) for jail in judge.jails.by_name.values()
              if request.get('jail') in (None, jail.name)]
     sources = [{'source': source.what, 'lines': source.lines, 'trouble': source.trouble,
-                'idle': None if source.last is None else round(now - source.last, 1)}
+                'idle': None if source.last is None else round(now - source.last, 1),
+                'sampled': source.sampled, 'tagless': source.tagless}
                for source in daemon.sources.values()]
     firewall = [{'name': sync.name, 'trouble': sync.trouble, 'pending': not sync.idle(),
                  'why': daemon.wall.why, 'mended': sync.repaired, 'offload': sync.offload,
@@ -7363,6 +7436,7 @@ def jail_status(judge, jail):
     return {'jail': jail.name, 'filter': (jail.options['filter'] or jail.name) if made else None,
             'origin': made.origin if made else None, 'failures': jail.failures,
             'ignored': jail.ignored, 'names': made.names if made else 0,
+            'cut': made.cut if made else 0,
             'tracked': sum(key[0] == jail.name for key in judge.fails.recent),
             'banned': sum(key[0] == jail.name for key in judge.bans.tickets), 'bans': jail.banned}
 
@@ -7781,7 +7855,8 @@ class LineFilter:
         self.last = None             # the time of the last line that had one, and was asked for it
         # (template, match, now) of a later date that nobody has asked for
         self.pending = None
-        self.names = 0               # failures that named a host, not an address
+        self.names = self.cut = 0    # as in Filter
+        self.shown = ''              # the last line as the regexes see it
 
     def compile(self, option, text):
         return self.definition.told(option, compile_line, text, self.maxlines > 1)
@@ -7837,7 +7912,9 @@ class LineFilter:
                 when = moment(found.when)
             if when is None or found.verdict == NOFAIL:
                 continue
-            if found.ip and found.verdict == FAIL:
+            if found.ip and found.verdict == FAIL and may_be_cut(raw):
+                self.cut += 1
+            elif found.ip and found.verdict == FAIL:
                 if self.keep_matches:
                     told = self.told(raw, found.fields)
                 else:
@@ -7881,7 +7958,9 @@ class LineFilter:
                 found = self.look(raw.decode('utf-8', 'backslashreplace'), wall)
             else:
                 found = None
-            if found and found.verdict == FAIL and found.ip:
+            if found and found.ip and found.verdict == FAIL and may_be_cut(raw):
+                found = found._replace(verdict=None, why=CUT_OFF)
+            elif found and found.verdict == FAIL and found.ip:
                 failures += 1
             elif found and found.verdict == FAIL:
                 found = found._replace(why='it names no address')
@@ -7942,7 +8021,7 @@ class LineFilter:
             dated = template, m, wall
         else:
             dated = None
-        self.buffer = (self.buffer + [text])[-self.maxlines:]
+        self.buffer, self.shown = (self.buffer + [text])[-self.maxlines:], text
         seen, fields = '\n'.join(self.buffer) + '\n', {}
         self.pending, before = dated or self.pending, self.pending
 
@@ -10422,6 +10501,33 @@ def default_log(machine):
     return found
 
 
+def with_progress(blocks, name, machine):
+    """Yields these blocks; once a second it says on a terminal how far that has come."""
+    size, read, lines, begun = 0, 0, 0, machine.ticks()
+    said = begun
+    if os.path.isfile(name) and not name.endswith('.gz'):
+        size = os.path.getsize(name)
+    for block in blocks:
+        yield block
+        now, read, lines = machine.ticks(), read + len(block), lines + block.count(b'\n')
+        if now - said >= 1 and sys.stderr.isatty():
+            said = now
+            percent = ' %d %%,' % (100 * read // size) if size else ''
+            sys.stderr.write('\r%s:%s %s lines a second\033[K' % (
+                printable(name), percent, format(int(lines / (now - begun)), ',')))
+            sys.stderr.flush()
+    if said > begun:
+        sys.stderr.write('\r\033[K')
+
+
+NO_DATE = 0.0                        # the time of a line that has none
+
+
+def own_time(when):
+    """When a line was written, NO_DATE if it does not say so."""
+    return NO_DATE if when is None else when
+
+
 class Replay:
     """The whole pipeline over a log, in the log's own time."""
 
@@ -10431,20 +10537,44 @@ class Replay:
         self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
         self.keep_for = config['dbpurgeage']
         self.wall = machine.wall
-        self.moment = Calendar(int(self.wall()) // 86400)
-        self.lines = self.failures = 0
+        self.latest = NO_DATE        # the time of the last line that has one
+        self.lines = self.failures = self.undated = 0
         self.next_purge = float('-inf')
-        self.dated = True            # does it begin with lines whose date is known?
+        self.timed = True            # does it begin with lines in which some time stands?
         self.found = []              # rows of the answer
+
+    def listen(self, name, only):
+        """Chooses the jails that a file is read for: those whose own log it is, or `only` that one,
+        else all; the names of the first two."""
+        jails = self.judge.jails
+        own = [jail for jail in jails.watching()
+               if jail.name == only or not only and names_file(jail.options['source'], name)]
+        jails.listening.pop(None, None)
+        if own:
+            rows = [(jail, True, jail.filter.needle(True)) for jail in own]
+            if not only and names_file(jails.everywhere, name):
+                rows = [row for row in jails.listeners(None)
+                        if row[0] in own or not row[0].options['source']]
+            jails.listening[None] = rows
+        return [jail.name for jail in own]
 
     def read(self, block):
         """Takes whole lines."""
         if not self.lines:
             rows = [line for line in block.split(b'\n', 100)[:100] if line]
-            self.dated = not rows or any(read_line(line).date for line in rows)
+            self.timed = not rows or any(SOME_TIME.search(line) for line in rows)
         self.lines += block.count(b'\n')
         judge = self.judge
-        for jail, event in judge.jails.scan(None, block, self.moment, self.wall()):
+        for jail, event in judge.jails.scan(None, block, own_time, self.wall()):
+            if event.when != NO_DATE:
+                self.latest = event.when
+            elif not event.login:
+                self.undated += event.guesses
+                # nobody knows what else lies within its findtime
+                if event.guesses < jail.options['maxretry']:
+                    self.failures += event.guesses
+                    continue
+            event, dated = event._replace(when=self.latest), event.when != NO_DATE
             ends = judge.bans.ends
             if ends and ends[0][0] <= event.when:
                 self.release(event.when)
@@ -10454,46 +10584,66 @@ class Replay:
             self.failures += -event.guesses if event.login else event.guesses
             order = judge.weigh(jail, event)
             if order:
-                self.obey(jail, event, order)
+                self.obey(jail, event, order, dated)
 
     def release(self, when):
         """Drops the bans that are over, or too many."""
         for ticket, _ in self.judge.leaving(when):
             self.judge.bans.remove(ticket.key)
 
-    def obey(self, jail, event, order):
+    def obey(self, jail, event, order, dated):
         """Notes what Daemon.ban would have done with a BanOrder."""
         ticket, end = self.judge.ban(jail, order.network, event.when, order.seconds, order.failures)
         if end is not False:
             return
         self.release(event.when)
         self.found.append({
-            'time': event.when, 'jail': jail.name, 'ip': ticket.network, 'seconds': order.seconds,
-            'count': ticket.count, 'failures': order.failures})
+            'time': event.when if dated else None, 'jail': jail.name, 'ip': ticket.network,
+            'seconds': order.seconds, 'count': ticket.count, 'failures': order.failures})
         for other, more in self.judge.after_ban(jail, ticket.network, event.when):
             order = self.judge.weigh(other, more)
             if order:
-                self.obey(other, more, order)
+                self.obey(other, more, order, dated)
+
+
+SOME_TIME = Regex(br'\d\d:\d\d:\d\d|\b\d{10}\b')
+
+
+def names_file(sources, name):
+    """True if one of these sources is this file."""
+    return any(spec == name or name in glob.glob(spec) for spec in sources if spec[:1] == '/')
 
 
 def replay_logs(conf, options, words):
     """The command `replay`."""
     config, machine = read_conf(conf), Machine()
-    trial = Replay(config, machine)
+    trial, only = Replay(config, machine), options.get('jail')
+    known = [jail.name for jail in trial.judge.jails.watching()
+             if not isinstance(jail.filter, History)]
+    if only is not None and only not in known:
+        raise Problem('%s: no jail that reads a log (there are: %s)'
+                      % (printable(only), ' '.join(known)), os.EX_USAGE)
     for name in words or ['-' if not sys.stdin.isatty() else default_log(machine)]:
-        for block in log_blocks(name):
+        own = trial.listen(name, only)
+        if own and 'json' not in options:
+            print('%s: read for %s' % (printable(name), ', '.join(own)), file=sys.stderr)
+        for block in with_progress(log_blocks(name), name, machine):
             trial.read(block)
     if 'json' in options:
         return print_rows(
-            [json.dumps({'lines': trial.lines, 'failures': trial.failures, 'bans': trial.found})])
-    rows = [(clock_text(ban['time']), ban['jail'], ban['ip'], ban['failures'], ban['count'],
-             duration_text(ban['seconds'])) for ban in trial.found]
+            [json.dumps({'lines': trial.lines, 'failures': trial.failures,
+                         'undated': trial.undated, 'bans': trial.found})])
+    rows = [('no date' if ban['time'] is None else clock_text(ban['time']), ban['jail'], ban['ip'],
+             ban['failures'], ban['count'], duration_text(ban['seconds'])) for ban in trial.found]
     addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
     print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'),
                                 plural(len(rows), 'ban'), addresses))
-    if not trial.dated:
+    if not (trial.timed or trial.failures):
         print('banwatch: it does not begin with lines that have a date: is this a log?',
               file=sys.stderr)
+    if trial.undated:
+        print('banwatch: %s no date that can be read, so each counts by itself alone'
+              % plural(trial.undated, 'failure has', 'failures have'), file=sys.stderr)
     if rows:
         return print_rows(table(('TIME', 'JAIL', 'ADDRESS', 'FAILURES', 'COUNT', 'BAN'), rows))
     return 0
@@ -10513,6 +10663,7 @@ class Trial:
         self.missed = {}             # a line without its numbers -> [how often, the first]
         self.examples = []
         self.before = b''
+        self.seen = {}               # filter -> the first line, as its regexes see it
 
     def rows(self, block):
         """Yields for each line (number, raw line, filter's name, Look, failures); None, None, 0 for
@@ -10523,6 +10674,7 @@ class Trial:
             self.before = tidied[tidied.rfind(b'\n', 0, -1) + 1:-1] or self.before
             for name, each in self.filters.items():
                 found, failures = each.examine(tidied, self.wall)
+                self.seen.setdefault(name, getattr(each, 'shown', ''))
                 if found and (best[1] is None or failures > best[2]
                               or best[1].verdict != FAIL and found.verdict == FAIL):
                     best = name, found, failures
@@ -10559,6 +10711,8 @@ class Trial:
         """Lines of text for a person who writes a filter."""
         for name, each in self.filters.items():
             yield 'filter    %s (%s)' % (name, each.origin)
+            if self.seen.get(name):
+                yield 'sees      %s' % printable(self.seen[name])[:160]
         lines, matched, missed, quiet, ignored = [format(number, ',') for number in (
             self.lines, self.counts['matched'], self.counts['missed'],
             self.counts['no failure'], self.counts['ignored'])]
@@ -10645,7 +10799,7 @@ def test_filter(conf, options, words):
                       os.EX_USAGE) from None
     trial, matches = Trial(filters, wall), 0
     for name in files or ['-' if not sys.stdin.isatty() else default_log(machine)]:
-        for block in log_blocks(name):
+        for block in with_progress(log_blocks(name), name, machine):
             for row in trial.rows(block):
                 n, _, by, found, failures = row
                 match = trial.matched(found)
@@ -10673,8 +10827,9 @@ COMMANDS['test'] = Verb(
     '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all',
     test_filter)
 COMMANDS['replay'] = Verb(
-    '[FILE...] [--json]', ['json'], 0, ANY,
-    'who would have been banned by these logs (- is standard input); touches nothing', replay_logs)
+    '[-j JAIL] [FILE...] [--json]', ['jail=', 'json'], 0, ANY,
+    'who would have been banned by these logs (- is standard input); touches nothing; -j: read\n'
+    '      for one jail, as a log of its own', replay_logs)
 
 
 # ---- Doctor --------------------------------------------------------------------------------
@@ -11412,8 +11567,8 @@ program = sshd(?:-session|-auth|\(pam_unix\))?
 escapes = sshd
 
 # sshd writes up to 100 bytes of a name, but four characters for each that is not ASCII and two for
-# a backslash: where a log daemon cuts lines at 255 bytes, what is left could end in an address from the name
-prefregex = ^(?!(?=.{150,256}$).*\\)(?:\[ID \d+ \S+\] )?(?:error: |fatal: )?<F-CONTENT>.+</F-CONTENT>$
+# a backslash: so its lines are long enough to be cut
+prefregex = ^(?:\[ID \d+ \S+\] )?(?:error: |fatal: )?<F-CONTENT>.+</F-CONTENT>$
 
 # The last lines of a connection have no such limit, but their names are cut to .{0,64} here, so that
 # a whole line is shorter than what any log daemon lets through (and sshd itself cuts at 500 bytes).
@@ -11500,17 +11655,17 @@ mode-aggressive = <mode-ddos>
 ''',
     'luci': r'''
 [Definition]
-# The path and the user are the client's own text, and logd cuts a line at 1023 bytes: one that
-# may have been cut could end in an address that the client wrote. Nor can this log be trusted
-# beyond that (a user name may hold line breaks), so its bans close the web's ports only, and
-# its logins forgive nobody: see JAILS.
+# The path and the user are the client's own text. This log cannot be trusted (a user name may hold
+# line breaks), so its bans close the web's ports only, and its logins forgive nobody: see JAILS.
 program = (?:uhttpd|luci|nginx|uwsgi|lighttpd|dispatcher\.uc)?
-prefregex = ^(?!.{960,1024}$)(?:\[info\] )?(?:luci: )?<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?:\[info\] )?(?:luci: )?<F-CONTENT>.+</F-CONTENT>$
 failregex =
     ^<F-MLFGAINED>accepted login</F-MLFGAINED> on /.* for <F-USER>\S+</F-USER> from <HOST>$
 
     ^failed login on /.* for <F-USER>(?:(?! for ).)*</F-USER> from <HOST>$
     ^auth plugin '[^']{1,64}' verification failed for <F-USER>.*</F-USER> from <HOST>$
+
+    ^<F-CUT>failed login on /</F-CUT>
 ''',
     'vsftpd': r'''
 [INCLUDES]
@@ -11594,6 +11749,7 @@ before = common-pam.conf
 # certificate's, so the address is what follows the last slash of the first word: IPv4 with a port, IPv6
 # without one. The seven (?<!...) say that an address does not end as `.7:51820` does, where <HOST> is greedy.
 program = (?:openvpn|ovpn)[^ :\[\]]*|Error
+address = first
 prefregex = ^(?=(?:(?:(?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?|.* rhost=|.* from \[AF_INET6?\])(?:::ffff:)?\[?<F-MLFID>(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9a-fA-F:]{2,45})</F-MLFID>(?:[\]: ]|$)))<F-CONTENT>.+</F-CONTENT>$
 mode = normal
 head = (?:[\d-]{10} [\d:]{8} |\w{3} \w{3} [ \d]\d [\d:]{8} \d{4} )?(?:us=\d+ )?(?=\S{3,200} )(?:\S{1,128}/)?(?:(?:udp|tcp)[46]?(?:-server)?:)?(?:::ffff:)?<HOST>(?<!\.\d:\d)(?<!\.\d:\d\d|\.\d\d:\d)(?<!\.\d:\d{3}|\.\d\d:\d\d|\.\d{3}:\d)(?<!\.\d:\d{4}|\.\d\d:\d{3}|\.\d{3}:\d\d)(?<!\.\d:\d{5}|\.\d\d:\d{4}|\.\d{3}:\d{3})(?<!\.\d\d:\d{5}|\.\d{3}:\d{4})(?<!\.\d{3}:\d{5})(?::\d+)?(?: peer-id=\d+)?
@@ -11629,11 +11785,10 @@ failregex = ^<head> TLS Auth Error: Auth Username/Password verification failed f
 # write a NOTICE and a SecurityEvent, and of a name that PJSIP does not know more of each: so there are
 # kinds, and one connection per address although asterisk's own log has no tag (F-MLFID is the same in
 # every line). Not counted: a wrong number dialled by an authenticated phone, a wrong transport.
-# A line of 900 bytes may have been cut where a header of the client's ends like one. Whoever sends by
-# UDP may do so in another's name: bans close asterisk's ports only, and no login is believed.
+# Whoever sends by UDP may do so in another's name: bans close asterisk's ports only, and no login is believed.
 [Definition]
 program = asterisk
-prefregex = ^(?!.{900})(?:\[[^\]]{8,32}\] )?(?:(?:NOTICE|WARNING|SECURITY) ?\[\d+\](?:\[C-[0-9a-f]+\])?:? )?(?:(?:[\w./-]*/)?(?:chan_sip|chan_iax2|manager|pjsip_distributor|res_pjsip_session|res_security_log)<F-MLFID>\.c</F-MLFID>(?::\d+)?(?: in)?(?: \w+)?|Ext\. s(?::\d+ in @ [\w-]+)?(?=: "Rejecting unknown )): <F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?:\[[^\]]{8,32}\] )?(?:(?:NOTICE|WARNING|SECURITY) ?\[\d+\](?:\[C-[0-9a-f]+\])?:? )?(?:(?:[\w./-]*/)?(?:chan_sip|chan_iax2|manager|pjsip_distributor|res_pjsip_session|res_security_log)<F-MLFID>\.c</F-MLFID>(?::\d+)?(?: in)?(?: \w+)?|Ext\. s(?::\d+ in @ [\w-]+)?(?=: "Rejecting unknown )): <F-CONTENT>.+</F-CONTENT>$
 failregex = ^Registration from '<F-USER>.*</F-USER>' failed for '(?=\d+\.[\d.]+:|\[)<HOST>:\d+' - (?:Wrong password|Username/auth name mismatch|No matching peer found|Not a local domain|Device does not match ACL|Peer is not supposed to register|ACL error \(permit/deny\))$
             ^Registration from '<F-USER>.*</F-USER>' failed for '(?!\d+\.[\d.]+:|\[)<HOST>' - (?:Wrong password|Username/auth name mismatch|No matching peer found|Not a local domain|Device does not match ACL|Peer is not supposed to register|ACL error \(permit/deny\))$
             ^Request (?:'\S+' )?from '(?:"(?:[^"\\]|\\.)*" ?)?<(?:sips?:|tel:)?<F-USER>[^<>"@]*</F-USER>(?:@[^<>"]*)?>' failed for '<HOST>:\d+' \(callid: .*\) - (?:Failed to authenticate|Error to authenticate|Not match Endpoint(?: Contact)? ACL)(?: after \d+ tries in [\d.]+ ms)?\s*$
@@ -11657,6 +11812,10 @@ failregex = ^Registration from '<F-USER>.*</F-USER>' failed for '(?=\d+\.[\d.]+:
             ^SecurityEvent="(?:ChallengeResponseFailed|InvalidPassword)",(?!.*RemoteAddress="[^"]*",[A-Z].*RemoteAddress=)(?:[A-Z]\w+="[\w:+. -]*",){2,4}AccountID="<F-USER>[^"]*</F-USER>".*,LocalAddress="IPV[46]/[A-Z]+/[^"/]*/\d+",RemoteAddress="IPV[46]/[A-Z]+/<HOST>/\d+"(?:,[A-Z]\w+="[^"]*"){0,5}$
 
             ^SecurityEvent="(?:InvalidAccountID|FailedACL)",(?:[A-Z]\w+="[\w:+. -]*",){2,4}AccountID="<F-USER>[^"]*</F-USER>".*,LocalAddress="IPV[46]/[A-Z]+/[^"/]*/\d+",RemoteAddress="IPV[46]/[A-Z]+/<HOST>/\d+"(?:,(?:Module|ACLName|SessionTV)="[^"]*"){0,3}$
+
+            ^<F-CUT>Registration from '</F-CUT>
+            ^<F-CUT>Request</F-CUT> (?:'\S+' )?from '
+            ^<F-CUT>SecurityEvent="(?:ChallengeResponseFailed|Invalid(?:Password|AccountID))"</F-CUT>
 ''',
     'nginx-http-auth': r'''
 # nginx's auth_basic and auth_pam. A user name holds no colon, so it cannot hold `client: `; what the client wrote
@@ -11665,6 +11824,7 @@ failregex = ^Registration from '<F-USER>.*</F-USER>' failed for '(?=\d+\.[\d.]+:
 # line tells it from a true one: bans may close the web's ports only, and no login is believed.
 [Definition]
 program = nginx
+address = first
 prefregex = ^(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d )?\[error\] \d+#\d+: \*\d+ <F-CONTENT>.+</F-CONTENT>$
 failregex = ^user "<F-USER>[^:]*</F-USER>": password mismatch, client: <HOST>, server:[ ]
             ^user "<F-USER>[^:]*</F-USER>" was not found in "[^"]+", client: <HOST>, server:[ ]
@@ -11672,20 +11832,22 @@ failregex = ^user "<F-USER>[^:]*</F-USER>": password mismatch, client: <HOST>, s
 ''',
     'lighttpd-auth': r'''
 # lighttpd 1.4's http_auth (until 1.4.41) and mod_auth. The path and a digest's user are the client's
-# own text and stand before the address. Log daemons cut lines, at 255 bytes (busybox), at 1023 (logd,
-# musl) or later: what may have been cut could end in an address from the path, and is not read. logd
-# also trims the blanks that a cut line ends in, so its log is no proof: close the web's ports only.
+# own text and stand before the address. logd trims the blanks that a line which it has cut ends in, so its
+# log is no proof: close the web's ports only.
 [Definition]
 program = lighttpd
-prefregex = ^(?!.{210,224}$|.{970})(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d: )?\(?(?:http|mod)_auth\.c\.\d+\) <F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d: )?\(?(?:http|mod)_auth\.c\.\d+\) <F-CONTENT>.+</F-CONTENT>$
 failregex = ^password doesn't match for .* username: <F-USER>[^:]*?</F-USER>,? IP: <HOST> ?$
             ^digest: auth failed for +<F-USER>.*?</F-USER> ?: wrong password, IP: <HOST> ?$
             ^digest: auth failed: uri mismatch \(.*\), IP: <HOST> ?$
             ^get_password failed, IP: <HOST> ?$
+
+            ^<F-CUT>password doesn't match for</F-CUT>
 ''',
     'postfix': r'''
 [Definition]
 program = [\w.-]+(?:/[\w.-]+){0,3}/(?:smtpd|postscreen)
+address = first
 failregex = ^[0-9A-Za-z]+: <F-MLFGAINED>client=</F-MLFGAINED>[\w.-]+\[<HOST>\](?::\d+)?, sasl_method=[^ ,]+, sasl_username=<F-USER>[^,]+</F-USER>(?:, .*)?$
 
             ^warning: [\w.-]+\[<HOST>\](?::\d+)?: SASL \S+ authentication failed:(?! (?:Connection lost to authentication server|Invalid authentication mechanism|no mechanism available|generic failure|remote authentication server unavailable|[Tt]emporary))(?:.*?, sasl_username=(?!\(unavailable\))<F-USER>.+</F-USER>)?
@@ -11758,6 +11920,7 @@ mode-pam = ^pam_\w+\(dovecot:auth\): <F-CHILD>authentication failure</F-CHILD>; 
     'exim': r'''
 [Definition]
 program = (?:exim4?)?
+address = first
 prefregex = ^(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})? )?(?:\[<F-MLFID>\d+</F-MLFID>\] )?<F-CONTENT>.+</F-CONTENT>$
 # what may follow a client's address, each by a log_selector of its own or for an ident
 more = (?: (?:I=\[[0-9a-fA-F.:]+\](?::\d+)?|(?:Ci|U)=[^ \[\]]+)){0,4}
@@ -11786,6 +11949,7 @@ mode-more = ^H=<client>(?: (?!F=)[A-Z][A-Za-z]*=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* 
 # its address may be one that the client wrote.
 [Definition]
 program = AdGuardHome|adguardhome
+address = first
 prefregex = ^(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d+)? )?(?:\d+#\d+ )?\[error\] <F-CONTENT>.+</F-CONTENT>$
 value = (?:"(?:[^"\\]|\\.)*"|[^ "]+)
 why = (?:invalid username or password|auth: blocked for \w[\w.]{0,40})
@@ -11797,6 +11961,7 @@ failregex = ^POST \S* [^ ?]*/control/login(?:\?\S*)?: from ip <HOST>: <why>$
 # lines of the client's own: bans may close the web's ports only, and no login is believed.
 [Definition]
 program = vaultwarden|bitwarden_rs
+address = first
 prefregex = ^(?:\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[\d.,+:-]{0,16}\])?\[[\w:]{1,64}\]\[ERROR\] <F-CONTENT>.+</F-CONTENT>$
 failregex = ^Username or (?:password|access code) is incorrect\. Try again\. IP: <HOST>\. Username: <F-USER>.*?</F-USER>\.?$
             ^(?:Incorrect client_secret|Invalid client_id)\. IP: <HOST>\.(?: Username: <F-USER>.*?</F-USER>\.?)?$
@@ -11808,6 +11973,7 @@ failregex = ^Username or (?:password|access code) is incorrect\. Try again\. IP:
 # address stands the client's name in DNS, behind it all that the client wrote.
 [Definition]
 program = home-?assistant|hass
+address = first
 prefregex = ^(?:\x1b\[[\d;]{1,8}m)?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? )?WARNING \([^()]{1,64}\) \[homeassistant\.components\.http\.ban\] <F-CONTENT>.+</F-CONTENT>$
 failregex = ^Login attempt or request with invalid authentication from [\w.:%-]{1,255} \(<HOST>\)\. Requested URL: '/auth/
 ''',
@@ -11816,6 +11982,7 @@ failregex = ^Login attempt or request with invalid authentication from [\w.:%-]{
 # in what the client wrote; and but for the request's id, the client's texts stand behind the address.
 [Definition]
 program = [Nn]extcloud|ownCloud
+address = first
 value = (?:"(?:[^"\\]|\\.)*"|[\w.-]{1,32})
 prefregex = ^\{(?:"(?:reqId|level|time)":<value>,){1,3}"remoteAddr":<F-CONTENT>.+</F-CONTENT>$
 message = (?:"(?:user|app|method|url|scriptName)":<value>,){1,6}"message":"(?:Login|Two-factor challenge) failed:[ ]
@@ -11827,6 +11994,7 @@ failregex = ^"<HOST>",<message>'?<F-USER>(?:[^"\\]|\\.)*?</F-USER>'? \(Remote IP
 # ticket. The address stands before all that the client wrote, as ::ffff:192.0.2.7 and [::ffff:192.0.2.7]:58070, too.
 [Definition]
 program = pvedaemon|pveproxy|pmgdaemon|pmgproxy|proxmox-backup-(?:proxy|api)|proxmox-datacenter-(?:privileged-)?api
+address = first
 guess = (?:user=<F-USER>\S*</F-USER>(?: |$)|msg=ticket with invalid signature)
 failregex = ^authentication (?:verification )?failure; rhost=(?=[\d.]+:\d)<HOST>:\d+ <guess>
             ^authentication (?:verification )?failure; rhost=(?![\d.]+:\d)<HOST>(?::\d+)? <guess>
@@ -11834,10 +12002,10 @@ failregex = ^authentication (?:verification )?failure; rhost=(?=[\d.]+:\d)<HOST>
     'pam-generic': r'''
 # What PAM says of a guess, whatever program asks; sshd and dropbear have filters of their own. Two modules may
 # tell of one guess: so there are kinds. The names are the client's text, and may hold ` rhost=`: a line
-# with two of these is nobody's, nor is one of a length at which log daemons cut, for that may have lost the second.
+# with two of these is nobody's.
 [Definition]
 program = (?!sshd|dropbear)[\w./@-]{1,32}(?:\(pam_\w{1,16}\))?
-prefregex = ^(?!.{190,256}$|.{940,1024}$)<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^<F-CONTENT>.+</F-CONTENT>$
 unix = (?:pam_unix\(\S{1,64}\): |pam_unix\[\d{1,10}\]: |\(pam_unix\) )?
 head = logname=\S{0,32} uid=\d* euid=\d* tty=\S{0,32} ruser=(?:(?! rhost=).){0,64}? rhost=<HOST>(?:\s+user=<F-USER>(?:(?! rhost=).){0,64}</F-USER>)?\s*$
 failregex = ^pam_\w{1,32}\(\S{1,64}\): <F-MLFGAINED>authentication success</F-MLFGAINED>; <head>
@@ -11865,6 +12033,7 @@ failregex = ^login failure for user <F-USER>.{0,64}</F-USER> from <HOST> via [\w
 # port (DNS, NTP, QUIC), nothing sent to everybody.
 [Definition]
 program = kernel
+address = first
 prefregex = ^(?:\[ *\d+\.\d+\] ?)?<F-CONTENT>.+</F-CONTENT>$
 # What stands in front of a packet, as the rule that logs it says: kernel-scan[prefix="..."] is for rules of
 # your own, and takes the place of those of OpenWrt's zones (fw3, fw4), banIP, Asuswrt, Skynet, ufw and UniFi.

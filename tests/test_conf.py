@@ -159,9 +159,9 @@ def test_every_default_is_readable_and_every_row_has_help():
         assert row.help and row.section in ('banwatch', 'report', 'DEFAULT', 'action', 'rule')
 
 
-def test_option_names_are_unique_but_for_source_and_the_limits_of_rules():
+def test_option_names_are_unique_but_for_those_of_rules_and_source():
     names = [row.name for row in banwatch.OPTIONS]
-    assert {name for name in names if names.count(name) > 1} == {'source', 'maxretry', 'findtime'}
+    assert {name for name in names if names.count(name) > 1} == {'source', 'program', 'maxretry', 'findtime'}
 
 
 def test_every_option_is_used_by_the_program():

@@ -1518,3 +1518,49 @@ def test_a_page_goes_through_a_link_only_where_nobody_else_can_make_one(tmp_path
     banwatch.write_page(str(place / 'page.html'), 'page', 0o600)
     assert (place / 'page.html').read_text() == 'page' and (place / 'page.html').is_symlink() == followed
     assert other.read_text() == ('page' if followed else 'theirs')
+
+
+# --- blindness
+
+ODD = 'level=warn msg="login refused" ip=192.0.2.%d\n'
+
+
+def test_a_source_whose_lines_have_no_tag_is_told(house):
+    house.write(''.join(ODD % n for n in range(19)))
+    assert not house.ask('status')['wrong']
+    house.write(ODD % 20 + 'Nov 20 12:00:00 h cron[1]: x\n')
+    (wrong,) = house.ask('status')['wrong']
+    assert wrong.startswith('%s: most of its lines have no tag' % house.daemon.sources['fifo:' + house.fifo].what)
+    (row,) = house.ask('status')['sources']
+    assert (row['sampled'], row['tagless']) == (21, 20)
+    assert sum('no tag' in line for line in house.machine.logged) == 1
+    assert any('no tag' in row['text'] for row in house.ask('report')['summary']['warnings'])
+
+
+def test_and_no_more_once_they_have_one(house):
+    house.write(''.join(ODD % n for n in range(20)))
+    assert house.ask('status')['wrong']
+    for _ in range(30):
+        house.machine.pass_time(1)
+        house.fail('192.0.2.7')
+    assert not house.ask('status')['wrong']
+
+
+def test_lines_without_a_tag_are_right_in_a_jails_own_log(tmp_path):
+    house = House(tmp_path, text='[sshd]\nsource = fifo:%s\n[dropbear]\nenabled = false\n[luci]\nenabled = false\n'
+                  % (tmp_path / 'log'))
+    house.write(''.join(ODD % n for n in range(40)))
+    assert not house.ask('status')['wrong']
+
+
+def test_of_a_flood_few_lines_are_looked_at(house):
+    house.write(''.join(ODD % (n % 250) for n in range(500)))
+    (row,) = house.ask('status')['sources']
+    assert row['sampled'] == 20
+
+
+def test_refusals_whose_address_is_cut_off_are_told(house):
+    house.write('Fri Nov 20 12:00:00 2026 daemon.err ' + ('uhttpd[904]: luci: failed login on /' + 'x' * 1200)[:1003] + '\n')
+    (wrong,) = house.ask('status')['wrong']
+    assert wrong == 'luci: 1 refusal is so long that the log daemon may have cut off the address; they do not count'
+    assert wrong in [row['text'] for row in house.ask('report')['summary']['warnings']]

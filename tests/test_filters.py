@@ -466,21 +466,92 @@ def test_routeros_is_heard_from_a_source_of_its_own_only():
     assert not list(jails.scan(made['source'][0], block, lambda date: 0))
 
 
-# what sshd makes of a byte of a name, and how many of these it takes
-@pytest.mark.parametrize('written, most', [('\\303', 100), ('\\\\', 100), ('\\b', 50), ('a\\\\', 66)])
-def test_a_name_of_escapes_that_fills_a_short_line_is_no_evidence(written, most):
-    """busybox may cut a line at 255 bytes; sshd writes four characters for a byte that is not ASCII, two for a backslash."""
+def cut_by_log_daemons(message, tag, forged):
+    """What is left of a line, as files and logread show it, where log daemons cut what a client sends them to /dev/log just
+    behind a text of the client's; nothing if it ends elsewhere."""
+    for size in 255, 1023:
+        for priority in '<27>', '<134>':
+            left = ('%sNov 20 13:00:00 %s: %s' % (priority, tag, message))[:size]
+            if left.endswith(forged):
+                left = left[len(priority):]
+                yield left
+                yield 'Nov 20 13:00:00 router ' + left[16:]
+                yield 'Fri Nov 20 13:00:00 2026 daemon.err ' + left[16:]
+                yield '2026-11-20T13:00:00.123+01:00 router ' + left[16:]
+                yield priority + left
+
+
+# the messages of daemons, in which %s is the client's text, and what a byte of it becomes in them
+LONG_TEXTS = [
+    ('sshd', 'Failed password for invalid user %s from 192.0.2.7 port 5 ssh2', '\\303\\200 \\\\ \\b'),
+    ('sshd-session', 'Failed keyboard-interactive/pam for invalid user %s from 192.0.2.7 port 5 ssh2', '\\303\\200 \\\\ \\b'),
+    ('sshd', 'Invalid user %s from 192.0.2.7 port 5', '\\303\\200 \\\\ \\b'),
+    ('luci', 'failed login on /%s for root from 192.0.2.7', 'x'), ('luci', 'failed login on / for %s from 192.0.2.7', 'x'),
+    ('lighttpd', "(mod_auth.c.850) password doesn't match for /%s username: root IP: 192.0.2.7", 'x'),
+    ('asterisk', "NOTICE[1]: chan_sip.c:2 in f: Registration from '%s' failed for '192.0.2.7:5' - Wrong password", 'x'),
+    ('ftpd', 'pam_unix(ftp:auth): authentication failure; logname= uid=0 euid=0 tty=ftp ruser=%s rhost=192.0.2.7', 'x')]
+FORGED = {'sshd': ' from 198.51.100.99 port 22', 'luci': ' for root from 198.51.100.99', 'lighttpd': ' username: a IP: 198.51.100.99',
+          'asterisk': "' failed for '198.51.100.99:5060' - Wrong password", 'ftpd': ' rhost=198.51.100.99'}
+
+
+@pytest.mark.parametrize('program, message, escapes', LONG_TEXTS)
+def test_a_line_that_a_log_daemon_may_have_cut_bans_nobody(program, message, escapes):
+    """Busybox cuts at 255 bytes, musl and logd at 1023; sshd writes four characters for a byte that is not ASCII, two for a backslash."""
+    made, _ = banwatch.read_config('[lighttpd-auth]\n[asterisk]\n[pam-generic]\n', 'c')
+    forged, found = FORGED[program.partition('-')[0]], 0
+    for pid in '1', '12345':
+        tag = '%s[%s]' % (program, pid)
+        for unit in escapes.split():
+            for more in range(400):
+                text = 'y' * (more % len(unit)) + unit * (more // len(unit)) + unit * (more % 7 == 0) * 200
+                for line in cut_by_log_daemons(message % (text + forged + 'zz'), tag, forged):
+                    jails = banwatch.Jails(made)
+                    assert not sightings(jails, line.encode() + b'\n'), line
+                    found += 1
+    assert found
+
+
+def test_what_cannot_have_been_cut_counts_however_long_it_is():
+    """Else a client would hide his guesses behind the length of a path."""
+    made, _ = banwatch.read_config('[lighttpd-auth]\n', 'c')
+    for program, message, _ in LONG_TEXTS[3:6:2]:
+        head, counted = 'Fri Nov 20 13:00:00 2026 daemon.err %s[1]: ' % program, 0
+        for size in range(10, 970):
+            line = (head + message % ('x' * size)).encode()
+            seen = [event.ip for _, event in sightings(banwatch.Jails(made), line + b'\n')]
+            assert seen == ([] if banwatch.may_be_cut(line) else ['192.0.2.7'])
+            counted += bool(seen)
+        assert counted > 930
+
+
+def test_a_daemons_own_file_is_never_cut():
+    made, _ = banwatch.read_config('[lighttpd-auth]\nsource = /var/log/lighttpd/error.log\n', 'c')
+    for size in range(10, 1100):
+        line = "2026-11-20 14:02:19: (mod_auth.c.850) password doesn't match for /%s username: root IP: 192.0.2.7\n" % ('x' * size)
+        jails = banwatch.Jails(made)
+        assert [event.ip for _, event in jails.scan('/var/log/lighttpd/error.log', line.encode(), lambda date: 0)] == ['192.0.2.7']
+
+
+def test_a_refusal_whose_address_is_cut_off_is_told():
     jails = banwatch.Jails(banwatch.Config())
-    for message in ('Failed password for invalid user %s from 192.0.2.7 port 5 ssh2',
-                    'Failed keyboard-interactive/pam for invalid user %s from 192.0.2.7 port 5 ssh2',
-                    'Invalid user %s from 192.0.2.7 port 5'):
-        for head in 'Nov 20 13:00:00 h sshd[1]: ', 'Nov 20 13:00:00 sshd-session[12345]: ', '<38>Nov 20 13:00:00 sshd[123456]: ':
-            for times in range(20, most):
-                whole = head + message % (written * times + ' from 198.51.100.99 port 22zz')
-                for end in ' from 198.51.100.99', ' from 198.51.100.99 port 22':
-                    cut = whole[:whole.index(end) + len(end)]
-                    if 240 <= len(cut) <= 256:
-                        assert '198.51.100.99' not in [s.ip for _, s in sightings(jails, cut.encode() + b'\n')], cut
+    for size in 1002, 1003:
+        line = 'Fri Nov 20 13:00:00 2026 daemon.err ' + ('uhttpd[904]: luci: failed login on /' + 'x' * 1200)[:size]
+        assert not sightings(jails, line.encode() + b'\n')
+    assert not sightings(jails, b'Fri Nov 20 13:00:00 2026 daemon.err uhttpd[904]: luci: failed login on /x for root\n')
+    assert jails.by_name['luci'].filter.cut == 2
+    found, failures = jails.by_name['luci'].filter.examine(banwatch.tidy(line.encode() + b'\n'), 0)
+    assert (found.verdict, failures) == (None, 0) and found.why == 'a log daemon may have cut it'
+
+
+def test_filters_of_fail2bans_manner_are_as_careful():
+    made, _ = banwatch.read_config('[x]\nfailregex = ^.* \\S+\\[\\d+\\]: no .* from <HOST>$\n', 'c')
+    jails, seen = banwatch.Jails(made), []
+    for size in range(150, 300):
+        line = 'Nov 20 13:00:00 router d[1]: no %s from 192.0.2.7\n' % ('x' * size)
+        cut = banwatch.may_be_cut(line[:-1].encode())
+        seen.append(cut)
+        assert len([1 for jail, _ in sightings(jails, line.encode()) if jail == 'x']) == (not cut)
+    assert jails.by_name['x'].filter.cut == sum(seen) > 3
 
 
 def test_two_methods_on_one_connection_add_up():

@@ -1,10 +1,12 @@
 """The command `test`: what filters make of a log, line by line, for people and as JSON; and `replay` with recidive."""
 import gzip
+import io
 import json
 import os
 import random
 import re
 import subprocess
+import sys
 import time
 
 import pytest
@@ -584,3 +586,102 @@ def test_replay_keeps_no_more_bans_than_maxbans(tried):
     log = ''.join(LOGIN % ('Fri Jan  2', n, '198.51.100.%d' % ip) for ip in (1, 2, 3, 4, 5, 6, 1) for n in range(5))
     answer = json.loads(tried('--json', log=log, conf='[banwatch]\nmaxbans = 3\n', command='replay').out)
     assert [ban['ip'] for ban in answer['bans']] == ['198.51.100.%d' % n for n in (1, 2, 3, 4, 5, 6, 1)], 'lifted, and banned again'
+
+
+# --- lines without a date, files of one jail
+
+UNDATED = 'sshd[%d]: Failed password for root from 192.0.2.7 port 5 ssh2\n'
+
+
+def test_failures_without_a_date_are_counted_but_never_two_of_them_make_a_ban(tried):
+    answer = json.loads(tried('--json', log=''.join(UNDATED % n for n in range(20)), command='replay').out)
+    assert (answer['failures'], answer['undated'], answer['bans']) == (20, 20, [])
+    said = tried('-', log=''.join(UNDATED % n for n in range(20)), command='replay')
+    assert '20 failures have no date that can be read' in said.err and 'is this a log?' not in said.err
+
+
+def test_a_failure_without_a_date_is_enough_where_one_is_and_its_ban_has_none(tried):
+    said = tried('-', log=UNDATED % 1, conf='[sshd]\nmaxretry = 1\n', command='replay')
+    assert re.search(r'(?m)^no date +sshd +192.0.2.7 +1 ', said.out) and '1 failure has no date' in said.err
+    (ban,) = json.loads(tried('--json', log=UNDATED % 1, conf='[sshd]\nmaxretry = 1\n', command='replay').out)['bans']
+    assert ban['time'] is None
+
+
+def test_failures_with_a_date_among_those_without_count_as_ever(tried):
+    dated = bans(1).splitlines(True)
+    answer = json.loads(tried('--json', log=''.join(line + UNDATED % n for n, line in enumerate(dated)), command='replay').out)
+    assert (answer['failures'], answer['undated'], len(answer['bans'])) == (10, 5, 1)
+
+
+@pytest.mark.parametrize('line', [
+    '[GIN] 2026/11/20 - 12:27:01 | 200 | 1.2ms | 192.0.2.1 | GET "/"', '{"log":"x\\n","stream":"stdout","time":"2026-11-20T12:27:01.1Z"}',
+    '{"ts":1795179705.4,"msg":"x"}', '20.11.2026 12:27:01 x'])
+def test_a_log_in_another_form_is_not_called_none(tried, line):
+    assert 'is this a log?' not in tried('-', log=(line + '\n') * 30, command='replay').err
+
+
+OWN = '2026-11-20 12:00:0%d: (mod_auth.c.850) password doesn\'t match for / username: root IP: 192.0.2.7\n'
+
+
+def test_a_jails_own_log_is_read_for_that_jail_and_said_so(tried, tmp_path):
+    own, other = tmp_path / 'web.log', tmp_path / 'copy.log'
+    log = ''.join(OWN % n for n in range(5))
+    own.write_text(log + bans(1))
+    conf = '[lighttpd-auth]\nsource = %s\n' % own
+    said = tried(str(own), conf=conf, command='replay')
+    assert '%s: read for lighttpd-auth\n' % own in said.err and 'lighttpd-auth' in said.out and 'sshd' not in said.out
+    other.write_text(log + bans(1))
+    said = tried(str(other), conf=conf, command='replay')
+    assert 'read for' not in said.err and 'lighttpd-auth' in said.out and 'sshd' in said.out
+
+
+def test_replay_for_one_jail_reads_lines_without_a_tag(tried, tmp_path):
+    log = ''.join(OWN % n for n in range(5)) + bans(1)
+    assert [ban['jail'] for ban in json.loads(tried('--json', log=log, conf='[lighttpd-auth]\n', command='replay').out)['bans']] == ['sshd']
+    said = tried('-j', 'lighttpd-auth', '--json', log=log, conf='[lighttpd-auth]\n', command='replay')
+    assert [ban['jail'] for ban in json.loads(said.out)['bans']] == ['lighttpd-auth']
+
+
+@pytest.mark.parametrize('name', ['recidive', 'nothing'])
+def test_replay_for_a_jail_that_reads_no_log_is_a_mistake(tried, name):
+    said = tried('-j', name, '-', log='x\n', conf='[recidive]\n', command='replay')
+    assert said.code == 64 and said.err.startswith('banwatch: %s: no jail that reads a log (there are: dropbear' % name)
+
+
+def test_a_long_replay_says_on_a_terminal_how_far_it_has_come(tmp_path):
+    log = tmp_path / 'log'
+    log.write_bytes(b'x' * 99 + b'\n')
+    said, machine = [], type('M', (), {'ticks': lambda self: next(clock)})()
+    for tty, wanted in (True, '50 %, 1 lines a second'), (False, ''):
+        clock, stream = iter((0, 0.5, 1.5, 2.0)), io.StringIO()
+        stream.isatty = lambda: tty
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, 'stderr', stream)
+            list(banwatch.with_progress([b'', b'x' * 48 + b'\n\n'], str(log), machine))
+        said.append(stream.getvalue())
+        assert wanted in said[-1] and bool(said[-1]) == tty
+    assert said[0].endswith('\r\033[K')
+
+
+def test_test_shows_what_a_regex_of_ones_own_sees(tried):
+    said = tried('--regex', 'no door for <HOST>', log='<38>Nov 20 12:00:00 door[3]: other 192.0.2.7\n')
+    assert 'sees       door[3]: other 192.0.2.7' in said.out.replace('sees      ', 'sees      ')
+
+
+# --- the tag of a container
+
+def test_program_names_the_tag_of_a_container(tried):
+    log = ''.join('Nov 20 12:00:0%d host docker/mail[77]: %s\n' % (n, GUESS % '192.0.2.7') for n in range(5))
+    assert replayed(tried, log, '[sshd]\nprogram = docker/(mail|post)\n') == [('sshd', 600, 5)]
+    assert replayed(tried, log, '[sshd]\n') == replayed(tried, log, '[sshd]\nprogram = docker/web\n') == []
+
+
+@pytest.mark.parametrize('conf, text', [
+    ('[door]\nprogram = x\n', 'program: the filter door has no tag of its own'),
+    ('[x]\nprogram = x\nfailregex = no <HOST>\n', 'program: has no meaning without a `filter`'),
+    ('[sshd]\nprogram = (\n', 'is not a regex')])
+def test_program_where_it_means_nothing_is_a_mistake(tried, tmp_path, conf, text):
+    (tmp_path / 'filter.d').mkdir()
+    (tmp_path / 'filter.d' / 'door.conf').write_text('[Definition]\nfailregex = no <HOST>\n')
+    said = tried('-', log='x\n', conf=conf, command='replay')
+    assert said.code == 78 and text in said.err
