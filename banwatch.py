@@ -2481,9 +2481,9 @@ class Filter:
             if explained is not None:              # not what only says so in its message
                 explained.append(at)
             ip = user = told = None
-            cut = m.end() - at >= shortest and verdict != LOGIN and may_be_cut(
+            doubtful = m.end() - at >= shortest and verdict != LOGIN and may_be_cut(
                 block[block.rfind(b'\n', 0, at + 1) + 1:m.end()])
-            if verdict == CUT and not cut:
+            if verdict == CUT and not doubtful:
                 continue
             if user_at:
                 user = m[user_at]
@@ -2493,7 +2493,7 @@ class Filter:
                 ip = captured_address(m[ip_at])
                 if not ip:
                     told = m[ip_at]
-            if cut and (ip_at or verdict == CUT):
+            if doubtful and (ip_at or verdict == CUT):
                 ip = False
             if keep and told is None:
                 line = block[block.rfind(b'\n', 0, at + 1) + 1:m.end()]
@@ -10566,15 +10566,17 @@ class Replay:
         self.lines += block.count(b'\n')
         judge = self.judge
         for jail, event in judge.jails.scan(None, block, own_time, self.wall()):
-            if event.when != NO_DATE:
+            dated = event.when != NO_DATE
+            if dated:
                 self.latest = event.when
-            elif not event.login:
-                self.undated += event.guesses
+            else:
+                if not event.login:
+                    self.undated += event.guesses
                 # nobody knows what else lies within its findtime
-                if event.guesses < jail.options['maxretry']:
+                if not event.login and event.guesses < jail.options['maxretry']:
                     self.failures += event.guesses
                     continue
-            event, dated = event._replace(when=self.latest), event.when != NO_DATE
+                event = event._replace(when=self.latest)
             ends = judge.bans.ends
             if ends and ends[0][0] <= event.when:
                 self.release(event.when)
