@@ -1242,7 +1242,7 @@ def tidy(block, before=b''):
         at = block.rfind(b'\n', at + 1, at + PLAIN_LINE + 2)
     if at < 0:                                     # a line is longer than that
         block = LONG.sub(br'\1 [cut]', block)
-    if b'>1 ' in block:
+    if b'<' in block and b'>1 ' in block:          # one byte is found far sooner than three
         block = RFC5424.sub(plain_head, block)
     if b'message repeated ' in block:
         block = expanded(block, before)
