@@ -2478,13 +2478,13 @@ class Filter:
                 when = date and heads.calendar.parse(date)
             if when is None:
                 when = heads.inner(block, at, m.end())
-            if explained is not None:              # not what only says so in its message
-                explained.append(at)
-            ip = user = told = None
             doubtful = m.end() - at >= shortest and verdict != LOGIN and may_be_cut(
                 block[block.rfind(b'\n', 0, at + 1) + 1:m.end()])
             if verdict == CUT and not doubtful:
                 continue
+            if explained is not None:              # not what only says so in its message
+                explained.append(at)
+            ip = user = told = None
             if user_at:
                 user = m[user_at]
                 if as_sshd and user and b'\\' in user:
@@ -3267,6 +3267,8 @@ class Null:
     capacity = None                  # bans that it can hold
     longest = None                   # seconds that the kernel can count down, None: it cannot
     scopes = {}                      # jail -> Scope
+    # may it match the port that a client talks to, before that was translated? Needs conntrack
+    original = False
 
     def __init__(self, name):
         self.name = self.tool = name
@@ -3312,6 +3314,7 @@ class IPTables(Null):
     LIST = '-n'
     capacity = 2000                  # each packet pays for each rule it meets
     rank = 1                         # where our jump stands among a hook's rules
+    original = True
 
     def __init__(self, family, hooks, scopes, name=OURS):
         self.family = family
@@ -3375,7 +3378,7 @@ class IPTables(Null):
         net, scope = entry
         if '/' not in net:
             net = '%s/%d' % (net, self.bits)
-        return [' -s %s%s' % (net, match) for match in port_matches(scope)]
+        return [' -s %s%s' % (net, match) for match in self.endings(scope)]
 
     def network_of_chain(self, chain):
         """The network that a sub-chain is for."""
@@ -3409,10 +3412,12 @@ class IPTables(Null):
                 found[names[0] if names else jails.get('', ''), rule] = int(m.group(1))
         return found
 
-    @staticmethod
-    def endings(scope):
+    def endings(self, scope):
         """How the rules of a Scope end."""
-        return port_matches(scope)
+        found = port_matches(scope)
+        if scope.ports and self.original:
+            found += port_matches(scope, ' -p {0} -m conntrack --ctorigdstport {1}')
+        return found
 
     def restore(self, rows):
         """The Command that changes these rows, all of them or none."""
@@ -3547,19 +3552,23 @@ def port_matches(scope, form=' -p {0} -m {0} --dport {1}'):
 # How iptables and its kin are told to wait for each other, with whatever the installed ones know of
 # that: the lock came with 1.4.20, a limit of seconds with 1.6.0, and with 1.6.2 for -restore.
 WAITS = (['-w', '5'], ['-w'], [])
-NO_SUCH_WAIT = Regex(
-    r"(?:unknown|unrecognized|invalid) option.*\bw\b|Bad argument .5'|Can't open 5\b")
+# The same for what begins with these: nft lists without elements since 0.9.1.
+FORMS = {'-w': WAITS, '-t': (['-t'], [])}
+NO_SUCH_OPTION = Regex(
+    r"(?:unknown|unrecognized|invalid) option.*\b[wt]\b|Bad argument .5'|Can't open 5\b")
 LOCKED = 4  # iptables' exit code if something else changes its rules just now
 
 
-def waits_for_others(command):
-    """True if a Command is one of iptables or its kin."""
-    return command.argv[1:3] == WAITS[0]
+def forms_of(command):
+    """The forms of the first option of a Command, if not every version of its program takes it."""
+    return FORMS.get(command.argv[1] if command.argv[1:] else '')
 
 
-def wait_form(command, n):
-    """Such a Command in the n-th of these forms."""
-    return command._replace(argv=command.argv[:1] + WAITS[n] + command.argv[3:])
+def in_form(command, n):
+    """Such a Command in the n-th of its forms."""
+    forms = forms_of(command)
+    return command._replace(argv=command.argv[:1] + forms[n] + command.argv[1 + len(forms[0]):])
+
 
 def list_rules(tool, *more):
     """The Command that lists all rules."""
@@ -3622,12 +3631,12 @@ class IPSet(IPTables):
             chains[self.main if scope.forward else self.inner].add(scope)
         return chains
 
-    def endings(self, scope):
-        return self.drops(scope)
-
     def drops(self, scope):
+        return self.endings(scope)
+
+    def endings(self, scope):
         return ['%s -m set --match-set %s src' % (match, self.sets[scope])
-                for match in port_matches(scope)]
+                for match in IPTables.endings(self, scope)]
 
     def sizes(self, shown):
         """name of a set of ours -> how many entries it has, FOREIGN if it is not as we make
@@ -3709,9 +3718,11 @@ class NFTables(Null):
     slow to change."""
     name = tool = 'nft'
     longest = 90000000               # nft reads a time of up to eight digits
+    original = True
 
-    def __init__(self, hooks, scopes, name=OURS):
+    def __init__(self, hooks, scopes, name=OURS, family=None):
         self.table = 'inet ' + name
+        self.family = family
         self.hooks = hooks
         self.scopes = scopes
         self.numbers = {}            # Scope -> its number
@@ -3721,7 +3732,7 @@ class NFTables(Null):
         self.sets = {}               # name of a set -> (Scope, family, prefix length)
 
     def settings(self):
-        return self.hooks, self.scopes
+        return self.hooks, self.scopes, self.family
 
     def set_of(self, net, scope):
         """(name of a set, what it is for, the address that stands in it) for an entry."""
@@ -3741,7 +3752,7 @@ class NFTables(Null):
         """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
         self.sets, found = {}, {}
         for scope in self.numbers:
-            for usual in ('0.0.0.0', '::', '::/64'):
+            for usual in ('::', '::/64') if self.family else ('0.0.0.0', '::', '::/64'):
                 name, use, _ = self.set_of(usual, scope)
                 self.sets[name], found[name] = use, {}
         for (net, scope), until in wanted.items():
@@ -3764,7 +3775,10 @@ class NFTables(Null):
                 mask = ''
             else:
                 mask = ' & %s' % net.netmask
-            for match in port_matches(scope, '{0} dport {1} '):
+            matches = port_matches(scope, '{0} dport {1} ')
+            if scope.ports and self.original and hook == 'FORWARD':
+                matches += port_matches(scope, 'meta l4proto {0} ct original proto-dst {1} ')
+            for match in matches:
                 yield name, '%s%s saddr%s @%s counter drop' % (
                     match.replace(':', '-'), ip, mask, name)
 
@@ -3937,12 +3951,12 @@ def choose_kinds(shown, failed=()):
         shown['ip6tables']):
         return ['ipset', 'iptables', 'nft'], 'rules stand in iptables'
     if shown['iptables'] is not None:
-        return ['iptables', 'nft'], 'no rules here yet; iptables is installed'
+        return ['ipset', 'iptables', 'nft'], 'no rules here yet; iptables is installed'
     if 'iptables' in failed:
         why = 'fails'
     else:
         why = 'is not installed'
-    return ['nft', 'iptables'], 'no rules here yet; iptables ' + why
+    return ['nft', 'ipset', 'iptables'], 'no rules here yet; iptables ' + why
 
 
 # kind -> the firewalls that it stands for, one per family or one for both
@@ -3967,6 +3981,12 @@ def cut_connections(networks):
             for side in ('-s', '-d')]
     # for `-`, it wants a /dev/stdin, which OpenWrt lacks
     return Command(['conntrack', '-R', '/proc/self/fd/0'], ''.join(rows))
+
+
+def cut_one_by_one(net):
+    """The same of one network, where conntrack is older than 1.4.7."""
+    return [Command(['conntrack', '-D', '-f', 'ipv%d' % span(net)[0], side, net])
+            for side in ('-s', '-d')]
 
 
 def offloads(shown):
@@ -4378,11 +4398,12 @@ class Machine:
     def __init__(self):
         self.loop = Loop(self.ticks, self.log)
         self.programs = set()
-        self.waits = {}              # iptables or another of its kin -> which of WAITS it takes
+        self.forms = {}              # program -> which of the forms of its option it takes
         # does one run that waits for nobody? what is next
         self.alone, self.turns = False, collections.deque()
         self.lock_fd = None
         self.outward = set()         # interfaces that a default route goes through, or did
+        self.has_ipv6 = True         # has an interface an address of IPv6?
         self.written = 0             # bytes of state files, for `status`
         self.guards = self.guarding = False
         # since when so many seconds went into slow searches
@@ -4430,6 +4451,13 @@ class Machine:
         """Seconds since a file was changed, None if it is not there."""
         try:
             return self.wall() - os.stat(path).st_mtime
+        except OSError:
+            return None
+
+    def changed(self, path):
+        """When a file was changed last, None if it is not there."""
+        try:
+            return os.stat(path).st_mtime_ns
         except OSError:
             return None
 
@@ -4548,7 +4576,7 @@ class Machine:
 
     def run(self, command, done, seconds=10):
         """Starts a Command; `done(problem, output)` is called when it has ended."""
-        if waits_for_others(command):
+        if forms_of(command):
             self.run_in_turn(command, done, seconds)
         else:
             self.start(command, lambda problem, output, code: done(problem, output), seconds)
@@ -4562,11 +4590,12 @@ class Machine:
                  '', None)
 
     def run_in_turn(self, command, done, seconds, tries=0):
-        """Runs iptables or its kin. What of WAITS a tool takes is found out once; those that wait
-        for nobody run one at a time, and again where somebody else was at it."""
-        tool = command.argv[0]
-        form = self.waits.setdefault(tool, 0)
-        alone = not WAITS[form]
+        """Runs a program whose option has several forms. Which of them it takes is found out once;
+        those of iptables' kin that wait for nobody run one at a time, and again where somebody
+        else was at it."""
+        tool, forms = command.argv[0], forms_of(command)
+        form = self.forms.setdefault(tool, 0)
+        alone = forms is WAITS and not WAITS[form]
         if alone and self.alone:
             self.turns.append((command, done, seconds, tries))
             return
@@ -4575,14 +4604,14 @@ class Machine:
         def ended(problem, output, code):
             if alone:
                 self.alone = False
-            if problem and not alone and NO_SUCH_WAIT.search(problem):
+            if problem and form + 1 < len(forms) and NO_SUCH_OPTION.search(problem):
                 # -restore learned both at once, and takes the first alone for nothing
                 if tool.endswith('-restore'):
-                    self.waits[tool] = 2
+                    self.forms[tool] = 2
                 else:
-                    self.waits[tool] = max(self.waits[tool], form + 1)
+                    self.forms[tool] = max(self.forms[tool], form + 1)
                 self.run_in_turn(command, done, seconds)
-            elif form and code == LOCKED and tries < LOCK_TRIES:
+            elif forms is WAITS and form and code == LOCKED and tries < LOCK_TRIES:
                 self.loop.after(LOCK_SECONDS,
                                 functools.partial(self.run_in_turn, command, done, seconds,
                                                   tries + 1))
@@ -4590,7 +4619,7 @@ class Machine:
                 done(problem, output)
             if self.turns and not self.alone:
                 self.run_in_turn(*self.turns.popleft())
-        self.start(wait_form(command, form), ended, seconds)
+        self.start(in_form(command, form), ended, seconds)
 
     def reap(self):
         for program in list(self.programs):
@@ -4764,6 +4793,7 @@ class Machine:
         found = [(text, 'a resolver') for text in self.resolvers()]
         addresses, gateways, outward = read_netlink()
         self.outward = outward or self.outward     # while the line is down, its network is no LAN
+        self.has_ipv6 = any(':' in ip and ip != '::1' for ip, *_ in addresses)
         found += [(text, 'a gateway') for text in gateways]
         for ip, peer, bits, index in addresses:
             name = interface(index)
@@ -4880,8 +4910,15 @@ class Machine:
 
 
 def open_log(path):
-    """A descriptor of a log file, or of a FIFO without waiting for who writes to it; or OSError."""
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    """A descriptor of a log file; OSError if it is no file. To open a FIFO or a device has effects,
+    and the path may be another file's since somebody looked: so it is opened without any first."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(0, 'is not a file')
+        return os.open('/proc/self/fd/%d' % place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    finally:
+        os.close(place)
 
 
 def interface(index):
@@ -5829,12 +5866,14 @@ class FirewallSync(Worker):
         self.changed = {}
         self.need, self.state, self.proven = REBUILD, IN_USE, UNTRIED
         self.rebuilding = False      # does what is under way write all from scratch?
+        self.at_once = False         # does the next try follow at once?
         self.repaired = ''           # what was wrong with the rules when they were looked at last
         self.written = 0             # when all was written last
         self.offload = False         # may connections bypass the rules?
         # networks whose connections must end once their ban is in the kernel
         self.new = []
         self.uncut = ''              # why such ones could not be ended
+        self.one_by_one = False      # is conntrack too old to read a list of them?
         self.removed = False         # was there something of ours to take out at the end?
         self.counted = None          # (jails, rule) -> packets, when the kernel was looked at last
         self.jails_of_scope = {}
@@ -5877,6 +5916,10 @@ class FirewallSync(Worker):
 
     def idle(self):
         return not (self.running or self.due())
+
+    def matters(self):
+        """False if it has never worked, and nobody can talk to this machine by its family."""
+        return self.proven > UNTRIED or self.firewall.family != 6 or self.machine.has_ipv6
 
     def blocked(self):
         """True while the one before us has something under way; then what it has left is ours."""
@@ -6009,15 +6052,25 @@ class FirewallSync(Worker):
 
     def cut(self):
         """Ends connections that bypass the rules, now that those are in place."""
-        if not self.machine.which('conntrack'):
-            return
+        uncut = ''
         try:
-            yield cut_connections(self.new)
-            self.uncut = ''
+            if not self.machine.which('conntrack'):
+                raise Failed('conntrack is not installed')
+            if not self.one_by_one:
+                yield cut_connections(self.new)
         except Failed as e:
-            if str(e) != self.uncut:
-                self.machine.log('offloaded connections of banned addresses go on: %s' % e)
-            self.uncut = str(e)
+            uncut = str(e)
+            self.one_by_one = 'option' in uncut
+        if self.one_by_one:
+            uncut = ''
+            for command in itertools.chain(*map(cut_one_by_one, self.new[-MOST_CUT // 16:])):
+                try:
+                    yield command
+                except Failed:                     # there is no such connection
+                    pass
+        if uncut and uncut != self.uncut:
+            self.machine.log('offloaded connections of who is banned go on: %s' % uncut)
+        self.uncut = uncut
 
     # how it went
     def complain(self, problem, what_now=''):
@@ -6033,11 +6086,16 @@ class FirewallSync(Worker):
     def failed(self, problem):
         """Nothing is lost: the tickets stay, and all of them are written from scratch. At once if
         it was a change that failed; with patience if it was that."""
+        if self.firewall.original and self.rebuilding and self.proven < BUILT:
+            # the kernel may lack what that needs: all else matters more
+            self.firewall.original, self.need, self.at_once = False, REBUILD, True
+            self.take_changes()
+            return
         first = not (self.attempts or self.state == CLOSING or self.rebuilding)
         # nft counts lines
         news = re.sub(r'\d+', '', problem) != re.sub(r'\d+', '', self.trouble)
         ever = self.proven > UNTRIED or self.state != CLOSING
-        if news and ever and self.state != ON_TRIAL:
+        if news and ever and self.state != ON_TRIAL and self.matters():
             self.complain(problem, '; writing all rules again' if first else '; trying again')
         self.trouble = problem
         self.attempts += 1
@@ -6046,11 +6104,12 @@ class FirewallSync(Worker):
         else:
             self.need = REBUILD
         self.take_changes()
+        self.at_once = first
         if not first:
             self.wait(patience(self.attempts))
 
     def answer(self):
-        again = self.trouble and not self.retry                # at once
+        again, self.at_once = self.at_once, False
         # another firewall may take it
         if not (again or self.state == ON_TRIAL and self.trouble):
             Worker.answer(self)
@@ -6079,11 +6138,15 @@ class Wall(Worker):
         # kinds that may be tried, the first in use; and why
         self.kinds, self.why = [], ''
         self.best = None             # the kind that `auto` would like most
+        self.tools = ()              # the programs that were there when it was found out
+        self.six = False             # does nft ban IPv6, since ip6tables does not work here?
         self.probe = False           # has it to be found out which?
         self.trying = False          # is `auto` still looking for one that works?
         self.tried = []              # what `auto` has tried, and why that does not work
         self.ending = False
         self.look_soon = self.look_late = None  # timers, after the machine's firewall has reloaded
+        # what OpenWrt's firewall writes at each start: when that was last, and when we looked
+        self.stamps, self.stamps_read = None, float('-inf')
 
     def set(self, kind, config, jails):
         """Takes over a configuration: the kind of firewall that it says, or the one that is
@@ -6102,7 +6165,7 @@ class Wall(Worker):
 
     def work(self):
         """Finds out what the machine's own firewall is, and follows it."""
-        self.probe = False
+        before, self.probe, self.tools = self.tools, False, self.installed()
         shown = {}
         for name, command in PROBES.items():
             try:
@@ -6113,10 +6176,23 @@ class Wall(Worker):
             return
         failed = [name for name in shown if shown[name] is None and self.machine.which(name)]
         kinds, why = choose_kinds(shown, failed)
-        if not (self.why and self.built() and kinds[0] == self.best):      # the one in use stays
+        # the one in use stays
+        if not (self.why and self.built() and kinds[0] == self.best and self.tools == before):
             self.kinds, self.why, self.trying, self.tried = kinds, why, True, []
+            self.six = False
         self.best = kinds[0]
         self.wire()
+
+    def installed(self):
+        """Paths of the programs that a firewall may need."""
+        return [self.machine.which(tool) for tool in ('nft', 'ipset', 'iptables', 'ip6tables')]
+
+    def firewalls(self):
+        """Those of the kind in use; nft for IPv6, where that is found to be better."""
+        made = make_firewalls(self.kinds[0], self.config['chain'], self.jails)
+        if self.six:
+            made[1:] = [NFTables(made[0].hooks, made[0].scopes, family=6)]
+        return made
 
     def wire(self):
         """Puts the first of `kinds` to work; what is there already takes the configuration over,
@@ -6124,7 +6200,7 @@ class Wall(Worker):
         there = {sync.firewall.tool: sync for sync in self.old + self.syncs}
         kind, hooks = self.kinds[0], self.config['chain']
         self.syncs, self.old = [], []
-        for firewall in make_firewalls(kind, hooks, self.jails):
+        for firewall in self.firewalls():
             sync = there.pop(firewall.tool, None)
             if sync and sync.state != CLOSING and sync.firewall.settings() == firewall.settings():
                 sync.look_again(sync.proven < BUILT)
@@ -6166,15 +6242,23 @@ class Wall(Worker):
         """While `auto` tries: goes on to the next kind where one does not work."""
         first = self.main_syncs()[0]
         if self.built():
+            for sync in self.syncs[1:]:
+                if sync.proven < BUILT and not self.six and self.machine.which('nft'):
+                    if sync.attempts:              # the other family needs another kind
+                        self.six = True
+                        self.tried.append(with_name(sync.name, sync.trouble))
+                        self.wire()
+                    return
             self.trying = False
             others = [text for text in self.tried if not text.startswith(self.kinds[0] + ':')]
             self.why = '; '.join([self.why] + others)
-            self.machine.log('firewall: %s (%s)' % (first.name, self.why))
+            names = ', '.join(sync.name for sync in self.syncs[:2 if self.six else 1])
+            self.machine.log('firewall: %s (%s)' % (names, self.why))
             self.note('firewall', '')
             for sync in self.syncs:
-                if sync.trouble:                   # that of the other family
+                if sync.trouble and sync.matters():            # that of the other family
                     self.machine.log('%s: %s; trying again' % (sync.name, sync.trouble))
-        elif first.trouble and first.state == ON_TRIAL:
+        elif first.trouble and first.attempts and first.state == ON_TRIAL:
             self.tried.append(with_name(self.kinds[0], first.trouble))
             if len(self.kinds) > 1:
                 self.kinds = self.kinds[1:]
@@ -6189,6 +6273,11 @@ class Wall(Worker):
     # each turn, each minute
     def settle_all(self):
         """Brings all firewalls up to date."""
+        if self.machine.ticks() - self.stamps_read >= 1:       # once a second, if anything happens
+            self.stamps_read = self.machine.ticks()
+            before, self.stamps = self.stamps, [self.machine.changed(path) for path in FW_STATES]
+            if before not in (None, self.stamps):
+                self.firewall_reloads()
         self.settle()
         for sync in self.syncs + self.old:
             sync.settle()
@@ -6202,7 +6291,7 @@ class Wall(Worker):
         self.old = [sync for sync in self.old if not sync.closed(3)]
 
     def minute(self):
-        if self.kind == 'auto' and not self.built():
+        if self.kind == 'auto' and not (self.built() and self.tools == self.installed()):
             self.probe = True
         for sync in self.syncs:
             sync.minute()
@@ -6291,6 +6380,7 @@ class Wall(Worker):
         return [sync.name for sync in self.syncs + self.old if not sync.closed()]
 
 
+FW_STATES = '/var/run/fw3.state', '/var/run/fw4.state'         # OpenWrt's, new at each start
 # kind in use -> the kinds whose rules a daemon that was killed may have left behind
 FOREIGN_KINDS = {'nft': ['ipset'], 'ipset': ['nft'], 'iptables': ['nft'], 'none': ['ipset', 'nft'],
                  'command': ['ipset', 'nft']}
@@ -7000,14 +7090,15 @@ class Daemon:
                 self.weigh(other, event)
         return ''
 
-    def unban(self, ticket, why):
+    def unban(self, ticket, why, log=True):
         """The door out."""
         if self.judge.bans.remove(ticket.key):
             self.store.touch()
             for sync in self.wall.tell(ticket.network):
                 sync.unban(ticket)
             self.tell_wings('unbanned', ticket, LIFTED if why == BY_HAND else ENDED)
-            self.machine.log('[%s] unban %s (%s)' % (ticket.jail, ticket.network, why))
+            if log:
+                self.machine.log('[%s] unban %s (%s)' % (ticket.jail, ticket.network, why))
 
     def refused(self, ticket):
         """Why a ticket must be neither on record nor in the kernel, or ''."""
@@ -7213,7 +7304,9 @@ class Daemon:
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
         found = ['%s: %s' % (where, text) for where, text in self.troubles.items()]
-        workers = list(self.wall.syncs)
+        workers = [sync for sync in self.wall.syncs if sync.matters()]
+        found += ['%s: offloaded connections of who is banned go on: %s' % (sync.name, sync.uncut)
+                  for sync in workers if sync.uncut]
         for wing in self.wings:
             workers += wing.workers
         found += [with_name(worker.name, worker.trouble) for worker in workers if worker.trouble]
@@ -7415,7 +7508,7 @@ def answer_status(daemon, request, reply):
                  'why': daemon.wall.why, 'mended': sync.repaired, 'offload': sync.offload,
                  'rules': sum(sync.handles(ticket.network)
                               for ticket in judge.bans.tickets.values())}
-                for sync in daemon.wall.syncs]
+                for sync in daemon.wall.syncs if sync.matters()]
     answer = {
         'version': VERSION, 'pid': os.getpid(), 'conf': daemon.config.name,
         'uptime': round(now - daemon.began, 1), 'jails': jails, 'sources': sources,
@@ -7620,8 +7713,11 @@ def answer_unban(daemon, request, reply):
     for key in [key for key in judge.fails.recent if meant(key)]:
         del judge.fails.recent[key]
         daemon.store.touch(False)
+    few = len(tickets) <= FEW_LINES
     for ticket in tickets:
-        daemon.unban(ticket, BY_HAND)
+        daemon.unban(ticket, BY_HAND, few)
+    if not few:
+        daemon.machine.log('unban %s (%s)' % (plural(len(tickets), 'ban'), BY_HAND))
     unbanned = sorted({ticket.network for ticket in tickets})
     daemon.wall.when_settled(tickets, lambda trouble: daemon.saved(
         reply, {'unbanned': unbanned, 'missing': missing, 'trouble': trouble}))

@@ -70,7 +70,8 @@ def nft(text):
     return "nft -f - <<'EOF'\n%s\nEOF\n" % text
 
 
-NFT, IPSET, BARE, NEITHER = (['nft', 'ipset', 'iptables'], ['ipset', 'iptables', 'nft'], ['iptables', 'nft'], ['nft', 'iptables'])
+NFT, IPSET = ['nft', 'ipset', 'iptables'], ['ipset', 'iptables', 'nft']
+BARE, NEITHER = IPSET, NFT
 # what stands on a machine: (shell commands, the kinds to try, the table or word that `why` names)
 MACHINES = {
     'nothing at all': ('', BARE, 'no rules here yet'),
@@ -177,6 +178,7 @@ class Tools:
         self.missing, self.listing, self.problem = set(missing), listing, {}
         self.held = None             # while a list: commands whose answers are waited for
         machine.answer, self.run, machine.run = self.answer, machine.run, self.start
+        machine.which = lambda name: None if name in self.missing else '/usr/sbin/' + name
         self.machine = machine
 
     def start(self, command, done, seconds=10):
@@ -219,7 +221,7 @@ def chosen(house):
 
 def test_it_takes_the_first_that_works(auto):
     house = auto('nft')
-    assert chosen(house) == 'iptables' and house.machine.said('firewall: iptables (')
+    assert chosen(house) == 'ipset' and house.machine.said('firewall: ipset (')
     assert house.ask('status')['wrong'] == []
 
 
@@ -261,7 +263,7 @@ def test_a_program_that_is_installed_later_is_used_within_a_minute(auto, program
 
 
 def test_a_missing_ip6tables_stops_nothing_but_is_told(auto):
-    house = auto('ip6tables', 'nft')
+    house = auto('ip6tables', 'nft', 'ipset')
     assert chosen(house) == 'iptables' and house.ask('status')['wrong'] == ['ip6tables: ip6tables is not installed']
     assert house.ask('ban', networks=['192.0.2.7'], seconds=60)['trouble'] == ''
     for _ in range(10):
@@ -276,19 +278,88 @@ def test_a_reload_keeps_the_choice_unless_the_machine_has_another_firewall_by_no
     logged = len(house.machine.logged)
     house.ask('reload')
     assert chosen(house) == 'ipset' and not any(line.startswith('firewall: ') for line in house.machine.logged[logged:])
-    house.tools.listing.clear()
+    house.tools.listing = {'nft': 'table inet fw4 {\n\tchain input {\n\t\tdrop\n\t}\n}\n'}
+    house.tools.missing.clear()
     house.ask('reload')
-    assert chosen(house) == 'iptables' and house.ask('status')['wrong'] == []
+    assert chosen(house) == 'nft' and house.ask('status')['wrong'] == []
 
 
 def test_a_firewall_that_comes_up_after_us_is_followed_when_it_says_so(auto):
-    house = auto('nft')
-    assert chosen(house) == 'iptables'
-    house.tools.listing['iptables'] = RULES
+    house = auto()
+    assert chosen(house) == 'ipset'
+    house.tools.listing['nft'] = 'table inet fw4 {\n\tchain input {\n\t\tdrop\n\t}\n}\n'
     house.write('Mar  7 12:34:56 h firewall: Reloading firewall due to ifup of wan (eth1)\n')
     for _ in range(12):
         house.pass_time(1)
-    assert chosen(house) == 'ipset' and house.machine.said('firewall: ipset (rules stand in iptables')
+    assert chosen(house) == 'nft' and house.machine.said('firewall: nft (rules stand in the nft table inet fw4')
+
+
+@pytest.mark.parametrize('path', ['/var/run/fw3.state', '/var/run/fw4.state'])
+def test_a_start_of_openwrts_firewall_that_logs_nothing_is_known_by_its_file(auto, path):
+    house, stamps = auto(), {}
+    house.machine.changed = stamps.get
+    house.pass_time(1)
+    ran = len(house.machine.ran)
+    house.pass_time(1)
+    assert len(house.machine.ran) == ran
+    stamps[path] = 5
+    house.pass_time(1)
+    house.pass_time(2)
+    assert len(house.machine.ran) > ran
+
+
+def test_a_better_kind_that_is_installed_later_is_taken(auto):
+    house = auto('nft', 'ipset', iptables=RULES)
+    assert chosen(house) == 'iptables'
+    house.fail('192.0.2.7', 3)
+    house.tools.missing.discard('ipset')
+    for _ in range(62):
+        house.pass_time(1)
+    assert chosen(house) == 'ipset' and house.ask('status')['wrong'] == []
+    assert any(command.argv[:1] == ['ipset'] and '192.0.2.7' in command.stdin for command in house.machine.ran)
+
+
+def test_where_ip6tables_does_not_work_nft_bans_ipv6(auto):
+    house = auto('ip6tables', iptables=RULES)
+    house.turn(8)
+    assert [row['name'] for row in house.ask('status')['firewall']] == ['ipset', 'nft'] and house.ask('status')['wrong'] == []
+    assert any('ip6tables is not installed' in line for line in house.machine.logged)
+    house.fail('192.0.2.7', 3)
+    house.fail('2001:db8::7', 3)
+    texts = {command.argv[0]: command.stdin for command in house.machine.ran if command.stdin}
+    assert '192.0.2.7' in texts['ipset'] and '2001:db8::' in texts['nft'] and '192.0.2.7' not in texts['nft']
+    house.ask('reload')
+    house.turn(8)
+    assert [row['name'] for row in house.ask('status')['firewall']] == ['ipset', 'nft']
+
+
+def test_where_nobody_has_ipv6_a_missing_ip6tables_is_nothing(auto):
+    house = auto('ip6tables', 'nft', 'ipset')
+    house.machine.has_ipv6 = False
+    assert house.ask('status')['wrong'] == [] and [row['name'] for row in house.ask('status')['firewall']] == ['iptables']
+    house.machine.has_ipv6 = True
+    assert house.ask('status')['wrong'] == ['ip6tables: ip6tables is not installed']
+
+
+def test_a_kernel_that_cannot_tell_the_original_port_bans_by_the_inner_one(auto):
+    house, refuse = auto(firewall='ipset'), lambda command: '--ctorigdstport' in command.stdin
+    answer, house.text = house.machine.answer, '[sshd]\nport = 22\n'
+    house.machine.answer = lambda command: ('iptables-restore: line 5 failed', '') if refuse(command) else answer(command)
+    ran = len(house.machine.ran)
+    house.ask('reload')
+    house.turn(5)
+    house.fail('192.0.2.7', 3)
+    texts = [command.stdin for command in house.machine.ran[ran:] if command.argv[0] == 'iptables-restore']
+    assert '--ctorigdstport 22 -m set' in texts[0] and '--dport 22 -m set' in texts[1] and '--ctorigdstport' not in texts[1]
+    assert house.ask('status')['wrong'] == [] and not house.machine.said('iptables-restore')
+
+
+def test_unban_of_many_is_one_line_in_the_log(auto):
+    house = auto()
+    house.ask('ban', networks=['198.51.100.%d' % n for n in range(50)], seconds=600)
+    logged = len(house.machine.logged)
+    house.ask('unban', networks=[], all=True)
+    assert house.machine.logged[logged:] == ['unban 50 bans (by hand)']
 
 
 @pytest.mark.parametrize('before', ['', 'none', 'iptables'])
@@ -334,6 +405,7 @@ def test_who_works_at_a_retry_of_its_own_is_chosen_and_outlives_a_reload(auto, a
     kind = chosen(house)
     assert house.ask('status')['wrong'] == []
     house.ask('reload')
+    house.turn(5)
     assert chosen(house) == kind and house.ask('ban', networks=['192.0.2.7'], seconds=60)['trouble'] == ''
     assert not house.machine.said('bug')
 
@@ -358,7 +430,7 @@ def test_a_log_line_or_a_request_chooses_nothing(auto):
         answers = []
         house.daemon.answer(request, answers.append)
     house.turn()
-    assert chosen(house) == 'iptables' and house.ask('status')['wrong'] == []
+    assert chosen(house) == 'ipset' and house.ask('status')['wrong'] == []
 
 
 # --- on a real router
