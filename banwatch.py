@@ -4290,6 +4290,7 @@ class Program:
         self.read = {}               # fd -> what came from it, up to `most`
         self.left = command.stdin.encode()
         self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
+        machine.pids.append(self.process.pid)
         for stream in (self.process.stdout, self.process.stderr, self.process.stdin):
             os.set_blocking(stream.fileno(), False)
         for stream in (self.process.stdout, self.process.stderr):
@@ -4399,6 +4400,7 @@ class Machine:
         self.loop = Loop(self.ticks, self.log)
         self.programs = set()
         self.forms = {}              # program -> which of the forms of its option it takes
+        self.pids = collections.deque(maxlen=100)  # of programs that were started lately
         # does one run that waits for nobody? what is next
         self.alone, self.turns = False, collections.deque()
         self.lock_fd = None
@@ -4786,6 +4788,29 @@ class Machine:
         except OSError as e:
             return 'not movable: %s' % e.strerror
 
+    def rule_events(self, changed):
+        """Calls `changed()` whenever another program changes rules of ours, or among which ours
+        stand; nothing where the kernel does not tell that (legacy iptables)."""
+        try:
+            link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 12)
+            link.bind((0, 1 << NFT_GROUP - 1))
+        except OSError:
+            return
+        link.setblocking(False)
+        begun = False
+
+        def readable():
+            nonlocal begun
+            try:
+                told, begun = rules_changed(link.recv(1 << 16), self.pids, begun)
+            except BlockingIOError:
+                return
+            except OSError:                        # there were too many to be told
+                told = True
+            if told:
+                changed()
+        self.loop.watch(link, readable)
+
     # network
     def networks(self):
         """Frees of this machine: addresses, LANs, gateways, resolvers; OSError if they are
@@ -4957,6 +4982,28 @@ def read_netlink():
             if 4 in hop:                           # RTA_OIF
                 outward.add(struct.unpack('=i', hop[4])[0])
     return addresses, gateways, outward
+
+
+# nftables' events, which iptables-nft's changes are, too (linux/netfilter/nf_tables.h): of tables,
+# chains and rules, new or deleted, and of who has changed something, which ends a batch
+NFT_CHANGES, NFT_GENERATION = (0, 2, 3, 5, 6, 8), 15
+NFT_SUBSYSTEM, NFT_GROUP = 10, 7
+
+
+def rules_changed(messages, own, changed=False):
+    """(Do netlink messages (bytes) tell that somebody but these processes has changed rules of
+    ours, or those that ours stand among? Has such a batch begun, of which the end is not there?)"""
+    at, told = 0, False
+    while at + 20 <= len(messages):
+        size, kind = struct.unpack_from('=IH', messages, at)
+        attributes = dict(netlink_attributes(messages[at:at + size], 20))
+        if kind >> 8 == NFT_SUBSYSTEM and kind & 255 in NFT_CHANGES:
+            changed = changed or attributes.get(1) in (OURS.encode() + b'\0', b'filter\0')
+        elif kind >> 8 == NFT_SUBSYSTEM and kind & 255 == NFT_GENERATION:
+            told = told or changed and int.from_bytes(attributes.get(2, b''), 'big') not in own
+            changed = False
+        at += max(16, size + 3 & ~3)
+    return told, changed
 
 
 def netlink_dump(ask, answer):
@@ -5840,6 +5887,7 @@ def make_source(spec, machine, *more):
 MOST_CUT = 256
 # for the kernel, then a client is told that it has not answered yet
 ANSWER_SECONDS = 13
+QUARREL_SECONDS = 15                 # between two repairs, where another program undoes them
 
 # What a FirewallSync has to do next; each includes the one before.
 NOTHING, CHANGES, CHECK, REBUILD = range(4)
@@ -6147,6 +6195,7 @@ class Wall(Worker):
         self.look_soon = self.look_late = None  # timers, after the machine's firewall has reloaded
         # what OpenWrt's firewall writes at each start: when that was last, and when we looked
         self.stamps, self.stamps_read = None, float('-inf')
+        self.look_timer, self.looked = None, float('-inf')     # because of another program
 
     def set(self, kind, config, jails):
         """Takes over a configuration: the kind of firewall that it says, or the one that is
@@ -6303,6 +6352,20 @@ class Wall(Worker):
         self.look_soon = self.look_soon or loop.after(2, self.look_after)
         loop.cancel(self.look_late)
         self.look_late = loop.after(10, self.look_after_reload)
+
+    def rules_changed(self):
+        """Another program has changed rules: looks after ours within a second, but not again and
+        again where somebody else repairs his, too."""
+        if not self.look_timer:
+            wait = 0.2
+            if any(sync.repaired for sync in self.syncs):
+                wait = QUARREL_SECONDS
+            when = max(self.machine.ticks() + 0.2, self.looked + wait)
+            self.look_timer = self.machine.loop.at(when, self.look_at_change)
+
+    def look_at_change(self):
+        self.look_timer, self.looked = None, self.machine.ticks()
+        self.look_after()
 
     def look_after_reload(self):
         self.look_after()
@@ -6829,6 +6892,8 @@ class Daemon:
                 self.note(self.config['state'], 'cannot be written')
         self.protect()
         self.set_firewall()
+        if not self.dry_run:
+            self.machine.rule_events(self.wall.rules_changed)
         self.set_sources()
         for wing in self.wings:
             wing.start()

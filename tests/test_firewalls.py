@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import struct
 import time
 
 import pytest
@@ -1112,6 +1113,61 @@ def test_a_reload_that_switches_such_a_jail_on_and_off_leaves_no_second_jump_and
     assert guard.ask('status')['wrong'] == []
     assert guard.stop() == 0
     assert [wall.ours() for wall in walls] == [[]] * len(walls)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('firewall', ['iptables', 'ipset', 'nft'])
+def test_the_port_of_a_ban_is_the_one_that_the_attacker_talks_to(network, daemon, firewall):
+    """As with a container's published port, or a port forward: the packet has another one when it is filtered."""
+    inside = network.lan.listen('0.0.0.0', 22)
+    network.router.script("""nft -f - <<.
+table ip translated { chain pre { type nat hook prerouting priority -100; iifname "wan" tcp dport { 2222, 2223 } dnat to 192.168.1.2:22; }; }
+.
+""")
+    try:
+        daemon('[sshd]\nport = 2222\n', firewall=firewall).command('ban', '-j', 'sshd', '198.51.100.7')
+        knocks = [('203.0.113.1', port, ip) for port in (2222, 2223) for ip in ('198.51.100.7', '198.51.100.8')]
+        assert poll(lambda: network.attacker.reached(knocks) == [False, True, True, True])
+    finally:
+        network.router.script('nft delete table ip translated')
+        inside.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('firewall, damage', [
+    ('nft', 'nft delete table inet banwatch'), ('nft', 'nft flush ruleset'), ('nft', 'nft flush chain inet banwatch input'),
+    ('iptables', 'iptables -F INPUT'), ('iptables', 'iptables -I INPUT 1 -j ACCEPT'), ('ipset', 'iptables -F banwatch')])
+def test_what_another_program_takes_away_is_back_within_a_second(network, daemon, firewall, damage):
+    need('nft', 'iptables-nft')
+    guard = daemon(firewall=firewall)
+    walls = walls_of(firewall, network.router)
+    assert guard.command('ban', '-t', '-1', '192.0.2.7').returncode == 0
+
+    def there():                                             # a set that was swapped has another number
+        return [[line for line in wall.ours() if not line.startswith('create ')] for wall in walls]
+    intact = there()
+    network.router.script(damage)
+    began = time.monotonic()
+    assert poll(lambda: there() == intact, 10)
+    assert time.monotonic() - began < 3                      # a minute without events
+    assert guard.stop() == 0
+    network.router.script('iptables -D INPUT -j ACCEPT 2>/dev/null || :')
+
+
+def test_our_own_changes_and_those_of_others_rules_are_no_reason_to_look():
+    def message(kind, *attributes):
+        body = b'\1\0\0\0' + b''.join(struct.pack('=HH', 4 + len(value), key) + value + bytes(-len(value) % 4) for key, value in attributes)
+        return struct.pack('=IHHII', 16 + len(body), 10 << 8 | kind, 0, 0, 0) + body
+
+    def end(pid):
+        return message(15, (1, b'\0\0\0\5'), (2, pid.to_bytes(4, 'big')), (3, b'nft\0'))
+    ours, filters, theirs, element = message(6, (1, b'banwatch\0')), message(8, (1, b'filter\0')), message(6, (1, b'fw4\0')), message(
+        12, (1, b'banwatch\0'))
+    for said, told in ((ours + end(7), True), (ours + end(9), False), (filters + end(7), True), (theirs + end(7), False),
+                       (element + end(7), False), (ours + end(9) + filters + end(7), True), (ours + end(9) + theirs + end(7), False),
+                       (b'', False), (b'\0' * 40, False), (ours, False)):
+        assert banwatch.rules_changed(said, [9]) == (told, said == ours), said
+    assert banwatch.rules_changed(end(7), [9], True) == (True, False)      # each message comes for itself
 
 
 # --- the daemon and the kernel: whatever happens to either of them, what is shut is what `banned` shows
