@@ -83,9 +83,9 @@ binascii, bisect, fcntl, glob, heapq, ipaddress, json, random, sched, selectors 
 shlex, signal, socket, stat, struct, subprocess, termios, textwrap, warnings = (
     LazyModule(name, True)
     for name in 'shlex signal socket stat struct subprocess termios textwrap warnings'.split())
-_socket, difflib, getopt, gzip, marshal, shutil, syslog, tempfile, traceback = (
+_socket, difflib, getopt, gzip, marshal, shutil, syslog, tempfile, traceback, zlib = (
     LazyModule(name, False)
-    for name in '_socket difflib getopt gzip marshal shutil syslog tempfile traceback'.split())
+    for name in '_socket difflib getopt gzip marshal shutil syslog tempfile traceback zlib'.split())
 
 VERSION = '0.1'
 
@@ -99,8 +99,9 @@ FOREVER = -1
 MINUTE, HOUR, DAY = 60, 3600, 86400
 PLAIN_LINE = 8192                    # bytes of a line that are looked at; the rest is cut
 
-Command = collections.namedtuple('Command', 'argv stdin environment')
-Command.__new__.__defaults__ = '', {}
+# `tail`: of a program that prints too much, is the end enough?
+Command = collections.namedtuple('Command', 'argv stdin environment tail')
+Command.__new__.__defaults__ = '', {}, False
 # What one line of a log said: `login` is True for a success; `guesses` is how many it stands for,
 # or a login takes back; `told` is (line, fields of its regex), if somebody wants to know.
 LogEvent = collections.namedtuple('LogEvent', 'ip user guesses login when told')
@@ -184,9 +185,11 @@ def duration(text):
 
 @functools.lru_cache(maxsize=64)
 def duration_text(seconds):
-    """'2h30m' for 9000; the two largest units, 'for ever' for FOREVER."""
+    """'2h30m' for 9000; the two largest units, whole years from two on, 'for ever' for FOREVER."""
     if seconds == FOREVER:
         return 'for ever'
+    if seconds >= 2 * SECONDS['y']:
+        return '%d years' % round(seconds / SECONDS['y'])
     seconds, parts = int(seconds + 0.5), []
     for unit in ('w', 'd', 'h', 'm', 's'):
         n, rest = divmod(seconds, SECONDS[unit])
@@ -4016,7 +4019,7 @@ def offloads(shown):
 FORMAT = 1
 SANE = 1767225600                    # 1 Jan 2026: a clock that shows less has not been set yet
 TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock is wrong
-KEPT_BYTES = 256 * 1024
+KEPT_BYTES = 1 << 20                 # 20,000 bans; jffs2 and ubifs write half as much
 KEPT_ROWS = 50                       # that a wing may keep on flash of each of its parts
 
 Pieces = collections.namedtuple('Pieces', 'bans fails logins sources wings')
@@ -4064,15 +4067,11 @@ def dump_bans(bans, clocks):
 
 
 def dump_kept(bans, wings, clocks):
-    """The kept state as text, at most KEPT_BYTES: the wings, the longest bans, the latest
-    history."""
+    """(the kept state as text, at most KEPT_BYTES: the wings, the longest bans, the latest history;
+    how many bans have no room)."""
     state, rows = dump_bans(bans, clocks)
-    # what an attacker has filled leaves room for the bans
-    for most in KEPT_ROWS, KEPT_ROWS // 4, 1:
-        kept = {wing.name: wing.dump(clocks[1], True, most) for wing in wings if wing.keeps}
-        room = KEPT_BYTES - 200 - len(packed(kept))
-        if room > KEPT_BYTES / 2:
-            break
+    kept = {wing.name: wing.dump(clocks[1], True, KEPT_ROWS) for wing in wings if wing.keeps}
+    room = KEPT_BYTES - 200 - len(packed(kept))
     state.update(kept)
     for part in rows:
         state[part] = []
@@ -4081,7 +4080,8 @@ def dump_kept(bans, wings, clocks):
             if room < 0:
                 break
             state[part].append(row)
-    return packed(state).replace('],[', '],\n[')
+    text = packed(state).replace('],[', '],\n[')
+    return text, len(bans.tickets) - len(state['bans'])
 
 
 def load(text, clocks):
@@ -4199,6 +4199,7 @@ LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logi
 # prints is bounded; it is never waited for, its pipes and its end are events of the loop.
 
 LOCK_TRIES, LOCK_SECONDS = 20, 0.25    # for an iptables that does not wait for others
+TAIL_BYTES = 1 << 19                 # of a log that a program prints
 OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them in this
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
@@ -4287,6 +4288,7 @@ class Program:
             self.most = 4096
         else:
             self.most = OUTPUT_BYTES
+        self.tail = command.tail
         self.read = {}               # fd -> what came from it, up to `most`
         self.left = command.stdin.encode()
         self.process = machine.spawn(command.argv, subprocess.PIPE, command.environment)
@@ -4341,6 +4343,9 @@ class Program:
             self.machine.loop.unwatch(fd)
         elif room:
             self.read[fd] += chunk
+            if self.tail and len(self.read[fd]) > 2 * TAIL_BYTES:
+                self.read[fd] = self.read[fd][-TAIL_BYTES:]
+                self.read[fd] = self.read[fd][self.read[fd].find(b'\n') + 1:]
             if len(self.read[fd]) >= OUTPUT_BYTES:
                 self.machine.kill(self.process)
         return bool(chunk) and room
@@ -4391,6 +4396,18 @@ def regex_slowness():
     began = time.process_time()
     search(USUAL[1])
     return max(1, (time.process_time() - began) / USUAL_SECONDS)
+
+
+GZIP = 31                            # how zlib is told that there is gzip's head
+# reads a source, writes its code: without docstrings, which take memory and flash
+COMPILE = ('import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile('
+           'sys.stdin.buffer.read(), "banwatch.py", "exec", dont_inherit=True, optimize=2)))')
+
+
+def gzipped(text):
+    """Bytes in gzip's form, always the same for the same."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, GZIP)
+    return packer.compress(text) + packer.flush()
 
 
 class Machine:
@@ -4474,8 +4491,15 @@ class Machine:
         return there.f_bavail * there.f_frsize
 
     def processes(self):
-        """Names of those that run."""
-        return {self.read(path).strip() for path in glob.glob('/proc/[0-9]*/comm')}
+        """Names of those that run here: not those of containers, which have a network of theirs."""
+        found = set()
+        for path in glob.glob('/proc/[0-9]*'):
+            try:
+                if os.path.samefile(path + '/ns/net', '/proc/self/ns/net'):
+                    found.add(self.read(path + '/comm').strip())
+            except OSError:                        # it has ended, or is not ours to look at
+                pass
+        return found
 
     def end_of(self, path, size):
         """The last bytes of a file, as text; '' if it cannot be read."""
@@ -4685,10 +4709,31 @@ class Machine:
                 f.flush()
                 os.fsync(f.fileno())
             os.rename(new, path)
-        except OSError:
+        except OSError as e:
             self.remove(new)
-            raise
+            if e.errno != errno.EBUSY:
+                raise
+            self.overwrite(path, text)             # a file that is mounted by itself
         self.written += len(text)
+
+    def overwrite(self, path, text):
+        """Writes a file of ours in its place, which a crash may tear."""
+        with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), 'wb') as f:
+            f.write(text if isinstance(text, bytes) else text.encode('utf-8', 'backslashreplace'))
+            f.truncate()
+            f.flush()
+            os.fsync(f.fileno())
+
+    def followed(self, path):
+        """What a path is a link to, as to a disk, if it is our own link in a directory of our own;
+        else the path."""
+        try:
+            link, place = os.lstat(path), os.stat(os.path.dirname(path) or '.')
+            if link.st_uid == place.st_uid == os.geteuid() and not place.st_mode & 0o022:
+                return os.path.realpath(path)
+        except OSError:
+            pass
+        return path
 
     def remove(self, path):
         try:
@@ -4714,47 +4759,48 @@ class Machine:
         self.make_directory(os.path.dirname(path))
         os.symlink(target, path)
 
+    def unzipped(self, path):
+        """The bytes in a file that gzip has made; OSError, ValueError or zlib.error if there are
+        none."""
+        with open(path, 'rb') as f:
+            return zlib.decompress(f.read(), GZIP)
+
     def compile(self, path, hashed=False):
-        """Puts the byte code of a program beside it, where Python looks for it; with a hash of its
-        source instead of its time, where others may change that."""
+        """Puts the byte code of a source beside it (both in gzip's form), as the loader that
+        `install` writes wants it; with a hash instead of a time, where others may change that."""
         import importlib.util
         with open(path, 'rb') as f:
-            source = f.read()
+            there = f.read()
         if hashed:
-            head = struct.pack('<I', 3) + importlib.util.source_hash(source)
+            head = struct.pack('<I', 3) + importlib.util.source_hash(there)
         else:
-            head = struct.pack('<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(source))
-        self.make_directory(os.path.dirname(self.byte_code(path)))
-        loader = importlib.util.spec_from_file_location('banwatch', path).loader
-        # 2: without docstrings, which take memory and flash
-        code = loader.source_to_code(source, os.path.basename(path), _optimize=2)
-        self.replace(self.byte_code(path),
-                     importlib.util.MAGIC_NUMBER + head + marshal.dumps(code), 0o644)
+            head = struct.pack('<III', 0, int(os.stat(path).st_mtime) & 0xffffffff, len(there))
+        # by another Python: where in a line something stands takes a third of all room
+        made = subprocess.run(
+            [sys.executable, '-IS', '-X', 'no_debug_ranges', '-c', COMPILE],
+            input=zlib.decompress(there, GZIP), stdout=subprocess.PIPE, check=True).stdout
+        made = importlib.util.MAGIC_NUMBER + head + made
+        self.replace(self.byte_code(path), gzipped(made), 0o644)
 
-    def compiled(self, path, whole=True):
-        """Is the byte code there, made by this Python of what the program is now, and, if that
-        matters, whole?"""
+    def compiled(self, path):
+        """Is the byte code there, whole, made by this Python of what the source is now?"""
         import importlib.util
         try:
+            made = self.unzipped(self.byte_code(path))
+            if made[:4] != importlib.util.MAGIC_NUMBER or not marshal.loads(made[16:]):
+                return False
             there = os.stat(path)
-            with open(self.byte_code(path), 'rb') as f:
-                head = f.read(16)
-                if head[:4] != importlib.util.MAGIC_NUMBER:
-                    return False
-                if whole:
-                    marshal.loads(f.read())
-            if head[4]:
+            if made[4]:
                 with open(path, 'rb') as f:
-                    return head[8:] == importlib.util.source_hash(f.read())
-            return struct.unpack('<II', head[8:]) == (int(there.st_mtime) & 0xffffffff,
-                                                      there.st_size & 0xffffffff)
-        except (OSError, EOFError, ValueError, TypeError, struct.error):
+                    return made[8:16] == importlib.util.source_hash(f.read())
+            return struct.unpack('<II', made[8:16]) == (int(there.st_mtime) & 0xffffffff,
+                                                        there.st_size & 0xffffffff)
+        except (OSError, EOFError, ValueError, TypeError, IndexError, struct.error, zlib.error):
             return False
 
     @staticmethod
     def byte_code(path):
-        directory, name = os.path.split(path)
-        return '%s/__pycache__/%s.%s.pyc' % (directory, name[:-3], sys.implementation.cache_tag)
+        return '%s/banwatch.%s.gz' % (os.path.dirname(path), sys.implementation.cache_tag)
 
     def make_fifo(self, path):
         os.mkfifo(path, 0o600)
@@ -4880,10 +4926,11 @@ class Machine:
         top = self.top()
         if 'banwatch' in sys._xoptions and sys.argv[0].startswith('/proc/self/fd/'):
             os.close(int(os.path.basename(sys.argv[0])))           # it has been read
+        elif 'COMPILED' in globals():              # by the loader that `install` writes
+            if COMPILED:                           # just now, as after an upgrade of Python
+                self.become(COMPILED)
         elif top.f_globals is globals():
             self.become(top.f_code)
-        elif self.launched() and not self.compiled(os.path.realpath(__file__), whole=False):
-            self.become(__spec__.loader.get_code(__name__))       # as after an upgrade of Python
 
     @staticmethod
     def top():
@@ -4892,10 +4939,6 @@ class Machine:
         while frame.f_back:
             frame = frame.f_back
         return frame
-
-    def launched(self):
-        """Is that the launcher that `install` writes?"""
-        return self.top().f_globals.get('LIBRARY') == os.path.dirname(os.path.realpath(__file__))
 
     def become(self, code):
         """Starts this process anew from the code of the whole program; comes back if that cannot
@@ -5444,8 +5487,8 @@ class Logread(Child):
 
     def ask_ring(self):
         self.asked = self.machine.ticks()
-        self.machine.run(Command(self.RING), functools.partial(self.read_ring, self.process),
-                         RING_SECONDS)
+        self.machine.run(Command(self.RING, tail=True),
+                         functools.partial(self.read_ring, self.process), RING_SECONDS)
 
     def take(self, block):
         if self.settling:
@@ -5529,7 +5572,7 @@ class Logread(Child):
         elif self.process and not self.settling and now - max(
             self.asked, self.last or 0) >= SILENCE:
             self.asked = now
-            self.machine.run(Command(self.LAST),
+            self.machine.run(Command(self.LAST, tail=True),
                              functools.partial(self.heard, self.process), RING_SECONDS)
 
     def heard(self, process, problem, output):
@@ -6460,9 +6503,9 @@ class Store:
 
     def __init__(self, machine, config, note, collect, written):
         self.machine, self.loop, self.note, self.collect = machine, machine.loop, note, collect
-        self.written = written       # told how many bytes were written
+        self.written = written       # told where how many bytes were written: 'written', 'flash'
         self.live = os.path.join(config['runtime'], 'state.json')
-        self.flash = config['state']
+        self.flash = machine.followed(config['state'])
         self.save_every = config['save']
         self.live_dirty = self.flash_dirty = False
         self.flash_dirty_since = None              # a restart does not make it wait again
@@ -6510,8 +6553,10 @@ class Store:
         self.keep_timer = None
         if self.flash_dirty:
             pieces = self.collect()
-            text = dump_kept(pieces.bans, pieces.wings, clocks or self.machine.clocks())
+            text, left = dump_kept(pieces.bans, pieces.wings, clocks or self.machine.clocks())
             self.flash_dirty = not self.write(self.flash, text)
+            self.note('state', left and '%s no room in %s: they do not outlive a reboot' % (
+                plural(left, 'ban has', 'bans have'), self.flash))
             if not self.flash_dirty:
                 self.flash_saved = self.machine.ticks()
 
@@ -6531,7 +6576,7 @@ class Store:
         try:
             self.machine.replace(path, text)
             self.note(path, '')
-            self.written(len(text))
+            self.written('written' if path == self.live else 'flash', len(text))
             return True
         except OSError as e:
             self.note(path, 'not saved: %s' % e.strerror)
@@ -6775,7 +6820,7 @@ class Wing:
         """Something has gone wrong."""
 
     def count(self, what, n=1):
-        """Something else has happened: 'written' (bytes), 'starts', 'reboots'."""
+        """Something else has happened: 'written', 'flash' (bytes), 'starts', 'reboots'."""
 
     def clock_set(self, now, seconds):
         """The wall clock was put forward, or back."""
@@ -7001,8 +7046,8 @@ class Daemon:
     def tell_drops(self, jails, packets):
         self.tell_wings('dropped', jails, packets)
 
-    def tell_written(self, size):
-        self.tell_wings('count', 'written', size)
+    def tell_written(self, where, size):
+        self.tell_wings('count', where, size)
 
     def set_firewall(self):
         """Puts the firewall of the configuration to work; a dry run touches none."""
@@ -7438,7 +7483,7 @@ def read_conf(name, strict=True, filters=True):
     Who only wants to talk to the daemon is not strict: whatever is wrong must not bar him from
     `stop`. Who builds the filters himself, and is told then what is wrong with them, leaves them
     out here."""
-    if name is None and not os.path.lexists(CONF):
+    if name in (None, CONF) and not os.path.lexists(CONF):
         return Config()
     name = name or CONF
     try:
@@ -9484,7 +9529,7 @@ def summarise(report, facts):
         'other': other_lines(tally, wall),
         'health': {
             'lines': sum(row['lines'] for row in sources), 'memory': facts['memory'],
-            'written': counts['written'], 'firewall': facts['firewall'],
+            'written': counts['written'], 'flash': counts['flash'], 'firewall': facts['firewall'],
             'unmailed': counts['unmailed'],
             'sources': sources, 'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
 
@@ -9911,8 +9956,10 @@ def health_text(health, seconds):
     said = ['%s read, %s a second' % (plural(health['lines'], 'line'), rate_text)]
     if health['memory']:
         said.append('%s kB of memory' % format(health['memory'], ','))
-    if health['written']:
-        said.append('%s kB of state written' % format(-(-health['written'] // 1000), ','))
+    for where, what in ('written', 'RAM'), ('flash', 'flash'):
+        if health[where]:
+            said.append('%s kB of state written to %s' % (
+                format(-(-health[where] // 1000), ','), what))
     if health['firewall']:
         said.append('firewall ' + ' and '.join(health['firewall']))
     left = sum(health['let_go'].values())
@@ -11068,7 +11115,7 @@ def check_python(doctor):
     elif missing:
         yield Finding(PROBLEM, 'Python %s lacks %s' % (version, ' '.join(missing)),
                       'install the whole python3')
-    elif doctor.machine.launched() and not doctor.machine.compiled(os.path.realpath(__file__)):
+    elif globals().get('COMPILED'):                # by the loader that `install` writes, just now
         yield Finding(WARNING,
                       'Python %s is not the one that banwatch was compiled for: it starts slower'
                       % version, 'banwatch install')
@@ -11198,31 +11245,51 @@ TRIAL_IP = '127.66.97.110'           # an address of the loopback that nobody ha
 
 
 def check_drops(doctor):
-    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their
-    own."""
+    """Has the kernel drop a packet, by rules like the daemon's, in a chain or a table of their own;
+    without a daemon by those of the firewall that one would take."""
     if doctor.answer:
-        kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']]
+        kinds = [wall['name'] for wall in doctor.answer['firewall'] if not wall['trouble']][:1]
     else:
-        kinds = []
-    made = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4),
-            'ipset': functools.partial(IPSet, 4)}
-    for kind in [kind for kind in kinds if kind in made and doctor.machine.root()][:1]:
-        door = Scope((), '', True)
-        trial = made[kind](['INPUT'], {TRIAL: door}, TRIAL)
-        remove_trial_rules(doctor.machine, trial)            # what a doctor has left who was killed
-        if not doctor.machine.passes(TRIAL_IP):
-            yield Finding(WARNING,
-                          '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP),
-                          'another firewall shuts the loopback')
-            continue
-        problem, passes = packet_is_dropped(doctor.machine, trial, door)
-        if problem:
-            yield Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
-        elif passes:
-            yield Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind,
-                          'set `firewall` to another kind')
-        else:
-            yield Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
+        kinds = kinds_to_try(doctor)
+    for kind in kinds:
+        if kind in TRIAL_FIREWALLS and doctor.machine.root():
+            found = try_kind(doctor.machine, kind)
+            if found.level != PROBLEM or kind == kinds[-1]:
+                yield found
+                return
+
+
+TRIAL_FIREWALLS = {'nft': NFTables, 'iptables': functools.partial(IPTables, 4),
+                   'ipset': functools.partial(IPSet, 4)}
+
+
+def kinds_to_try(doctor):
+    """The kinds of firewall that a daemon would try, in this order."""
+    if doctor.config['firewall'] != 'auto':
+        return [doctor.config['firewall']]
+    shown = {}
+    for name, command in PROBES.items():
+        problem, output = run_now(doctor.machine, command)
+        shown[name] = None if problem else output
+    return choose_kinds(shown)[0]
+
+
+def try_kind(machine, kind):
+    """The Finding on whether a packet is dropped by rules of this kind."""
+    door = Scope((), '', True)
+    trial = TRIAL_FIREWALLS[kind](['INPUT'], {TRIAL: door}, TRIAL)
+    remove_trial_rules(machine, trial)             # what a doctor has left who was killed
+    if not machine.passes(TRIAL_IP):
+        return Finding(WARNING,
+                       '%s: not tried, for packets from %s pass nowhere here' % (kind, TRIAL_IP),
+                       'another firewall shuts the loopback')
+    problem, passes = packet_is_dropped(machine, trial, door)
+    if problem:
+        return Finding(PROBLEM, '%s: %s' % (kind, problem), 'new bans may stop nobody')
+    if passes:
+        return Finding(PROBLEM, '%s: a packet that its rules drop comes through' % kind,
+                       'set `firewall` to another kind')
+    return Finding(OK, '%s: a packet that has to be dropped is dropped' % kind)
 
 
 def list_trial_rules(machine, trial):
@@ -11301,6 +11368,10 @@ def check_mail(doctor):
         yield Finding(WARNING, 'mail: %s is %s' % (
             command.argv[0], 'no program' if machine.exists(command.argv[0]) else 'not installed'),
             'install msmtp-mta, or read the summary with: banwatch.py report')
+    elif is_msmtp(machine.which(command.argv[0])) and not all(
+            '@' in word for word in settings['to'].split(',')):
+        yield Finding(WARNING, 'mail: msmtp needs a whole address, but `to` is %s' % settings['to'],
+                      'set `to = me@example.org` in [report], or aliases in /etc/msmtprc')
     elif not doctor.mail:
         yield Finding(OK,
                       'mail: %s is there, for %s (doctor --mail tries it)'
@@ -11319,6 +11390,11 @@ def check_mail(doctor):
             yield Finding(OK,
                           'mail: %s has taken a test for %s; look whether it arrives'
                           % (command.argv[0], settings['to']))
+
+
+def is_msmtp(path):
+    """Is this program, or what it is a link to, msmtp?"""
+    return 'msmtp' in os.path.basename(os.path.realpath(path))
 
 
 def check_room(doctor):
@@ -11420,6 +11496,7 @@ COMMANDS['doctor'] = Verb('[--mail] [--json]', ['mail', 'json'], 0, 0,
 
 CRON_TIME = '0 6 * * *'
 STEP_SECONDS = 60                    # for a program of the init system
+START_SECONDS = 15                   # for a daemon to start on a slow router
 
 
 def find_init_system(machine, root, kind=None):
@@ -11519,7 +11596,7 @@ class Installer:
         return self.place.program.replace('sbin', 'lib')
 
     def source(self):
-        return self.library + '/banwatch.py'
+        return self.library + '/banwatch.py.gz'
 
     def cron_line(self):
         words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf,
@@ -11534,9 +11611,16 @@ class Installer:
         return any(map(self.sends, (text or '').split('\n')))
 
     def kept(self):
-        """What a firmware upgrade is to keep."""
-        return [self.place.program, self.library + '/', self.place.init, self.place.conf,
-                self.place.state] + list(self.place.links)
+        """What a firmware upgrade is to keep: no byte code, for its Python may be another one."""
+        return [self.place.program, self.library + '/banwatch.py', self.source(), self.place.init,
+                self.place.conf, self.place.state] + list(self.place.links)
+
+    def leftovers(self):
+        """The byte code of other Pythons."""
+        found = glob.glob(glob.escape(self.root + self.library) + '/banwatch.*[0-9].gz')
+        found += glob.glob(glob.escape(self.root + self.library) + '/__pycache__/banwatch.*.pyc')
+        own = self.machine.byte_code(self.root + self.source())
+        return [path[len(self.root):] for path in sorted(found) if path != own]
 
     def conf_text(self):
         usual = Config()
@@ -11547,13 +11631,18 @@ class Installer:
     def install(self, source):
         """Puts everything in its place; `source` is the text of this program."""
         place = self.place
+        self.check_conf()
         print('banwatch %s for %s%s'
               % (VERSION, place.name, ' under ' + self.root if self.root else ''))
-        self.write(self.source(), source, 0o644)
+        packed_source = gzipped(source.encode()).decode('utf-8', 'surrogateescape')
+        self.write(self.source(), packed_source, 0o644)
+        self.write(self.library + '/banwatch.py', LOADER, 0o644)
         if not self.machine.compiled(self.root + self.source()):
             self.say('%s: compiled for Python %d.%d, so that it starts sooner'
                      % ((self.source(),) + sys.version_info[:2]),
                      self.machine.compile, self.root + self.source(), bool(self.root))
+        for path in self.leftovers():
+            self.remove(path)
         self.write(place.program, LAUNCHER % (place.python, self.library, self.library), 0o755)
         if self.there(place.conf) is None:
             self.write(place.conf, self.conf_text(), 0o644)
@@ -11568,6 +11657,7 @@ class Installer:
             print('%s: there is no such directory; let cron run each day: %s'
                   % (os.path.dirname(place.cron), self.cron_line()))
         if place.keep:
+            self.drop_lines(place.keep, lambda line: line == self.library + '/')
             self.add_lines(place.keep, self.kept())
         for path, target in place.links.items() if self.root else ():
             if not os.path.islink(self.root + path):
@@ -11576,14 +11666,34 @@ class Installer:
         for argv in place.crond + place.start:
             self.run(argv if self.changed
                      else ['start' if word == 'restart' else word for word in argv])
+        if not (self.root or self.dry_run):
+            self.ask_daemon()
         if not self.root and not self.machine.which('sendmail') and not self.machine.exists(
             '/usr/lib/sendmail'):
             print('There is no sendmail yet: for the daily summary install '
                   'msmtp-mta, and set `to` in %s.' % place.conf)
 
+    def check_conf(self):
+        """Problem if the conf that is there has mistakes: with them no daemon would start."""
+        if self.there(self.place.conf) is not None:
+            read_conf(self.root + self.place.conf)
+
+    def ask_daemon(self):
+        """Says whether the daemon runs by now."""
+        until, why = self.machine.ticks() + START_SECONDS, ''
+        while self.machine.ticks() < until:
+            try:
+                answer = ask_daemon(readable_conf(self.place.conf), {'do': 'status'})
+                print('It runs: banwatch %s, pid %d.' % (answer['version'], answer['pid']))
+                return
+            except Problem as e:
+                why = str(e)
+            self.machine.loop.wait(0.2)
+        raise Problem('it is in its place, but does not run: %s (see the system log)' % why)
+
     def uninstall(self, state):
         """Takes out what `install` has put there; the state only if `state` says so."""
-        place = self.place
+        place, files = self.place, self.states()
         for argv in place.stop if self.machine.exists(self.root + place.init) else ():
             self.run(argv)
         for path in [place.init, place.program] + (list(place.links) if self.root else []):
@@ -11607,12 +11717,19 @@ class Installer:
             self.remove(place.conf)
         elif self.there(place.conf) is not None:
             print('%s: stays, for somebody has changed it' % place.conf)
-        if os.path.lexists(self.root + place.state):
-            if state():
-                self.remove(place.state)
-            else:
-                print('%s: stays (bans and history)' % place.state)
+        files = [path for path in files if os.path.lexists(self.root + path)]
+        if files and state():
+            for path in files:
+                self.remove(path)
+        elif place.state in files:
+            print('%s: stays (bans and history)' % place.state)
 
+    def states(self):
+        """Where the conf has both state files; what stands there now, and where `install` has
+        put the one that outlives a reboot."""
+        config = readable_conf(self.root + self.place.conf)
+        return list(dict.fromkeys([self.place.state, config['state'],
+                                   os.path.join(config['runtime'], 'state.json')]))
 
 
 def make_installer(options):
@@ -11634,8 +11751,11 @@ def make_installer(options):
 
 def install_here(conf, options, words):
     """The command `install`."""
-    here = os.path.realpath(__file__)
-    text = Machine().read_or_none(here if here.endswith('.py') else here[:-1])
+    here, machine = os.path.realpath(__file__), Machine()
+    if 'COMPILED' in globals():                    # it is installed already
+        text = machine.unzipped(here + '.gz').decode()
+    else:
+        text = machine.read_or_none(here if here.endswith('.py') else here[:-1])
     if not text or not text.startswith('#!'):
         raise Problem('%s: this is not the source; run banwatch.py itself' % here)
     make_installer(options).install(text)
@@ -12533,7 +12653,7 @@ start_service() {
 		daemon_runs || return 1	# one that is running goes on
 	fi
 	procd_open_instance
-	procd_set_param command "$PROG" -c "$CONF" run
+	procd_set_param command "$PROG" -c "$CONF" run --syslog
 	procd_set_param respawn 3600 5 0
 	procd_set_param term_timeout 10
 	procd_set_param stderr 1
@@ -12550,7 +12670,11 @@ restart() {	# a conf with mistakes does not stop the one that is running
 }
 
 reload_service() {
-	procd_send_signal banwatch "*" HUP	# a conf with mistakes changes nothing
+	if ! problems=$("$PROG" -c "$CONF" check 2>&1 >/dev/null); then
+		say "not reloaded: $problems"	# the one that is running goes on with its old conf
+		return 1
+	fi
+	procd_send_signal banwatch "*" HUP
 }
 
 check() {
@@ -12670,15 +12794,53 @@ KillMode=control-group
 WantedBy=multi-user.target
 '''
 
-# the whole of /usr/sbin/banwatch: Python keeps no compiled copy of what it runs itself, but of what that imports
+# the whole of /usr/sbin/banwatch
 LAUNCHER = '''#!%s -IS
 """Starts %s/banwatch.py."""
 import sys
 LIBRARY = %r
 sys.path.append(LIBRARY)                           # -I: nothing comes from PYTHONPATH, or from beside this file
-sys.dont_write_bytecode = 'run' in sys.argv        # or it would not tell that it was compiled just now
+sys.dont_write_bytecode = True
 import banwatch
 banwatch.leave(banwatch.main(sys.argv[1:]))
+'''
+
+# the whole of /usr/lib/banwatch/banwatch.py: flash is dear
+LOADER = '''# Loads banwatch: its byte code, or its source, where that was compiled by another Python or has changed since.
+# To read it: zcat banwatch.py.gz
+import marshal
+import os
+import sys
+import zlib
+from _frozen_importlib_external import MAGIC_NUMBER
+
+HERE = os.path.dirname(os.path.realpath(__file__))
+SOURCE = HERE + '/banwatch.py.gz'
+
+
+def unzipped(path):
+    with open(path, 'rb') as f:
+        data = f.read()
+    return zlib.decompress(data, 31, int.from_bytes(data[-4:], 'little'))      # 31: with gzip's head; it ends with its size
+
+
+def byte_code():
+    try:
+        made = unzipped('%s/banwatch.%s.gz' % (HERE, sys.implementation.cache_tag))
+        there = os.stat(SOURCE)
+        now = b''.join((int(number) & 0xffffffff).to_bytes(4, 'little') for number in (there.st_mtime, there.st_size))
+        # as in a .pyc file (PEP 552): what stands behind MAGIC_NUMBER is not 0 where times mean nothing
+        if made[:4] == MAGIC_NUMBER and (made[4] or made[8:16] == now):
+            return marshal.loads(made[16:])
+    except (OSError, EOFError, ValueError, TypeError, IndexError, zlib.error):
+        pass
+
+
+CODE, COMPILED = byte_code(), None
+if CODE is None:
+    CODE = COMPILED = compile(unzipped(SOURCE), 'banwatch.py', 'exec', dont_inherit=True, optimize=2)
+exec(CODE, globals())
+del CODE
 '''
 
 # Where things belong. `cron` is a file that gets a line, or one of our own (`cron_user`: with a user's name in it);

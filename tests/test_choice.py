@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import socket
+import sys
 import time
 
 import pytest
@@ -433,6 +434,54 @@ def test_a_log_line_or_a_request_chooses_nothing(auto):
     assert chosen(house) == 'ipset' and house.ask('status')['wrong'] == []
 
 
+@pytest.mark.parametrize('said', ["nft: invalid option -- 't'", "nft: unrecognized option '-t'"])
+def test_an_nft_that_knows_no_t_lists_all(tmp_path, said):
+    machine, asked = banwatch.Machine(), []
+    script = tmp_path / 'nft'
+    script.write_text('#!/bin/sh\n[ "$1" != -t ] || { echo "%s" >&2; exit 1; }\necho "$@"\n' % said)
+    script.chmod(0o755)
+    for _ in range(2):
+        asked.append(banwatch.run_now(machine, banwatch.Command([str(script), '-t', 'list', 'ruleset'])))
+    assert asked == [('', 'list ruleset\n')] * 2 and machine.forms == {str(script): 1}
+
+
+def test_of_a_log_program_that_says_too_much_the_end_is_read():
+    print_lines = [sys.executable, '-c', 'for n in range(200000): print("line %06d %s" % (n, "x" * 80))']
+    machine = banwatch.Machine()
+    problem, said = banwatch.run_now(machine, banwatch.Command(print_lines))
+    assert problem.endswith('says more than can be read')
+    problem, said = banwatch.run_now(machine, banwatch.Command(print_lines, tail=True))
+    assert problem == '' and said.endswith('line 199999 %s\n' % ('x' * 80)) and 1 << 19 <= len(said) + 100 <= (1 << 20) + 70000
+    assert said.startswith('line ')
+
+
+@pytest.mark.parametrize('old', [False, True])
+def test_offloaded_connections_are_cut_one_by_one_where_conntrack_is_old(auto, old):
+    house = auto(firewall='nft', nft='table inet fw4 {\n\tflowtable ft {\n\t}\n}\n')
+    answer = house.machine.answer
+    house.machine.answer = lambda command: (
+        ('conntrack v1.4.6 (conntrack-tools): unknown option `-R\'', '') if old and '-R' in command.argv else
+        ('', 'table inet x {\n\tflowtable f {\n') if 'ruleset' in command.argv else answer(command))
+    house.pass_time(60)
+    house.fail('192.0.2.7', 3)
+    ran = [' '.join(command.argv) + ' ' + command.stdin for command in house.machine.ran if command.argv[0] == 'conntrack']
+    assert ran[0] == 'conntrack -R /proc/self/fd/0 -D -f ipv4 -s 192.0.2.7\n-D -f ipv4 -d 192.0.2.7\n'
+    assert ran[1:] == ['conntrack -D -f ipv4 -s 192.0.2.7 ', 'conntrack -D -f ipv4 -d 192.0.2.7 '] * old
+    assert house.ask('status')['wrong'] == []
+    house.fail('192.0.2.8', 3)
+    assert sum('-R' in command.argv for command in house.machine.ran) == (1 if old else 2)
+
+
+def test_where_flows_are_offloaded_and_conntrack_is_missing_that_is_told(auto):
+    house = auto('conntrack', firewall='nft')
+    answer = house.machine.answer
+    house.machine.answer = lambda command: ('', 'table inet x {\n\tflowtable f {\n') if 'ruleset' in command.argv else answer(command)
+    house.pass_time(60)
+    house.fail('192.0.2.7', 3)
+    assert house.ask('status')['wrong'] == ['nft: offloaded connections of who is banned go on: conntrack is not installed']
+    assert house.machine.said('offloaded connections of who is banned go on: conntrack is not installed')
+
+
 # --- on a real router
 
 class Programs:
@@ -521,11 +570,11 @@ def set_up(network, programs, what):
     network.router.script(re.sub('mkdir.*\n|mount.*?;', '', MACHINES[what][0]))
 
 
-ROUTERS = [('nothing at all', [], 'iptables'), ('fw4', [], 'nft'), ('fw4', IPTABLES, 'nft'), ('iptables', [], 'ipset'),
-           ('iptables', ['ipset'], 'iptables'), ('nothing at all', ['nft'], 'iptables'), ('nothing at all', IPTABLES, 'nft'),
+ROUTERS = [('nothing at all', [], 'ipset'), ('fw4', [], 'nft'), ('fw4', IPTABLES, 'nft'), ('iptables', [], 'ipset'),
+           ('iptables', ['ipset'], 'iptables'), ('nothing at all', ['nft', 'ipset'], 'iptables'), ('nothing at all', IPTABLES, 'nft'),
            ('an old iptables with rules', [], 'ipset'),
            ('an old iptables with rules', ['nft', 'ipset'], 'iptables'),
-           ('rules of iptables-legacy beside iptables-nft', [], 'iptables'), ('our chains only', [], 'iptables'),
+           ('rules of iptables-legacy beside iptables-nft', [], 'ipset'), ('our chains only', [], 'ipset'),
            ('fw4, and rules of iptables-legacy', [], 'nft')]
 
 

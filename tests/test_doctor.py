@@ -25,7 +25,7 @@ class WordMachine(FakeMachine):
     def __init__(self, files={}, programs=('logger', 'sendmail', 'nft', 'logread', 'sshd')):
         super().__init__()
         self.files, self.tools = dict(files), {name: lambda command: ('', '') for name in programs}
-        self.free, self.writes, self.running, self.bytecode, self.given = 5 << 20, True, {'init'}, True, []
+        self.free, self.writes, self.running, self.given = 5 << 20, True, {'init'}, []
 
     def read(self, path, limit=0):
         return self.files.get(path, '')
@@ -56,12 +56,6 @@ class WordMachine(FakeMachine):
 
     def processes(self):
         return self.running
-
-    def launched(self):
-        return True
-
-    def compiled(self, path):
-        return self.bytecode
 
 
 class Friend(banwatch.Doctor):
@@ -105,10 +99,9 @@ def test_a_python_that_is_too_old_is_a_problem(monkeypatch):
     says(only(banwatch.check_python), PROBLEM, 'Python 3.6.9 is too old')
 
 
-def test_a_python_that_it_was_not_compiled_for_is_told():
-    house = WordMachine()
-    house.bytecode = False
-    says(only(banwatch.check_python, house), WARNING, 'it starts slower', 'banwatch install')
+def test_a_python_that_it_was_not_compiled_for_is_told(monkeypatch):
+    monkeypatch.setattr(banwatch, 'COMPILED', 'code', raising=False)       # by the loader, at this start
+    says(only(banwatch.check_python), WARNING, 'it starts slower', 'banwatch install')
 
 
 def test_every_module_that_is_imported_later_is_looked_for(monkeypatch):
@@ -452,7 +445,49 @@ def test_a_packet_is_dropped_or_it_is_said_what_is_wrong(kind, passing, failing,
 @pytest.mark.parametrize('wall', [{'name': 'none'}, {'name': 'command'}, {'trouble': 'refused'}])
 def test_a_firewall_that_is_none_or_does_not_work_is_sent_no_packet(wall):
     assert not list(banwatch.check_drops(Friend(Kernel([]), answer={'firewall': [dict(WALL, **wall)]})))
-    assert not list(banwatch.check_drops(Friend(Kernel([]))))
+
+
+RULES = '-P INPUT ACCEPT\n-A INPUT -i lo -j ACCEPT\n'
+
+
+@pytest.mark.parametrize('failing, kind, level', [('', 'ipset', OK), ('ipset', 'iptables', OK), ('iptables-restore', 'nft', OK)])
+def test_without_a_daemon_the_firewall_that_one_would_take_is_tried(failing, kind, level):
+    machine = Kernel([True, False] * 3, failing)
+    machine.tools['iptables'] = machine.tools['ip6tables'] = lambda command: ('', RULES if '-S' in command.argv else '')
+    machine.passes = lambda ip: not (machine.ran and machine.ran[-1].stdin and 'drop' in machine.ran[-1].stdin.lower())
+    says(only(banwatch.check_drops, machine), level, kind + ': a packet that has to be dropped is dropped')
+
+
+def test_without_a_daemon_a_firewall_that_the_conf_names_is_tried_alone():
+    says(only(banwatch.check_drops, Kernel([True], 'iptables'), firewall='iptables'), PROBLEM, 'iptables', 'cannot be read')
+
+
+@pytest.mark.parametrize('to, level', [('root', WARNING), ('me@example.org', OK), ('me@example.org, root', WARNING)])
+def test_msmtp_wants_whole_addresses(to, level, tmp_path, monkeypatch):
+    os.symlink('/usr/bin/msmtp', str(tmp_path / 'sendmail'))
+    machine = WordMachine()
+    machine.which = lambda name: str(tmp_path / name)
+    says(only(banwatch.check_mail, machine, conf='[report]\nto = %s\n' % to), level, to)
+    machine.which = lambda name: '/usr/sbin/exim4'
+    says(only(banwatch.check_mail, machine, conf='[report]\nto = %s\n' % to), OK)
+
+
+def test_processes_of_other_networks_are_not_of_this_machine():
+    need('unshare', root=True)
+    child = subprocess.Popen(['unshare', '-n', 'sh', '-c', 'exec sleep 50'])
+    own = subprocess.Popen(['sleep', '51'])
+    try:
+        assert poll(lambda: open('/proc/%d/comm' % child.pid).read() == 'sleep\n')
+        machine = banwatch.Machine()
+        assert 'sleep' in machine.processes()
+        own.kill()
+        own.wait()
+        if not any(row.strip() == 'sleep' for row in subprocess.run(['ps', '-C', 'sleep', '-o', 'comm=,pid='], stdout=subprocess.PIPE,
+                                                                     universal_newlines=True).stdout.split('\n')):
+            assert os.readlink('/proc/%d/ns/net' % child.pid) != os.readlink('/proc/self/ns/net')
+    finally:
+        child.kill()
+        child.wait()
 
 
 # real ones

@@ -200,7 +200,7 @@ def test_nothing_runs_a_shell():
 def test_the_program_imports_only_what_python3_light_has():
     light = {'binascii', 'bisect', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
              'gzip', 'heapq', 'importlib', 'importlib.util', 'ipaddress', 'itertools', 'json', 'marshal', 'os', 'random', 're', 'sched', 'selectors', 'shlex', 'shutil',
-             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', '_socket', 'tempfile', 'termios', 'textwrap', 'time', 'traceback', 'warnings'}
+             'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', '_socket', 'tempfile', 'termios', 'textwrap', 'time', 'traceback', 'warnings', 'zlib'}
     for node in ast.walk(TREE):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= light

@@ -18,7 +18,8 @@ from network import Namespace
 PROGRAM = os.path.abspath(banwatch.__file__)
 INIT_D = os.path.join(os.path.dirname(PROGRAM), 'init.d')
 SOURCE = '#!/usr/bin/env python3\nVERSION = "short"\n'      # compiled in no time
-CACHED = '/usr/lib/banwatch/__pycache__/banwatch.%s.pyc' % sys.implementation.cache_tag
+CACHED = '/usr/lib/banwatch/banwatch.%s.gz' % sys.implementation.cache_tag
+PACKED = '/usr/lib/banwatch/banwatch.py.gz'
 LINE = '0 6 * * * /usr/sbin/banwatch -c /etc/banwatch.conf report --send >/dev/null'
 
 # what a machine of each kind has before, and what it gets: path -> mode, or where a link leads
@@ -29,7 +30,7 @@ BEFORE = {
     'systemd': {'/etc/systemd/system/multi-user.target.wants/x': '', '/etc/init.d/x': '', '/etc/cron.d/x': '', '/usr/lib/x': '',
                 '/usr/sbin/x': ''},
     'sysvinit': {'/etc/init.d/x': '', '/etc/cron.d/x': '', '/usr/lib/x': '', '/usr/sbin/x': ''}}
-USUAL = {'/usr/sbin/banwatch': 0o755, '/usr/lib/banwatch/banwatch.py': 0o644, CACHED: 0o644, '/etc/banwatch.conf': 0o644}
+USUAL = {'/usr/sbin/banwatch': 0o755, '/usr/lib/banwatch/banwatch.py': 0o644, PACKED: 0o644, CACHED: 0o644, '/etc/banwatch.conf': 0o644}
 GETS = {
     'openwrt': dict(USUAL, **{'/etc/init.d/banwatch': 0o755, '/etc/rc.d/S95banwatch': '../init.d/banwatch',
                               '/etc/rc.d/K05banwatch': '../init.d/banwatch'}),
@@ -96,7 +97,7 @@ def test_each_kind_of_machine_gets_its_files(kind, tmp_path, machine):
     if kind == 'openwrt':
         assert after['/etc/crontabs/root'][1] == BEFORE[kind]['/etc/crontabs/root'] + LINE + '\n'
         assert after['/etc/sysupgrade.conf'][1].split('\n')[2:] == [
-            '/usr/sbin/banwatch', '/usr/lib/banwatch/', '/etc/init.d/banwatch', '/etc/banwatch.conf', '/etc/banwatch.state',
+            '/usr/sbin/banwatch', '/usr/lib/banwatch/banwatch.py', PACKED, '/etc/init.d/banwatch', '/etc/banwatch.conf', '/etc/banwatch.state',
             '/etc/rc.d/S95banwatch', '/etc/rc.d/K05banwatch', '']
     else:
         assert after[place.cron][1] == '0 6 * * * root %s -c %s report --send >/dev/null\n' % (place.program, place.conf)
@@ -207,9 +208,9 @@ def test_a_newer_program_replaces_an_older_one_and_its_byte_code(tmp_path, machi
     capsys.readouterr()
     install(machine, root, source=SOURCE + '# newer\n')
     said = capsys.readouterr().out
-    assert '/usr/lib/banwatch/banwatch.py: written' in said and 'compiled' in said
+    assert PACKED + ': written' in said and 'compiled' in said
     assert '/usr/sbin/banwatch: is there' in said and '/etc/init.d/banwatch: is there' in said
-    assert read(root + CACHED) != old and '# newer' in read(root + '/usr/lib/banwatch/banwatch.py')
+    assert read(root + CACHED) != old and b'# newer' in machine.unzipped(root + PACKED)
 
 
 @pytest.mark.parametrize('size', [0, 10, 16, 60])
@@ -225,12 +226,13 @@ def test_byte_code_that_a_power_cut_has_torn_is_made_again(size, tmp_path, machi
 def test_the_byte_code_of_an_image_is_made_once_whatever_its_builder_does_to_times(tmp_path, machine):
     root = plant(tmp_path, BEFORE['sysvinit'])
     install(machine, root)
-    os.utime(root + '/usr/lib/banwatch/banwatch.py', (1, 1))
+    os.utime(root + PACKED, (1, 1))
     once = tree(root, times=True)
     install(machine, root)
-    assert tree(root, times=True) == once and machine.compiled(root + '/usr/lib/banwatch/banwatch.py')
-    plant(root, {'/usr/lib/banwatch/banwatch.py': SOURCE.replace('short', 'SHORT')})
-    assert not machine.compiled(root + '/usr/lib/banwatch/banwatch.py')
+    assert tree(root, times=True) == once and machine.compiled(root + PACKED)
+    with open(root + PACKED, 'wb') as f:
+        f.write(banwatch.gzipped(SOURCE.replace('short', 'SHORT').encode()))
+    assert not machine.compiled(root + PACKED)
 
 
 @pytest.mark.parametrize('before, kind', [
@@ -285,6 +287,84 @@ def test_what_cannot_be_done_is_one_line(word, words, code, said, tmp_path, caps
     assert banwatch.main([word, '--dry-run'] + words) == code
     told = capsys.readouterr()
     assert said in told.err and told.err.count('\n') == 1 and told.out == ''
+
+
+# --- how it is kept there
+
+def test_it_fits_into_little_flash(tmp_path, machine):
+    """All of it is packed, so a file system that packs, too, needs no less: 450 kB are asked for."""
+    root = plant(tmp_path, BEFORE['openwrt'])
+    install(machine, root, source=read(PROGRAM))
+    library = root + '/usr/lib/banwatch'
+    assert sum(os.path.getsize(os.path.join(library, name)) for name in os.listdir(library)) < 450000
+
+
+def loads(library, python=sys.executable):
+    """(version, whether it was compiled just now) of what a Python loads from there."""
+    code = 'import sys; sys.path.append(%r); import banwatch; print(banwatch.VERSION, banwatch.COMPILED is not None)' % library
+    return subprocess.run([python, '-I', '-c', code], stdout=subprocess.PIPE, universal_newlines=True, timeout=60, check=True).stdout.split()
+
+
+TINY = '#!/usr/bin/env python3\n"""long words"""\nVERSION = %r\n'
+
+
+def test_the_loader_takes_byte_code_that_fits_and_else_the_source(tmp_path, machine):
+    root = plant(tmp_path, BEFORE['sysvinit'])
+    install(machine, root, source=TINY % '1')
+    library, packed, made = root + '/usr/lib/banwatch', root + PACKED, root + CACHED
+    assert loads(library) == ['1', 'False']
+    whole = open(made, 'rb').read()
+    for torn in b'', whole[:20], whole[:-9], banwatch.gzipped(b'x' * 16), banwatch.gzipped(b'\0' * 40):
+        with open(made, 'wb') as f:
+            f.write(torn)
+        assert loads(library) == ['1', 'True']
+    os.unlink(made)
+    assert loads(library) == ['1', 'True'] and not os.path.exists(made)
+    machine.compile(packed)                                        # with the time of the source, as on a machine that runs
+    assert loads(library) == ['1', 'False'] and machine.compiled(packed)
+    with open(packed, 'wb') as f:
+        f.write(banwatch.gzipped((TINY % '22').encode()))
+    assert loads(library) == ['22', 'True'] and not machine.compiled(packed)
+    assert sorted(os.listdir(library)) == sorted(['banwatch.py', 'banwatch.py.gz', os.path.basename(made)])
+
+
+def test_the_byte_code_of_other_pythons_goes(tmp_path, machine, capsys):
+    root = plant(tmp_path, dict(BEFORE['sysvinit'], **{
+        '/usr/lib/banwatch/banwatch.cpython-36.gz': 'x', '/usr/lib/banwatch/__pycache__/banwatch.cpython-311.pyc': 'x', '/usr/lib/banwatch/other.gz': 'x'}))
+    install(machine, root)
+    there = tree(root)
+    assert '/usr/lib/banwatch/banwatch.cpython-36.gz' not in there and not any(path.endswith('.pyc') for path in there)
+    assert {PACKED, CACHED, '/usr/lib/banwatch/other.gz'} <= set(there)
+    assert '/usr/lib/banwatch/banwatch.cpython-36.gz: removed' in capsys.readouterr().out
+
+
+def test_an_upgrade_keeps_the_source_and_no_byte_code(tmp_path, machine):
+    keep = '/etc/sysupgrade.conf'
+    root = plant(tmp_path, dict(BEFORE['openwrt'], **{keep: '/etc/mine\n/usr/lib/banwatch/\n'}))
+    install(machine, root)
+    rows = read(root + keep).split('\n')
+    assert rows[0] == '/etc/mine' and PACKED in rows and '/usr/lib/banwatch/' not in rows
+    assert not any(os.path.basename(CACHED) in row for row in rows)
+
+
+def test_installing_over_a_conf_with_mistakes_changes_nothing(tmp_path, machine):
+    root = plant(tmp_path, dict(BEFORE['sysvinit'], **{'/etc/banwatch.conf': '[sshd]\nmaxretri = 3\n'}))
+    before = tree(root)
+    with pytest.raises(banwatch.Problem) as e:
+        install(machine, root)
+    assert 'banwatch.conf:2: maxretri: no such option' in str(e.value) and e.value.code == 78
+    assert tree(root) == before
+
+
+def test_uninstall_takes_the_state_where_the_conf_has_it_live_and_kept(tmp_path, machine, capsys):
+    files = {'/mnt/disk/bans': '{}', '/var/run/bw/state.json': '{}', '/etc/banwatch.state': '{}',
+             '/etc/banwatch.conf': '[banwatch]\nstate = /mnt/disk/bans\nruntime = /var/run/bw\n'}
+    for state in False, True:
+        root = plant(tmp_path / str(state), dict(BEFORE['sysvinit'], **files))
+        install(machine, root)
+        uninstall(machine, root, state=state)
+        there = tree(root)
+        assert [path in there for path in files] == ([False] * 3 if state else [True] * 3) + [True]
 
 
 # --- init.d/
@@ -373,14 +453,13 @@ def test_where_nothing_can_be_written_one_line_says_so_and_nothing_is_torn(tmp_p
     need('unshare', root=True)
     root = str(tmp_path / 'tree')
     os.mkdir(root)
-    size = os.path.getsize(PROGRAM) >> 10
     script = '''
         mount -t tmpfs -o size=64m banwatch-test {root}; mkdir -p {root}/etc/init.d
         mount -o remount,$1 {root}; {python} {program} install --root {root} >/dev/null; echo $?
         mount -o remount,rw,size=64m {root}; find {root} -name '*.new'; {python} {program} install --root {root} >/dev/null; echo $?
-        cd {root}/usr/lib/banwatch; {python} -c 'import banwatch; print(banwatch.VERSION)'; cmp banwatch.py {program}
+        cd {root}/usr/lib/banwatch; {python} -c 'import banwatch; print(banwatch.VERSION)'; zcat banwatch.py.gz | cmp - {program}
         '''.format(root=root, python=sys.executable, program=PROGRAM)
-    for option, why in [('ro', errno.EROFS)] + [('size=%dk' % more, errno.ENOSPC) for more in (size - 60, size + 300)]:
+    for option, why in [('ro', errno.EROFS)] + [('size=%dk' % more, errno.ENOSPC) for more in (100, 300)]:
         done = subprocess.run(['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh', option],
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=30)
         assert done.stdout.split() == ['1', '0', banwatch.VERSION], (option, done)
@@ -658,7 +737,8 @@ def test_entware_from_install_to_uninstall(box):
     done = entware(service, 'restart')
     assert done.returncode == 1 and entware.logged(MISTAKE, 1) and poll(lambda: entware.daemons() == [again])
     entware.write('/opt/etc/banwatch.conf', CONF)
-    entware.write('/opt/lib/banwatch/banwatch.py', read(PROGRAM) + '# older\n')
+    with open(entware.root + '/opt/lib/banwatch/banwatch.py.gz', 'wb') as f:
+        f.write(banwatch.gzipped(read(PROGRAM).encode() + b'# older\n'))
     entware.write('/tmp/opt-banwatch', entware.read('/opt/sbin/banwatch').replace('/opt/lib/banwatch', '/root'))
     entware.script('mkdir /tmp/new; mv /tmp/opt-banwatch /tmp/new/banwatch; chmod 755 /tmp/new/banwatch')
     said = entware.said('/tmp/new/banwatch', 'install')         # itself called banwatch, as what `killall banwatch` is to stop

@@ -281,14 +281,14 @@ def test_it_runs_from_source_where_there_is_no_room_for_byte_code(conf):
 @pytest.mark.parametrize('compiled', [True, False])
 def test_an_installed_daemon_takes_as_little_also_where_python_is_not_the_one_it_was_compiled_for(conf, tmp_path, compiled):
     launcher = in_place(tmp_path)
-    for byte_code in tmp_path.glob('usr/lib/banwatch/__pycache__/*') if not compiled else ():
+    for byte_code in tmp_path.glob('usr/lib/banwatch/banwatch.*[0-9].gz') if not compiled else ():
         byte_code.unlink()
     # as on OpenWrt, Python writes none
     daemon = Started(conf, program=launcher, env=dict(os.environ, PYTHONDONTWRITEBYTECODE='1'))
     try:
         assert kilobytes(daemon.of('status')) - bare() < 12000
         assert ('/proc/self/fd' in daemon.of('cmdline')) is not compiled
-        assert not list(tmp_path.glob('usr/lib/banwatch/__pycache__/*')) or compiled
+        assert not list(tmp_path.glob('usr/lib/banwatch/banwatch.*[0-9].gz')) or compiled
     finally:
         daemon.end()
 
@@ -338,7 +338,7 @@ def test_it_stays_as_it_is_where_the_name_it_was_started_by_is_another_python_s(
 @pytest.mark.slow
 def test_the_first_start_after_an_upgrade_of_python_that_keeps_byte_code_takes_as_little(conf, tmp_path):
     launcher = in_place(tmp_path)
-    for byte_code in tmp_path.glob('usr/lib/banwatch/__pycache__/*'):
+    for byte_code in tmp_path.glob('usr/lib/banwatch/banwatch.*[0-9].gz'):
         byte_code.unlink()
     daemon = Started(conf, program=launcher, env={key: os.environ[key] for key in os.environ if key != 'PYTHONDONTWRITEBYTECODE'})
     try:

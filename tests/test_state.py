@@ -2,11 +2,15 @@
 import json
 import os
 import random
+import re
+import subprocess
+import sys
 
 import pytest
 
 import banwatch
-from harness import FakeMachine
+from conftest import need
+from harness import FakeMachine, House
 
 NOW, WALL = 5000.0, 1800000000.0
 
@@ -71,20 +75,21 @@ def test_a_state_written_before_the_clock_was_set_counts_no_time_either():
 
 def test_the_kept_copy_holds_bans_and_history_but_no_failures():
     bans, fails = some_state()
-    kept = json.loads(banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks()))
+    kept = json.loads(banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())[0])
     assert set(kept) == {'banwatch', 'boot', 'ticks', 'wall', 'bans', 'history', 'report'}
     assert until(banwatch.load(json.dumps(kept), clocks())) == {'192.0.2.7': NOW + 500, '2001:db8::/64': None}
 
 
 def test_the_kept_copy_is_bounded_and_the_longest_remaining_come_first():
-    bans = banwatch.Bans(20000)
-    for n in range(9000):
+    bans = banwatch.Bans(40000)
+    for n in range(30000):
         bans.add('sshd', '10.%d.%d.7' % (n >> 8, n & 255), NOW, 100 + n, 5)
     bans.add('sshd', '192.0.2.7', NOW, banwatch.FOREVER, 5)
-    text = banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())
-    assert 200 * 1024 < len(text) <= banwatch.KEPT_BYTES
+    text, left = banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())
+    assert 1000 * 1024 < len(text) <= banwatch.KEPT_BYTES == 1 << 20
     rows = json.loads(text)['bans']
-    assert rows[0][1] == '192.0.2.7' and rows[1][2] == 100 + 8999
+    assert left == 30001 - len(rows) > 0
+    assert rows[0][1] == '192.0.2.7' and rows[1][2] == 100 + 29999
     lefts = [row[2] for row in rows[1:]]
     assert lefts == sorted(lefts, reverse=True)
 
@@ -93,7 +98,7 @@ def test_a_thousand_bans_cost_far_less_than_a_megabyte():
     bans = banwatch.Bans(20000)
     for n in range(1000):
         bans.add('sshd', '10.%d.%d.7' % (n >> 8, n & 255), NOW, 600, 5)
-    assert len(banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())) < 120000
+    assert len(banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())[0]) < 120000
 
 
 # --- hostile and torn files
@@ -192,3 +197,52 @@ def test_there_is_one_lock(tmp_path):
     path = str(tmp_path / 'lock')
     assert FakeMachine().lock(path)
     assert not FakeMachine().lock(path)
+
+
+# --- where it lies
+
+def test_a_state_file_that_is_a_link_of_ours_is_followed(tmp_path):
+    (tmp_path / 'disk').mkdir(mode=0o755)
+    os.symlink(str(tmp_path / 'disk' / 'bans'), str(tmp_path / 'state'))
+    house = House(tmp_path)
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    assert os.path.islink(str(tmp_path / 'state')) and '192.0.2.7' in (tmp_path / 'disk' / 'bans').read_text()
+    (tmp_path / 'run' / 'state.json').unlink()
+    house.restart()
+    assert house.banned() == ['192.0.2.7']
+
+
+def test_but_not_where_others_may_make_links(tmp_path):
+    (tmp_path / 'disk').mkdir()
+    os.symlink(str(tmp_path / 'disk' / 'bans'), str(tmp_path / 'state'))
+    os.chmod(str(tmp_path), 0o777)
+    house = House(tmp_path)
+    house.fail('192.0.2.7', 3)
+    house.stop()
+    assert not os.path.islink(str(tmp_path / 'state')) and not (tmp_path / 'disk' / 'bans').exists()
+
+
+def test_a_state_file_that_is_mounted_by_itself_is_written_in_its_place(tmp_path):
+    need('unshare', 'mount', root=True)
+    (tmp_path / 'real').write_text('old and longer than what is written then')
+    (tmp_path / 'state').write_text('')
+    code = 'import sys; sys.path.insert(0, %r); import banwatch; banwatch.Machine().replace(%r, "new")' % (
+        os.path.dirname(banwatch.__file__), str(tmp_path / 'state'))
+    script = 'mount --bind %s %s; exec %s -c \'%s\'' % (tmp_path / 'real', tmp_path / 'state', sys.executable, code.replace("'", '"'))
+    subprocess.run(['unshare', '--mount', '--propagation', 'private', 'sh', '-ec', script], check=True, timeout=30)
+    assert (tmp_path / 'real').read_text() == 'new' and not list(tmp_path.glob('*.new'))
+
+
+def test_bans_that_have_no_room_on_flash_are_told(tmp_path, monkeypatch):
+    house = House(tmp_path)
+    monkeypatch.setattr(banwatch, 'KEPT_BYTES', 1200)
+    house.ask('ban', networks=['198.51.100.%d' % n for n in range(50)], seconds=600)
+    house.pass_time(3700)
+    house.ask('ban', networks=['198.51.100.%d' % n for n in range(50)], seconds=600)
+    house.daemon.store.save_all()
+    (wrong,) = house.ask('status')['wrong']
+    assert re.match(r'state: \d+ bans have no room in .*/state: they do not outlive a reboot$', wrong)
+    house.ask('unban', networks=[], all=True)
+    house.daemon.store.save_all()
+    assert house.ask('status')['wrong'] == []
