@@ -1172,20 +1172,27 @@ def setting_text(key, text):
 Line = collections.namedtuple('Line', 'date host program pid message')
 
 LEVEL = br'(?:[a-z]+\d?|<unknown>)\.[a-z]+ '
-HOST = br'(?:[^\s:\[\]]+|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]{0,15})'  # a device without name
+# a device without a name, or one of UniFi's, kept by another log daemon, with its own name for
+# itself: host 0123456789ab,U7-Pro-8.6.11+18870:
+HOST = (br'(?:(?:[^\s:\[\]]+|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f.]{0,15})'
+        br'(?: \(?"?(?:[\w-]+,)?[0-9a-f]{12},[\w.+-]+"?\)?:?)?)')
 UNIX_DATE = br'[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d'
 ISO_DATE = br'\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
 ANY_DATE = (
-    br'[A-Z][a-z]{2} (?:[A-Z][a-z]{2} )?[ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?=[\]: ]))?'
-    br'|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z| ?[+-]\d\d:?\d\d)?'
-    br'|\d{10}(?:\.\d+)?')
+    # months also in other languages, as journalctl's default has them
+    br'(?:[A-Z][a-z]{2} (?:[A-Z][a-z]{2} )?|[A-Za-z\x80-\xff]{3,9}\.? | ?1?\d\xe6\x9c\x88 )'
+    br'[ \d]?\d \d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?=[\]: ]))?'
+    br'|(?:[A-Z][a-z]{2} )?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?'
+    br'(?:Z| ?[+-]\d\d:?\d\d| (?:[A-Z]{3,5}|[+-]\d\d)(?= ))?'
+    br'|\d{10}(?:\.\d+)?|(?<=\[) {0,4}\d+\.\d{6}(?: <[ \d.]{12} >)?(?=\] )')
 # Header before the program tag. The three common syslog forms come first, for speed; the last one
 # is for all the rest. <PRI> of the facilities auth and authpriv lets logd's `log_prefix` pass, and
 # only there, where a login may be logged.
-HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:' + LEVEL + br'|(?P<host>' + HOST + br') (?:'
-        + LEVEL + br')?)?'
+HEAD = (br'(?:(?P<date>' + UNIX_DATE + br') (?:<[a-z0-9]{1,9}\.[a-z0-9]{1,9}> )?'
+        br'(?:' + LEVEL + br'|(?P<host>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'|(?P<date2>[A-Z][a-z]{2} ' + UNIX_DATE + br' \d{4}) (?:\[ *\d+\.\d+\] )?' + LEVEL +
-        br'|(?P<date3>' + ISO_DATE + br') (?:(?P<host3>' + HOST + br') (?:' + LEVEL + br')?)?'
+        br'|(?P<date3>' + ISO_DATE + br') (?:[a-z]+\d?\.[a-z]+: (?:' + UNIX_DATE + br' )?)?'
+        br'(?:(?P<host3>' + HOST + br') (?:' + LEVEL + br')?)?'
         br'|(?!' + UNIX_DATE + br' |' + ISO_DATE + br' )'
         br'(?:<(?:(?P<auth>3[2-9]|8[0-7])|\d{1,3})>)?(?:\[?(?P<date4>' + ANY_DATE + br')\]?:? )?'
         br'(?:' + LEVEL + br'|(?P<host4>' + HOST + br') (?:' + LEVEL + br')?)?'
@@ -1195,10 +1202,13 @@ HEADER = Regex(HEAD.replace(br'(?=' + HOST + br'\[\d+\]: )', b''))
 # inside of a text are escaped, so what a client wrote holds no key.
 JSON_DATE = (br'\{(?:"\w{1,32}":(?:"(?:[^"\\\n]|\\.){0,256}"|\d{1,9}),){0,6}"time":"(?P<date6>'
              + ISO_DATE + b')"')
-BARE = (br'(?:(?:<\d{1,3}>)?(?:\[?(?P<date5>' + ANY_DATE + br')(?:\]?:? |\](?=\[))|(?='
-        + JSON_DATE + br'))?)')
+OWN_HEAD = br'\[?(?P<%s>' + ANY_DATE + br')(?:\]?:?  ?|\](?=\[))'
+# docker's syslog driver has the container's number for a tag
+CONTAINER = br'(?:' + ANY_DATE + br') (?:[\w.-]+ )?[0-9a-f]{12}\[\d+\]: (?:' + OWN_HEAD % b'date7'
+BARE = (br'(?:(?:<\d{1,3}>)?(?:' + CONTAINER + br')?|(?:' + OWN_HEAD % b'date5' + br'|(?='
+        + JSON_DATE + br'))?))')
 HEAD_DATES, HOST_GROUPS = ('date', 'date2', 'date3', 'date4'), ('host', 'host3', 'host4')
-DATE_GROUPS = HEAD_DATES + ('date5', 'date6')
+DATE_GROUPS = HEAD_DATES + ('date5', 'date6', 'date7')
 TAG = br'(?:%s)(?:\[(?P<pid>\d+)\])?: '
 # what a daemon that thinks it has a file of its own writes behind its tag, as in a container
 OWN_DATE = br'\[?(%s' + ANY_DATE + br')\]?:? '
@@ -1210,6 +1220,10 @@ LINE = Regex(b'(?:' + HEAD + ANY_TAG + b'|' + BARE + br')(?P<message>.*)', re.S)
 # what log daemons write instead of a line that comes again
 AGAIN = Regex(b'(?:' + HEAD
               + br'(?:syslog[\w-]*(?:\[\d+\])?: )?last message repeated (?P<more>\d{1,9}) times?'
+              b'|' + HEAD.replace(b'?P<', b'?P<v').replace(b'(?(', b'(?(v')
+              + ANY_TAG.replace(b'?P<', b'?P<w')
+              + br"Last message '(?P<start>[^\n]{0,20})' repeated (?P<more2>\d{1,9}) times, "
+              br'suppressed by syslog-ng on \S+'
               b'|(?P<head>' + HEAD.replace(b'?P<', b'?P<x') .replace(b'(?(', b'(?(x') +
               ANY_TAG.replace(b'?P<', b'?P<y') + b'|' + BARE.replace(b'?P<', b'?P<z') +
               br')message repeated (?P<times>\d{1,9}) times: \[ ?(?P<message>.*?) ?\])\r?', re.S)
@@ -1217,6 +1231,11 @@ MOST_TIMES = 100                                   # what one such line may coun
 MOST_ROOM = 1 << 18                                # ... and what all of a block may add, in bytes
 RFC5424 = Regex(br'\n<(\d{1,3})>1 (\S+) (\S+) (\S+) (\S+) \S+ '
                 br'(?:-|(?:\[[^\]"\n]*(?:"(?:[^"\\\n]|\\.)*"[^\]"\n]*)*\])+) ?(?:\xef\xbb\xbf)?')
+# a line of a container, as docker's json-file driver keeps it
+DOCKER = Regex(br'\n\{"log":"((?:[^"\\\n]|\\.){0,8192}?)(?:\\r)?(?:\\n)?",'
+               br'"stream":"std(?:out|err)"(?:,"attrs":\{[^{}\n]{0,512}\})?'
+               br',"time":"(\d{4}-\d\d-\d\dT[\d:.]{8,20}(?:Z|[+-]\d\d:\d\d))"\}(?=\n)')
+ESCAPE = Regex(br'\\(?:u([0-9a-fA-F]{4})|(.))')
 LONG = Regex(b'(\n[^\n]{%d})[^\n]+' % PLAIN_LINE)
 
 
@@ -1247,16 +1266,34 @@ def tidy(block, before=b''):
         block = LONG.sub(br'\1 [cut]', block)
     if b'<' in block and b'>1 ' in block:          # one byte is found far sooner than three
         block = RFC5424.sub(plain_head, block)
-    if b'message repeated ' in block:
+    if b' repeated ' in block:
         block = expanded(block, before)
     return block
 
 
+def out_of_containers(block):
+    """A block in which each line that docker's json-file driver has written is what the container
+    wrote, with docker's date in front: one line, whatever it holds."""
+    return DOCKER.sub(lambda m: b'\n%s %s' % (m.group(2), ESCAPE.sub(unescaped_json, m.group(1))),
+                      block)
+
+
+def unescaped_json(m):
+    """The bytes that one escape of JSON stands for; a blank for the end of a line."""
+    code, letter = m.groups()
+    if code:
+        letter = chr(int(code, 16)).encode('utf-8', 'replace')
+    elif letter in b'nrt':
+        letter = b' '
+    return letter if letter not in b'\r\n' else b' '
+
+
 def expanded(block, before):
     """A block with `message repeated 3 times: [ x ]` as three lines x, and `last message repeated 3
-    times` as three more of the line before. What long lines may add is bounded."""
+    times` (syslog-ng: `Last message 'x' repeated ...`) as three more of the line before. What long
+    lines may add is bounded."""
     parts, done, room = [], 0, MOST_ROOM
-    at = block.find(b'message repeated ')
+    at = block.find(b' repeated ')
     while at >= 0:
         start, end = block.rfind(b'\n', 0, at) + 1, block.find(b'\n', at)
         m = AGAIN.fullmatch(block, start, end)
@@ -1265,6 +1302,9 @@ def expanded(block, before):
             before = parts[-1].strip(b'\n').rpartition(b'\n')[2] or before
             if m.group('more'):
                 times, line = int(m.group('more')), before
+            elif m.group('more2'):
+                times = int(m.group('more2'))
+                line = before if b': ' + m.group('start') in before else b''
             else:
                 times, line = int(m.group('times')), m.group('head') + m.group('message')
             times = min(times, MOST_TIMES, max(0, room) // (len(line) + 1))
@@ -1273,7 +1313,7 @@ def expanded(block, before):
                 parts.append((line + b'\n') * times)
                 before = line
             done = end + 1
-        at = block.find(b'message repeated ', end)
+        at = block.find(b' repeated ', end)
     return b''.join(parts) + block[done:]
 
 
@@ -1314,10 +1354,18 @@ def plain_head(m):
 MONTHS = 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()
 # the two ways in which headers are dated, by the fields of DATE_FIELDS
 HEAD_DATE = Regex(
-    r'(?:(?P<Y>\d{4})[-/](?P<m>\d\d)[-/](?P<d>\d\d)[T ](?P<H>\d\d):(?P<M>\d\d):(?P<S>\d\d)'
-    r'(?P<f>[.,]\d+)?(?P<z>Z| ?[+-]\d\d:?\d\d)?'
-    r'|(?:\w{3} )?(?P<b>\w{3}) (?P<d2>[ \d]?\d) (?P<H2>\d\d):(?P<M2>\d\d):(?P<S2>\d\d)'
-    r'(?P<f2>\.\d+)?(?: (?P<Y2>\d{4}))?|(?P<epoch>\d{10}(?:\.\d+)?))$')
+    r'(?:(?:\w{3} )?(?P<Y>\d{4})[-/](?P<m>\d\d)[-/](?P<d>\d\d)[T ]'
+    r'(?P<H>\d\d):(?P<M>\d\d):(?P<S>\d\d)'
+    r'(?P<f>[.,]\d+)?(?P<z>Z| ?[+-]\d\d(?::?\d\d)?| [A-Z]{3,5})?'
+    r'|(?:\w{3} )?(?P<b>1?\d(?=月)|\w{3,5})[.月]? (?P<d2>[ \d]?\d) '
+    r'(?P<H2>\d\d):(?P<M2>\d\d):(?P<S2>\d\d)(?P<f2>\.\d+)?(?: (?P<Y2>\d{4}))?'
+    r'|(?P<epoch>\d{10}(?:\.\d+)?|\d{1,9}\.\d{6}(?= <|$))(?: <.*)?)$')
+# ... of French, German, Spanish, Italian, Portuguese, Dutch, Polish and Russian
+FOREIGN_MONTHS = {name: n for n, names in enumerate((
+    'ene gen sty jan янв', 'fév fev lut фев', 'mär mrt мар', 'avr abr kwi апр',
+    'mai mei maj mag май', 'juin giu cze июн', 'juil lug lip июл', 'aoû ago sie авг',
+    'set wrz сен', 'okt out ott paź окт', 'lis ноя', 'déc dez dic des gru дек'), 1)
+    for name in names.split()}
 OFFSETS = {b'%d:%02d' % divmod(second, 60): second for second in range(600)}
 TEN_MINUTES = {b'%02d:%d' % divmod(n, 6): 600 * n for n in range(144)}
 
@@ -1337,20 +1385,22 @@ def local_time(when):
 
 
 @functools.lru_cache(maxsize=256)
-def date_time(date, today):
-    """Seconds since 1970 of a line's date (bytes), None if it is none. `today` (days since 1970, of
-    now) fills in a missing year: the one that brings the date nearest to, but not past,
-    tomorrow."""
-    m = HEAD_DATE.match(date.decode('ascii', 'replace'))
+def date_time(date, today, foreign=False):
+    """Seconds since 1970 of a line's date (bytes), None if it is none, or none in English unless
+    `foreign`. `today` (days since 1970, of now) fills in a missing year: the one that brings the
+    date nearest to, but not past, tomorrow."""
+    m = HEAD_DATE.match(date.decode('utf-8', 'replace').strip())
     if m is None:
         return None
     fields = m.groupdict()
     for name in 'dHMSfY':
         fields[name] = fields[name] or fields.pop(name + '2')
-    fraction = fields.pop('f') or '0'
+    fraction, name = fields.pop('f') or '0', (fields['b'] or '').lower()
+    if foreign:
+        fields['b'] = str(FOREIGN_MONTHS.get(name) or FOREIGN_MONTHS.get(name[:3]) or name)
     try:
         return field_time(fields, today * 86400 + 86399) + float(fraction.replace(',', '.'))
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, KeyError):
         return None
 
 
@@ -1404,15 +1454,18 @@ class Heads:
 
     def __init__(self, tag, today):
         self.tag, self.calendar = tag, Calendar(today)
-        self.host, self.end, self.shape = None, b'', None
+        self.host, self.end, self.shape, self.date = None, b'', None, None
         self.begins, self.ends = Recent(1000), {}
         self.width = self.cut = 0    # of a head with the newline before it, and of its last part
 
     def inner(self, block, at, end):
-        """The time that stands behind the tag of a line, where its head tells none; or None."""
+        """The time that stands behind the tag of a line, where its head tells none, or only in a
+        foreign language, without a year; or None."""
         tag = block.find(b': ', at, end)
         m = tag >= 0 and INNER.match(block, tag + 2, end)
-        return self.calendar.parse(m.group(1)) if m else None
+        if m:
+            return self.calendar.parse(m.group(1))
+        return self.date and date_time(self.date, self.calendar.today, True)
 
     def read(self, head):
         """(time or None, host) of a head (bytes); None if it is none."""
@@ -1424,12 +1477,14 @@ class Heads:
                 return None
             date, self.host = first_group(m, HEAD_DATES), first_group(m, HOST_GROUPS)
             self.begins, self.ends = Recent(1000), {}
+            self.date = date
             if not date or not head.startswith(date):
                 self.shape = None
                 return date and self.calendar.parse(date), self.host
             self.end, self.shape = head[len(date):], date.translate(SHAPE)
             self.width = len(head) + 1
             self.cut = len(self.end) + (9 if date[-5:-4] == b' ' else 4)
+        self.date = date
         when, offset = self.calendar.parse(date), OFFSETS.get(head[-self.cut:][:4])
         if when is not None and offset is not None:
             self.ends[head[-self.cut:]] = offset
@@ -2354,6 +2409,7 @@ class Filter:
     may claim, once, if they name the same user (`children`). A login takes back one guess of the
     same user: one that still waits, else one that only children's lines have told of."""
     keep_matches = False                  # does somebody want to know what the lines say?
+    unpacks = True                        # does it want to see what docker has packed into JSON?
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.origin, self.definition = definition.origin, definition
@@ -2478,6 +2534,7 @@ class Filter:
             else:
                 date, host = first_group(m, DATE_GROUPS if bare else HEAD_DATES), first_group(
                     m, HOST_GROUPS)
+                heads.date = date
                 when = date and heads.calendar.parse(date)
             if when is None:
                 when = heads.inner(block, at, m.end())
@@ -2675,6 +2732,8 @@ class Filter:
     def examine(self, block, wall):
         """(Look or None, failures it counts) of the next line, as a tidy block (of several if it is
         one that came again), for `test`."""
+        if b'\n{"log":"' in block:
+            block = out_of_containers(block)
         said = self.read(block, True, wall)
         if not said:
             return None, 0
@@ -2721,7 +2780,7 @@ def line_engine(*words):
 
 class History:
     """The filter `recidive`: it reads no log, but is told of the bans of other jails."""
-    guards, names, cut, keep_matches = (), 0, 0, False
+    guards, names, cut, keep_matches, unpacks = (), 0, 0, False, False
 
     def __init__(self, definition):
         self.origin = definition.origin
@@ -3055,10 +3114,22 @@ class Jails:
         nobody."""
         forged = source is not None and source.startswith('udp:')
         for jail, bare, needle in self.listeners(source):
-            if needle in block:
-                for event in jail.filter.scan(block, moment, bare, wall, explained):
+            seen, there = block, explained
+            if bare and jail.filter.unpacks and b'\n{"log":"' in block:
+                seen, there = out_of_containers(block), []
+            if needle in seen:
+                for event in jail.filter.scan(seen, moment, bare, wall, there):
                     if not (forged and event.login):
                         yield jail, event
+            if there is not explained and explained is not None:
+                explained += same_lines(there, seen, block)
+
+
+def same_lines(positions, block, other):
+    """Where the lines in which these positions of a block lie begin in another one, which has as
+    many lines."""
+    starts = [m.end() for m in re.finditer(b'\n', other)]
+    return [starts[max(0, block.count(b'\n', 0, at + 1) - 1)] for at in positions]
 
 
 def jail_filter(name, options, conf, read, guard):
@@ -8027,7 +8098,7 @@ PRIORITY = Regex(br'^<\d{1,3}>')       # which syslog over UDP has in front of a
 class LineFilter:
     """A filter in fail2ban's own manner, such as a file of filter.d: it sees a line without its
     date. Its regexes are not ours: each line is looked at under `guard`, which raises Runaway."""
-    keep_matches = False                  # does somebody want to know what the lines say?
+    keep_matches = unpacks = False        # see Filter
 
     def __init__(self, definition, failregex=(), ignoreregex=(), guard=unguarded):
         self.definition, self.origin = definition, definition.origin
@@ -11867,7 +11938,7 @@ failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> fr
 
             ^Failed publickey for (?:invalid user|illegal user) <F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: \S+ \S+)?(?: \[preauth\])?$
 
-            ^Failed none for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
+            ^Failed <F-CHILD>none</F-CHILD> for (?:invalid user |illegal user )?<F-USER>.{0,450}</F-USER> from <HOST> port \d+(?: ssh\d)?(?: \[preauth\])?$
 
             ^Failed <F-DISTINCT>hostbased</F-DISTINCT> for <F-USER>\S+</F-USER> from <HOST> port \d+(?: ssh\d)?(?:: |$)
 
@@ -11902,7 +11973,7 @@ failregex = ^<F-MLFGAINED>Accepted</F-MLFGAINED> \S+ for <F-USER>\S+</F-USER> fr
             ^probed from <HOST>(?: port \d+)? with
             ^Magic value check failed \(\d+\) on obfuscated handshake from <HOST>(?: port \d+)?(?: \[preauth\])?$
             ^refused connect from \S+ \(<HOST>\)$
-            ^drop connection #\d+ from <HOST>:\d+ on \S+ penalty:
+            ^drop connection #\d+ from <HOST>:\d+ on \S+ penalty: (?!connections without attempting )
             ^Timeout before authentication for (?:connection from )?<HOST>(?: port \d+)?(?: to \S+, pid = <F-MLFID>\d{1,10}</F-MLFID>(?:[^\d\s]\S{0,100})?)?(?: \[preauth\])?$
             ^<F-NOFAIL>Connection from</F-NOFAIL> <HOST>(?: port \d+)?(?: on .*)?$
 
@@ -11916,6 +11987,7 @@ mode-ddos = ^kex_exchange_identification: (?:read: )?(?:[Cc]onnection (?:closed 
             ^Read from socket failed: Connection reset by peer(?: \[preauth\])?$
 
             ^Did not receive identification string from <HOST>(?: port \d+)?(?: \[preauth\])?$
+            ^drop connection #\d+ from <HOST>:\d+ on \S+ penalty: connections without attempting[ ]
             ^Connection (?:closed|reset) by <HOST>(?: port \d+)? \[preauth\]$
             ^Connection (?:closed|reset) by authenticating user <F-USER>.{0,64}</F-USER> <HOST> port \d+(?: \[preauth\])?$
             ^Disconnected from <HOST>(?: port \d+)? \[preauth\]$
@@ -11940,7 +12012,7 @@ mode-aggressive = <mode-ddos>
 [Definition]
 # The path and the user are the client's own text. This log cannot be trusted (a user name may hold
 # line breaks), so its bans close the web's ports only, and its logins forgive nobody: see JAILS.
-program = (?:uhttpd|luci|nginx|uwsgi|lighttpd|dispatcher\.uc)?
+program = (?:uhttpd|luci|nginx|uwsgi(?:-luci)?|lighttpd|dispatcher\.uc)?
 prefregex = ^(?:\[info\] )?(?:luci: )?<F-CONTENT>.+</F-CONTENT>$
 failregex =
     ^<F-MLFGAINED>accepted login</F-MLFGAINED> on /.* for <F-USER>\S+</F-USER> from <HOST>$
@@ -12167,9 +12239,11 @@ mode-more = ^warning: [\w.-]+\[<HOST>\](?::\d+)?: SASL .{1,100} authentication f
     'dovecot': r'''
 [Definition]
 program = dovecot(?:-auth)?|auth(?:-worker)?(?:\([\w-]*\))?|(?:imap|pop3|submission|sieve|managesieve)-login
-prefregex = ^(?=(?:.*(?:(?:,| session=)<|rhost=)<F-MLFID>[\w+/=.:]{1,64}</F-MLFID>(?:>\): |>?\s*$|\s+user=\S*\s*$))?)(?:dovecot: )?(?:[a-z0-9]+-login: |auth(?:-worker)?(?:\([^()]*\))?: )?(?:Info: )?(?:conn unix:auth-worker \([^()]*\): auth-worker<\d+>: )?<F-CONTENT>.+</F-CONTENT>$
+prefregex = ^(?=(?:.*(?:(?:,| session=|,sasl:[\w-]{1,32}(?:,master)?\)(?:<\d{1,10}>)?)<|rhost=)<F-MLFID>[\w+/=.:]{1,64}</F-MLFID>(?:>\): |>: |>?\s*$|\s+user=\S*\s*$))?)(?:dovecot: )?(?:[a-z0-9]+-login: |auth(?:-worker)?(?:\([^()]*\))?: )?(?:Info: )?(?:conn unix:auth-worker \([^()]*\): auth-worker<\d+>: )?<F-CONTENT>.+</F-CONTENT>$
 gone = (?:Disconnected|Aborted login|Login aborted|Remote closed connection|Client has quit the connection)(?:: [^<>]*)?
 address = (?:method=[^ ,<>]*, )?rip=<HOST>(?:, [^<>]*)?(?:, session=<[\w+/=]+>)?$
+# since 2.4 the database stands behind that
+asked24 = auth(?:-worker)?\(<F-USER>[^,()]*</F-USER>,<HOST>,sasl:[\w-]{1,32}(?:,master)?\)(?:<\d{1,10}>)?<[\w+/=]+>: (?:request \[\d{1,10}\]: )?(?:Info: )?
 asked = \(<F-USER>[^,()]*</F-USER>,[0-9a-fA-F.:]+(?:,master)?,<[\w+/=]+>\):
 # Whom one password database does not know, another one may. The line is so short that no log daemon has
 # cut off a second address behind a name that looks like all this.
@@ -12184,6 +12258,12 @@ failregex = ^<F-MLFGAINED>Log(?:in|ged in)</F-MLFGAINED>: user=<<F-USER>[^<>]+</
 mode = normal
 mode-normal = ^pam<asked> pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
               ^pam<asked> unknown user
+
+              ^<asked24>pam: pam_authenticate\(\) failed: (?:Authentication failure|User not known|Permission denied)
+              ^<asked24>pam: unknown user
+
+              ^<asked24>(?!pam: )[\w-]{1,32}: <F-CHILD>[Pp]assword mismatch</F-CHILD>(?: \([^<>]{0,40}\))?$
+              ^<asked24>(?!pam: )[\w-]{1,32}: (?:unknown user|[Pp]assword mismatch|invalid credentials)
 
               ^passwd-file<mismatch>
               ^passwd-file<asked> (?:unknown user|[Pp]assword mismatch)
@@ -12210,10 +12290,10 @@ more = (?: (?:I=\[[0-9a-fA-F.:]+\](?::\d+)?|(?:Ci|U)=[^ \[\]]+)){0,4}
 client = (?:[\w.-]+ )?(?:\([^()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?<more>
 failregex = ^\w{6}-\w{6,11}-\w{2,4} <F-MLFGAINED><=</F-MLFGAINED> [^ "<>\[\]]+ H=(?:[\w.-]+ )?(?:\([^ ()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?<more> P=(?:utf8)?esmtps?a (?:(?:[A-Z][A-Za-z]*=[^ \[\]]+|L[-.*]?|K|TFO\*?) ){0,8}?A=[\w-]+:<F-USER>[^ \[\]]+</F-USER> [^\[\]]*$
 
-            ^\S+ authenticator failed for <client>: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
+            ^\S+ authenticator failed for (?:H=)?<client>: 535 Incorrect authentication data(?: \(set_id=<F-USER>[^\[\]]*</F-USER>\))?$
             ^SMTP protocol error in "[Aa][Uu][Tt][Hh]\b.*" H=(?:[\w.-]+ )?(?:\([^"()\[\]]*\) |\(\[[\w.:]+\]\) )?\[<HOST>\](?::\d+)?<more> AUTH command used when not advertised$
 
-            ^SMTP call from <client> dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
+            ^SMTP call from (?:H=)?<client> dropped: too many (?:syntax or protocol errors|unrecognized commands) \(last (?:command )?was "[^\[\]]*$
 
             ^SMTP protocol synchronization error \(input sent without waiting for greeting\): rejected connection from (?:H=)?(?:[\w.-]+ )?\[<HOST>\](?::\d+)?<more>(?: input="|$)
 
@@ -12224,14 +12304,14 @@ mode = normal
 mode-normal =
 mode-more = ^H=<client>(?: (?!F=)[A-Z][A-Za-z]*=[^ \[\]<>]+){0,6} (?:F=[^\[\]]* )?rejected RCPT <?<F-DISTINCT>[^ <>\[\]]+</F-DISTINCT>>?: (?:Unrouteable address|Unknown user|relay not permitted)$
 
-            ^SMTP call from <client> dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
+            ^SMTP call from (?:H=)?<client> dropped: too many nonmail commands \(last (?:command )?was "[^\[\]]*$
 ''',
     'adguardhome': r'''
 # AdGuard Home, as it wrote until 0.107, and since. The host and the URL, which the client wrote, stand before the
 # address: they hold no blank, and are quoted where they hold an equals sign. No login is believed, since
 # its address may be one that the client wrote.
 [Definition]
-program = AdGuardHome|adguardhome
+program = (?:[\w.-]{1,32}[-/_])?(?:AdGuardHome|adguard-?home)(?:[-_]\d{1,2})?
 address = first
 prefregex = ^(?:\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(?:\.\d+)? )?(?:\d+#\d+ )?\[error\] <F-CONTENT>.+</F-CONTENT>$
 value = (?:"(?:[^"\\]|\\.)*"|[^ "]+)
@@ -12243,19 +12323,20 @@ failregex = ^POST \S* [^ ?]*/control/login(?:\?\S*)?: from ip <HOST>: <why>$
 # Vaultwarden, bitwarden_rs before. The user's name stands last. It may hold line breaks, and so write whole
 # lines of the client's own: bans may close the web's ports only, and no login is believed.
 [Definition]
-program = vaultwarden|bitwarden_rs
+program = (?:[\w.-]{1,32}[-/_])?(?:vaultwarden|bitwarden_rs)(?:[-_]\d{1,2})?
 address = first
 prefregex = ^(?:\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[\d.,+:-]{0,16}\])?\[[\w:]{1,64}\]\[ERROR\] <F-CONTENT>.+</F-CONTENT>$
 failregex = ^Username or (?:password|access code) is incorrect\. Try again\. IP: <HOST>\. Username: <F-USER>.*?</F-USER>\.?$
             ^(?:Incorrect client_secret|Invalid client_id)\. IP: <HOST>\.(?: Username: <F-USER>.*?</F-USER>\.?)?$
             ^Invalid TOTP code! Server time: [\d :UTC-]{10,32} IP: <HOST>$
+            ^Token is invalid! IP: <HOST>$
             ^(?:Unauthorized Error: )?Invalid admin token\. IP: <HOST>$
 ''',
     'home-assistant': r'''
 # Home Assistant's login, not its other pages: these refuse a browser that has been logged out. In front of the
 # address stands the client's name in DNS, behind it all that the client wrote.
 [Definition]
-program = home-?assistant|hass
+program = (?:[\w.-]{1,32}[-/_])?(?:home-?assistant|hass)(?:[-_]\d{1,2})?
 address = first
 prefregex = ^(?:\x1b\[[\d;]{1,8}m)?(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)? )?WARNING \([^()]{1,64}\) \[homeassistant\.components\.http\.ban\] <F-CONTENT>.+</F-CONTENT>$
 failregex = ^Login attempt or request with invalid authentication from [\w.:%-]{1,255} \(<HOST>\)\. Requested URL: '/auth/
@@ -12264,7 +12345,7 @@ failregex = ^Login attempt or request with invalid authentication from [\w.:%-]{
 # Nextcloud's own log and its syslog, a JSON object a line. Quotes inside of a text are escaped, so no key stands
 # in what the client wrote; and but for the request's id, the client's texts stand behind the address.
 [Definition]
-program = [Nn]extcloud|ownCloud
+program = (?:[\w.-]{1,32}[-/_])?(?:[Nn]extcloud|ownCloud)(?:[-_]\d{1,2})?
 address = first
 value = (?:"(?:[^"\\]|\\.)*"|[\w.-]{1,32})
 prefregex = ^\{(?:"(?:reqId|level|time)":<value>,){1,3}"remoteAddr":<F-CONTENT>.+</F-CONTENT>$
@@ -12320,11 +12401,11 @@ address = first
 prefregex = ^(?:\[ *\d+\.\d+\] ?)?<F-CONTENT>.+</F-CONTENT>$
 # What stands in front of a packet, as the rule that logs it says: kernel-scan[prefix="..."] is for rules of
 # your own, and takes the place of those of OpenWrt's zones (fw3, fw4), banIP, Asuswrt, Skynet, ufw and UniFi.
-prefix = <zone>|banIP/inbound/(?:drop|reject)/\S+ |DROP |\[BLOCKED - INBOUND\] |\[UFW (?:LIMIT )?BLOCK\] |<unifi>
+prefix = <zone>|banIP/(?:inbound|inp-wan)/(?:drop|drp|reject|rej)/\S+ |DROP |\[BLOCKED - INBOUND\] |\[UFW (?:LIMIT )?BLOCK\] |<unifi>
 zone = (?:REJECT|DROP|reject|drop)(?: [\w-]+ in: ?|\(src [\w-]+\) ?)
 # the device's name stands there where it sends by UDP, without a tag
 unifi = (?:[\w.-]{1,64} )?\[[A-Z]\w{1,40}-(?:\w{1,10}-[DR]|[DR]-\d{1,10})\] ?(?:DESCR="[^"]{0,128}" )?
-packet = (?:<prefix>)IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC=(?!ff:ff:ff:ff:ff:ff:|01:00:5e:|33:33:)\S* )?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?
+packet = (?:<prefix>)IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC(?:SRC=\S+ MACDST)?=(?!ff:ff:ff:ff:ff:ff|01:00:5e:|33:33:)\S* (?:(?:VPROTO=\w+ VID=\d+ )?MACPROTO=\w+ )?)?SRC=<HOST> DST=(?!22[4-9]\.|23\d\.|255\.|ff)\S+ (?:[^\[\]=]+=[^\[\]]* )?
 failregex = ^<packet>PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ (?:RES=0x[0-9a-f]+ )?(?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
             ^<packet>PROTO=UDP SPT=\d{4,5} DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: LEN=\d+.*)?$
 ''',

@@ -817,3 +817,87 @@ def test_a_date_that_the_daemon_itself_writes_stands_in_for_one_that_cannot_be_r
         for seen in made.scan(banwatch.tidy(line.encode()), lambda when: when, False, 1702200000):
             whens.append(time.strftime('%m-%d %H:%M:%S', time.localtime(seen.when)))
     assert whens == ['12-09 21:35:28', '12-09 21:35:20']
+
+
+# --- containers
+
+DOCKER = '{"log":"%s\\n","stream":"stdout"%s,"time":"2026-11-20T11:27:0%d.590956303Z"}\n'
+CONTAINED = [
+    ('vaultwarden', '[2024-06-04 20:37:41.887][vaultwarden::api::identity][ERROR] Username or password is incorrect. Try again. IP: 192.0.2.7. Username: a.'),
+    ('nginx-http-auth', '2023/12/09 21:35:26 [error] 9#9: *3 user \\"a\\": password mismatch, client: 192.0.2.7, server: x, request: \\"GET / HTTP/2.0\\"'),
+    ('sshd', 'Failed password for root from 192.0.2.7 port 5 ssh2'), ('sshd', 'Failed password for r\\u00f6\\u000a\\t\\/ from 192.0.2.7 port 5 ssh2')]
+
+
+@pytest.mark.parametrize('attributes', ['', ',"attrs":{"tag":"x"}'])
+@pytest.mark.parametrize('name, line', CONTAINED)
+def test_what_docker_keeps_of_a_container_is_read_in_a_jails_own_log(name, line, attributes):
+    path = '/var/lib/docker/containers/1/1-json.log'
+    program = 'sshd' if name == 'sshd' else ''
+    made, _ = banwatch.read_config('[%s]\nsource = %s\n' % (name, path), 'c')
+    jails, seen, explained = banwatch.Jails(made), [], []
+    block = jails.tidied(path, ''.join(DOCKER % ((program and program + '[1]: ') + line, attributes, n) for n in range(5)).encode() + b'other\n')
+    for jail, event in jails.scan_tidy(path, block, banwatch.own_time, 0, explained):
+        seen.append((jail.name, event.ip, event.when))
+    assert {row[:2] for row in seen} == {(name, '192.0.2.7')} and len(seen) == 5
+    assert len({block.count(b'\n', 0, at + 1) for at in explained}) == 5
+    assert banwatch.without(block, explained) in (b'\nother\n',)
+    assert seen[0][2] in (1795174020.590956303, 1795174020.590956303 // 1 + 0.590956303, 1717533461.887)
+    found, failures = jails.by_name[name].filter.examine(banwatch.tidy((DOCKER % ((program and 'sshd[7]: ') + line, attributes, 1)).encode()), 0)
+    assert failures == 1
+
+
+def test_but_not_where_lines_need_a_tag_nor_for_regexes_of_ones_own():
+    path = '/var/log/x'
+    made, _ = banwatch.read_config('[sshd]\n[x]\nsource = %s\nfailregex = ^\\{"log":".* from <HOST> port\n' % path, 'c')
+    jails = banwatch.Jails(made)
+    line = (DOCKER % (CONTAINED[2][1], '', 1)).encode()
+    assert [jail.name for jail, _ in jails.scan(path, line, banwatch.own_time)] == ['x']
+    assert not list(jails.scan('auto', line, banwatch.own_time))
+
+
+# --- repetitions as syslog-ng tells them
+
+HEAD_NG = '2026-01-12T10:14:51+02:00 ds sshd[100]: '
+
+
+@pytest.mark.parametrize('said, guesses', [
+    ("Last message 'Failed password for ' repeated 4 times, suppressed by syslog-ng on ds", 5),
+    ("Last message 'Accepted password f' repeated 4 times, suppressed by syslog-ng on ds", 1),
+    ("x Last message 'Failed password for ' repeated 4 times, suppressed by syslog-ng on ds", 1),
+    ("Last message 'Failed password for ' repeated 4 times", 1)])
+def test_what_syslog_ng_suppresses_counts(said, guesses):
+    block = HEAD_NG + 'Failed password for root from 192.0.2.7 port 5 ssh2\n' + HEAD_NG.replace('100', '9') + said + '\n'
+    assert sum(event.guesses for _, event in sightings(banwatch.Jails(banwatch.Config()), block.encode())) == guesses
+
+
+# --- a first question without a password
+
+def test_a_client_that_asks_what_it_may_do_and_then_logs_in_has_not_failed():
+    """LogLevel VERBOSE: each login of OpenSSH's client begins with `none`."""
+    jails, left = banwatch.Jails(banwatch.Config()), 0
+    for pid in range(100, 106):
+        for text in 'Failed none for u%d from 198.51.100.2 port 5 ssh2' % pid, 'Accepted password for u%d from 198.51.100.2 port 5 ssh2' % pid:
+            for _, event in sightings(jails, ('Nov 20 12:27:00 h sshd[%d]: %s\n' % (pid, text)).encode()):
+                left += -event.guesses if event.login else event.guesses
+    assert left == 0
+    assert total(lines('Failed none for root from 192.0.2.7 port 5 ssh2', 'Failed password for root from 192.0.2.7 port 5 ssh2')) == 1
+
+
+# --- dates in other words
+
+@pytest.mark.parametrize('date, month', [('nov.', 11), ('déc.', 12), ('août', 8), ('juin', 6), ('juil.', 7), ('févr.', 2), ('ene', 1), ('Mär', 3),
+                                         ('Okt', 10), ('lis', 11), ('янв', 1), ('11月', 11), ('mei', 5), ('janv.', 1), ('sept.', 9)])
+def test_months_of_other_languages_have_their_time(date, month):
+    (event,) = [event for _, event in banwatch.Jails(banwatch.Config()).scan(
+        None, ('%s 20 12:27:01 host sshd[1]: Failed password for root from 192.0.2.7 port 5 ssh2\n' % date).encode(),
+        banwatch.own_time, 1800000000)]
+    assert time.localtime(event.when)[1:6] == (month, 20, 12, 27, 1)
+
+
+@pytest.mark.parametrize('date, when', [
+    ('Fri 2026-11-20 12:27:00 CET', 1795174020), ('Fri 2026-11-20 12:27:00 UTC', 1795177620), ('Fri 2026-11-20 12:27:00 -03', 1795188420),
+    ('[ 2123.500000]', 2123.5), ('[ 2123.500000 <    3.000000 >]', 2123.5)])
+def test_other_forms_of_journalctl_have_their_time(date, when):
+    (event,) = [event for _, event in banwatch.Jails(banwatch.Config()).scan(
+        None, ('%s host sshd[1]: Failed password for root from 192.0.2.7 port 5 ssh2\n' % date).encode(), banwatch.own_time, 1800000000)]
+    assert event.when == when
