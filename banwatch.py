@@ -9209,17 +9209,21 @@ VARIABLE = Regex(r"""
   | \d+(?:[.,:]\d+)*
   | (?<!\w)'[^']*'(?!\w) | "[^"]*" """, re.X)
 # who is named in a message may be a password that was typed as a name
-NAMED = Regex(r'''(?i)(?:(\b(?:user(?:name)?(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
-    (?!(?:unknown|name|not|is|was|has|id|and|by|from)\b)
+NAMED = Regex(r'''(?i)(?:
+    (\b(?:(?:user(?:name)?|filename)(?:[ =]|:[ ])|(?:ruser|logname|login|account)=))
+    (?!(?:unknown|name|not|is|was|has|id|and|by|from|account)\b)
     |(?<=\bfor[ ])(?=[^\s*]+[ ]from\b))(?:'[^']*'|"[^"]*"|[^\s=*,;]+)''', re.X)
 # ... all the more where somebody was refused
 REFUSED = Regex(
-    r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b')
+    r'(?i)auth|passw|shadow|log.?in|account|regist|request|denie|refus|violat|credential|\bSU\b'
+    r'|\bEAP|sudoers')
 NAMED_THERE = Regex(
     r"""(?i)(?<!\w)'[^']*'(?!\w)|"[^"]*"|(?<=\[)[^][]+(?=\])|(?<==)[^\s;,)]+
-    |(?<=\bcommand=).*|(?<=PAM\()[^)]+
+    |(?<=\bcommand=).*|(?<=PAM\()[^)]+|(?<=\()[^,()]+(?=,[0-9a-f:.]{3,45}[,)])
+    |(?<=password:[ ]).*|(?<=KeysCommand[ ]).*(?=[ ]failed)
+    |\(to[ ][^)]+\)[ ]\S+|(?<=failed:[ ])[^\s,;)]+|(?<=session:[ ])[^\s:]+|^\S+(?=[ ]:[ ])
     |(?<!\w)(?:(for|as|peer|password|client|anon|identity|violation:|logname|login:|login
-        |unauthorized|\(to[ ]\S+\))[ ]+)
+        |unauthorized)[ ]+)
      (?!(?:from|for|to|by|at|as|on|peer|attempt\w*|fail\w*|\w+[ ]for|refused|is|was|the|user)\b)
      (?!\*)[^\s,:)]+
     |^\S+(?=[ ](?:login[ ]|is[ ]now[ ]logged))""", re.X)

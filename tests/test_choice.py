@@ -598,7 +598,7 @@ def test_auto_bans_in_earnest_with_what_the_router_has(network, daemon, programs
 
 @pytest.mark.slow
 def test_without_ip6tables_ipv4_is_banned_and_status_says_what_is_missing(network, daemon, programs):
-    programs.hide('ip6tables', 'ip6tables-restore', 'nft')
+    programs.hide('ip6tables', 'ip6tables-restore', 'nft', 'ipset')
     guard = daemon(firewall='auto')
     assert settled(guard, 'iptables') == 'iptables'
     assert guard.command('ban', '198.51.100.7').returncode == 0 and stopped(network, versions=1)
@@ -682,8 +682,8 @@ def test_auto_is_not_misled_by_what_a_killed_daemon_left(network, daemon, progra
     guard.kill()
     rewrite(guard, kind, 'auto')
     guard.start()
-    assert settled(guard, 'iptables') == 'iptables'                      # there are no rules but ours
-    assert poll(lambda: traces(network) == {'iptables'}), traces(network)
+    assert settled(guard, 'ipset') == 'ipset'                            # there are no rules but ours
+    assert poll(lambda: traces(network) == {'ipset'}), traces(network)
     assert stopped(network)
 
 

@@ -3,6 +3,7 @@ import configparser
 import errno
 import glob
 import os
+import re
 import pty
 import stat
 import subprocess
@@ -302,7 +303,7 @@ def test_it_fits_into_little_flash(tmp_path, machine):
 def loads(library, python=sys.executable):
     """(version, whether it was compiled just now) of what a Python loads from there."""
     code = 'import sys; sys.path.append(%r); import banwatch; print(banwatch.VERSION, banwatch.COMPILED is not None)' % library
-    return subprocess.run([python, '-I', '-c', code], stdout=subprocess.PIPE, universal_newlines=True, timeout=60, check=True).stdout.split()
+    return subprocess.run([python, '-IB', '-c', code], stdout=subprocess.PIPE, universal_newlines=True, timeout=60, check=True).stdout.split()
 
 
 TINY = '#!/usr/bin/env python3\n"""long words"""\nVERSION = %r\n'
@@ -602,7 +603,7 @@ case " start stop reload restart boot enable disable $EXTRA_COMMANDS " in
 esac
 '''
 ASKED = '''open
-command /usr/sbin/banwatch -c /etc/banwatch.conf run
+command /usr/sbin/banwatch -c /etc/banwatch.conf run --syslog
 respawn 3600 5 0
 term_timeout 10
 stderr 1
@@ -623,7 +624,8 @@ SERVICE = '/etc/init.d/banwatch'
 def test_openwrt_from_install_to_uninstall(openwrt):
     planned = openwrt.banwatch_py('install', '--dry-run')
     assert not openwrt.read('/tmp/procd') and not openwrt.read('/tmp/cron')
-    assert openwrt.banwatch_py('install') == planned
+    said = openwrt.banwatch_py('install')
+    assert said.startswith(planned) and re.fullmatch(r'It runs: banwatch \S+, pid \d+\.\n', said[len(planned):])
     assert openwrt.read('/tmp/procd') == ASKED and openwrt.read('/tmp/cron') == 'enable\nrestart\n'
     pid = openwrt.daemon()
     assert openwrt.read('/proc/%s/comm' % pid) == 'banwatch\n'
@@ -636,7 +638,7 @@ def test_openwrt_from_install_to_uninstall(openwrt):
     openwrt.write('/etc/banwatch.conf', CONF + '[DEFAULT]\nmaxretry = 7\n')
     openwrt.said(SERVICE, 'reload')
     assert openwrt.read('/tmp/procd').endswith('signal banwatch * HUP\n')
-    assert poll(lambda: 'reload' in openwrt.read('/tmp/stderr')) and openwrt.daemon() == pid
+    assert openwrt.logged('daemon.notice banwatch[%s]: reloaded ' % pid) and openwrt.daemon() == pid
     openwrt.kill(pid)
     assert openwrt.gone()
     openwrt.said('/etc/rc.d/S95banwatch', 'boot')
@@ -652,21 +654,27 @@ def test_openwrt_from_install_to_uninstall(openwrt):
 @pytest.mark.slow
 def test_openwrt_with_a_bad_conf_starts_nothing_and_stops_nothing(openwrt):
     openwrt.write('/etc/banwatch.conf', BAD)
+    done = openwrt('/usr/bin/python3', '/root/banwatch.py', 'install')
+    assert done.returncode == 78 and MISTAKE in done.stderr and not os.path.exists(openwrt.root + SERVICE)
+    openwrt.write('/etc/banwatch.conf', CONF)
     openwrt.banwatch_py('install')
-    assert openwrt.read('/tmp/procd') == '' and openwrt.daemons() == []
-    assert openwrt.logged(MISTAKE, 1)
+    openwrt.said(SERVICE, 'stop')
+    assert openwrt.gone()
+    openwrt.write('/tmp/procd', '')
+
+    openwrt.write('/etc/banwatch.conf', BAD)
     openwrt(SERVICE, 'start')                                   # now the script itself is the only `banwatch` that runs
     assert openwrt.read('/tmp/procd') == '' and openwrt.daemons() == []
-    assert openwrt.logged(MISTAKE, 2) and openwrt.logged(' banwatch: not started: ', 2)
+    assert openwrt.logged(MISTAKE, 1) and openwrt.logged(' banwatch: not started: ', 1)
 
     openwrt.write('/etc/banwatch.conf', CONF)
     openwrt.said(SERVICE, 'start')
     pid = openwrt.daemon()
     openwrt.write('/etc/banwatch.conf', BAD)
     openwrt(SERVICE, 'start')
-    assert openwrt.read('/tmp/procd') == 2 * ASKED and openwrt.logged(MISTAKE, 3)
-    openwrt.said(SERVICE, 'reload')
-    assert poll(lambda: MISTAKE in openwrt.read('/tmp/stderr')) and poll(lambda: openwrt.daemons() == [pid])
+    assert openwrt.read('/tmp/procd') == 2 * ASKED and openwrt.logged(MISTAKE, 2)
+    done = openwrt(SERVICE, 'reload')
+    assert done.returncode == 1 and MISTAKE in done.stderr and 'not reloaded: ' in done.stderr and poll(lambda: openwrt.daemons() == [pid])
     assert openwrt(SERVICE, 'restart').returncode == 1 and poll(lambda: openwrt.daemons() == [pid]) and openwrt.logged(' banwatch: not restarted: ', 1)
     openwrt.write('/etc/banwatch.conf', CONF)
     openwrt.said(SERVICE, 'restart')
@@ -804,18 +812,18 @@ def test_sysvinit_from_install_to_uninstall(sysvinit):
 
 @pytest.mark.slow
 def test_the_launcher_uses_byte_code_that_fits_and_no_other(sysvinit):
-    sysvinit.write('/etc/banwatch.conf', BAD)                   # nothing is to run
     sysvinit.banwatch_py('install')
-    path, version = '/usr/lib/banwatch/banwatch.py', 'banwatch %s\n' % banwatch.VERSION
+    code = 'import sys; sys.path.append("/usr/lib/banwatch"); import banwatch; print(banwatch.VERSION, banwatch.COMPILED is None)'
 
     def start(python):
-        done = sysvinit(python, '-B', '-v', '/usr/sbin/banwatch', '--version')
-        return done.stdout, 'matches %s' % path in done.stderr
-    assert start('/usr/bin/python3') == (version, True) and sysvinit.said('/usr/sbin/banwatch', '--version') == version
+        return sysvinit.said(python, '-IB', '-c', code).split()
+    assert start('/usr/bin/python3') == [banwatch.VERSION, 'True']
+    assert sysvinit.said('/usr/sbin/banwatch', '--version') == 'banwatch %s\n' % banwatch.VERSION
     for python in other_pythons(sysvinit)[:1]:
-        assert start(python) == (version, False)
-    sysvinit.write(path, read(PROGRAM).replace("VERSION = '%s'" % banwatch.VERSION, "VERSION = '99'"))
-    assert start('/usr/bin/python3') == ('banwatch 99\n', False)
+        assert start(python) == [banwatch.VERSION, 'False']
+    with open(sysvinit.root + PACKED, 'wb') as f:
+        f.write(banwatch.gzipped(read(PROGRAM).replace("VERSION = '%s'" % banwatch.VERSION, "VERSION = '99'").encode()))
+    assert start('/usr/bin/python3') == ['99', 'False']
 
 
 def other_pythons(box):

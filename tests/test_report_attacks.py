@@ -136,6 +136,13 @@ def test_what_an_attacker_has_filled_leaves_room_for_the_bans_on_flash(letter):
 # --- to learn from it
 
 @pytest.mark.parametrize('message', [
+    'su: FAILED SU (to %s) alice on pts/1', 'sudo: %s : user NOT in sudoers ; TTY=pts/0 ; PWD=/ ; USER=root ; COMMAND=/bin/sh',
+    'pppd[1]: CHAP authentication failed: %s', 'charon: 05[IKE] EAP method EAP_MSCHAPV2 failed for peer %s',
+    "charon: 05[IKE] no EAP key found for hosts '192.0.2.1' - '%s'", "cockpit-ws[1]: couldn't open session: %s: authentication failed",
+    'sshd[1]: AuthorizedKeysCommand /bin/x %s failed, status 1', 'in.tftpd[1]: RRQ from 192.0.2.1 filename %s',
+    'nextcloud: Login failed: %s (Remote IP: 192.0.2.1)', "dropbear[1]: User account '%s' is locked",
+    'dovecot[1]: auth(%s,192.0.2.7,sasl:plain)<ABC3>: Info: passwd-file: Password mismatch',
+    'dovecot: auth: Debug: sql(bob,192.0.2.1): Password mismatch (given password: %s)',
     'sshd[1]: error: Could not get shadow information for %s', 'login[1]: failed login for %s', 'su: FAILED SU (to root) %s on pts/0',
     'pppd[1]: Peer %s failed CHAP authentication', 'mosquitto: Client %s disconnected, not authorised.',
     'postfix/smtpd[1]: warning: unknown[192.0.2.1]: SASL LOGIN authentication failed: x, sasl_username=%s',
