@@ -4095,7 +4095,8 @@ KEPT_ROWS = 50                       # that a wing may keep on flash of each of 
 
 Pieces = collections.namedtuple('Pieces', 'bans fails logins sources wings')
 Restored = collections.namedtuple('Restored', (
-    'tickets history fails logins sources state lost age booted offset dirty_since killed path'))
+    'tickets history fails logins sources state lost age booted offset dirty_since killed written '
+    'path'))
 
 
 def packed(value):
@@ -4174,10 +4175,11 @@ def load(text, clocks):
     sources, same_boot = state.get('sources'), state.get('boot') == clocks[0]
     if type(sources) is not dict:
         sources = {}
-    offset = dirty_since = None
+    offset, dirty_since, written = None, None, 0
     try:
+        written = checked_number(state.get('wall'))
         if same_boot:                # how the clocks stood to each other
-            offset = checked_number(state.get('wall')) - checked_number(state.get('ticks'))
+            offset = written - checked_number(state.get('ticks'))
     except ValueError:
         pass
     try:
@@ -4189,7 +4191,7 @@ def load(text, clocks):
         restored['bans'], dict(restored['history']), dict(restored['fails']),
         dict(restored['logins']),
         sources, state, lost, gone, not same_boot, offset, dirty_since,
-        same_boot and state.get('running') is True, '')
+        same_boot and state.get('running') is True, written, '')
 
 
 def elapsed(state, clocks):
@@ -6952,6 +6954,8 @@ class Daemon:
         # how the clocks stood to each other last
         self.offset = machine.wall() - machine.ticks()
         self.next_timer = None
+        # before the last reboot: until when (wall clock) lines have been counted
+        self.counted_until = 0
         self.exempt = ()             # what of this machine must never be banned
         # are tickets left out of the kernel until a default route is known?
         self.resting, self.route_timer = False, None
@@ -7061,6 +7065,7 @@ class Daemon:
         self.positions = state.sources
         if state.booted:
             self.came_from = 'reboots'
+            self.counted_until = state.written
         else:
             self.came_from = 'starts'
         if state.killed:
@@ -7173,6 +7178,8 @@ class Daemon:
             if when is None or when > wall + STEP:             # one of the two clocks is wrong
                 if age == RECENT:
                     return now
+                return None
+            if when <= self.counted_until:
                 return None
             return min(now, now - wall + when)
 

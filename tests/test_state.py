@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -246,3 +247,30 @@ def test_bans_that_have_no_room_on_flash_are_told(tmp_path, monkeypatch):
     house.ask('unban', networks=[], all=True)
     house.daemon.store.save_all()
     assert house.ask('status')['wrong'] == []
+
+
+# --- what has been counted before a reboot
+
+def test_lines_that_were_counted_before_a_reboot_do_not_count_again(tmp_path):
+    """Else bans that were over, or lifted by hand, would come back from old lines, and be longer."""
+    log = tmp_path / 'auth.log'
+    house = House(tmp_path)
+
+    def write(ip, when):
+        with open(str(log), 'a') as f:
+            for n in range(3):
+                f.write('%s h sshd[%d]: Failed password for root from %s port 5 ssh2\n' % (
+                    time.strftime('%b %e %H:%M:%S', time.localtime(when)), n, ip))
+    house.more, wall = '', house.machine.time
+    write('192.0.2.7', wall - 60)
+    house.fail('192.0.2.7', 3)
+    assert house.ask('unban', networks=['192.0.2.7'])['unbanned'] == ['192.0.2.7']
+    house.stop()
+    write('192.0.2.8', wall + 60)                    # while nobody looked
+    for path in (tmp_path / 'run').glob('*'):
+        path.unlink()
+    house.fifo, house.more = str(tmp_path / 'unused'), ''
+    house.text = '[sshd]\nsource = %s\n' % log
+    house.restart(boot='boot-2', now=30.0, time=wall + 120)
+    house.pass_time(2)
+    assert house.banned() == ['192.0.2.8']
