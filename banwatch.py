@@ -266,18 +266,42 @@ def network_of(text, ipv4prefix=32, ipv6prefix=128):
 
 def span(text):
     """(version, first, last) of an address or network, as numbers."""
-    if ':' in text or '/' in text:
-        return wide_span(text)
-    first = int.from_bytes(socket.inet_aton(text), 'big')
-    return 4, first, first
+    if ':' in text:
+        return span6(text)
+    ip, _, bits = text.partition('/')
+    first = int.from_bytes(socket.inet_aton(ip), 'big')
+    return 4, first, first + (1 << 32 - int(bits or 32)) - 1
 
 
 @functools.lru_cache(maxsize=2048)
-def wide_span(text):
-    """The same for what is not a single IPv4 address, which takes longer."""
+def span6(text):
+    """The same of IPv6, which takes longer."""
     net = ipaddress.ip_network(text)
     first = int(net.network_address)
     return net.version, first, first + net.num_addresses - 1
+
+
+def read_networks(text):
+    """(the networks of a list, in order, each once; [(line, what is wrong there), ...]). A line is
+    an address, a network, or FIRST-LAST; what follows `#`, `;` or a blank explains it."""
+    found, wrong = {}, []
+    for n, line in enumerate(text.split('\n'), 1):
+        words = re.split('[#;]', line.replace(' - ', '-'), maxsplit=1)[0].split()
+        try:
+            if words:
+                found.update(dict.fromkeys(networks_of(words[0])))
+        except (ValueError, TypeError):
+            wrong.append((n, '%s is not an address or network' % quoted(words[0][:60])))
+    return list(found), wrong
+
+
+def networks_of(word):
+    """The networks that an entry of a list means; ValueError or TypeError for what is none."""
+    first, dash, last = word.partition('-')
+    if not dash:
+        return [network_of(word)]
+    return [network_of(str(net)) for net in ipaddress.summarize_address_range(
+        *(ipaddress.ip_address(address(end)) for end in (first, last)))]
 
 
 def make_exempt(text, why):
@@ -462,18 +486,21 @@ def absolute_path(text):
     return text
 
 
-def exempt_networks(text):
-    """Exempts of addresses and networks."""
+LISTED = 'file:'                     # in front of the path of a list of networks
+
+
+def network_words(text):
+    """Addresses, networks, and file:/PATH for lists of them, as they are printed."""
     found, bad = [], []
     for word in name_list(text):
         try:
-            found.append(make_exempt(network_of(word), 'ignoreip'))
+            found.append(word if word.startswith(LISTED + '/') else network_of(word))
         except ValueError:
             bad.append(word)
     if bad:
-        raise ValueError('%s: no address or network (names are not looked up)'
+        raise ValueError('%s: no address, network or file:/PATH (names are not looked up)'
                          % quoted(' '.join(bad)))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def text_rows(text):
@@ -754,8 +781,12 @@ OPTIONS = [Option(*row) for row in (
      'Count the bans of all jails, not of this one alone.'),
     ('DEFAULT', 'bantime.extend', duration, '0',
      'Each attempt seen during a ban makes it this much longer (0: not at all).'),
-    ('DEFAULT', 'ignoreip', exempt_networks, '127.0.0.0/8 ::1',
-     'Addresses and networks that are never banned: put your own fixed address here.'),
+    ('DEFAULT', 'ignoreip', network_words, '127.0.0.0/8 ::1',
+     'Addresses and networks that are never banned: put your own fixed address here. file:/PATH\n'
+     'is a list of them: one a line, or FIRST-LAST; what follows # or ; explains it.'),
+    ('DEFAULT', 'banip', network_words, '',
+     'The same, but always banned: from everything if it stands here, from its ports in a jail.\n'
+     'A file is looked at each minute. What is never banned is left out.'),
     ('DEFAULT', 'ignoreself', flag, 'true',
      'Nor are this machine, its LAN, the gateway and the resolvers. Leave this on.'),
     ('DEFAULT', 'ignorelogin', duration, '1h',
@@ -858,6 +889,7 @@ NOTES = {
                    "; forge a packet's sender: think twice. So its bans never touch what is\n"
                    '; forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
+LIST = 'list'                                      # that of `banip`; list-NAME: in a jail's section
 RULE = (
     'Rules of your own for the summary, besides the built-in ones. One with the name of a\n'
     'built-in rule takes its place, option by option. There are:\n'
@@ -946,7 +978,7 @@ class Config:
     def jails(self):
         """Names of the jails that are on."""
         written = [name for name in self.settings
-                   if kind_of(name) == 'DEFAULT' and name not in ('DEFAULT', MANUAL)]
+                   if kind_of(name) == 'DEFAULT' and name not in ('DEFAULT', MANUAL, LIST)]
         unwritten = [name for name in JAILS if name not in written]
         return [name for name in unwritten + written if self.get(name, 'enabled')]
 
@@ -2906,6 +2938,9 @@ class Bans:
         self.tickets = {}
         # (jail, network) -> (bans so far, end of the last), oldest first
         self.history = Recent(limit)
+        # name of a list's jail -> {network: since when it is banned}: no tickets, for they have no
+        # end, no history, and are on file already
+        self.lists = {}
         self.ends = []               # heap of (until, key); rows that no longer hold are skipped
         self.dropped = 0             # bans that `limit` has cost
 
@@ -2985,10 +3020,12 @@ class Jail:
             filter.keep_matches = True
         self.failures = self.banned = self.ignored = 0         # since the start
 
-    def protect(self, machine):
-        """Sets what is never banned: ignoreip, and with ignoreself these Exempts of the machine.
-        True if that is new."""
-        exempt = self.options['ignoreip'] + never_banned()
+    def protect(self, machine, files):
+        """Sets what is never banned: ignoreip (`files` is path -> networks of a list), and with
+        ignoreself these Exempts of the machine. True if that is new."""
+        exempt = never_banned()
+        for word in self.options['ignoreip']:
+            exempt += tuple(make_exempt(net, 'ignoreip') for net in listed_networks(word, files))
         if self.options['ignoreself']:
             exempt = tuple(machine) + exempt
         changed = exempt != self.exempt
@@ -3034,6 +3071,13 @@ class Jail:
         self.logins.put((event.ip, event.user), event.when + self.options['ignorelogin'])
 
 
+def listed_networks(word, files):
+    """The networks that a word of ignoreip or banip means; `files` is path -> those in a list."""
+    if word.startswith(LISTED):
+        return files.get(word[len(LISTED):], ())
+    return [word]
+
+
 class Jails:
     """The jails of one configuration, and who listens to what."""
 
@@ -3051,6 +3095,16 @@ class Jails:
                 self.by_name[name] = Jail(name, options, made)
             except ValueError as e:
                 self.problems.append('%s: [%s]: %s' % (config.where(name), name, e))
+        # name of a list's jail -> the words of its banip
+        self.lists = {}
+        if config.get('DEFAULT', 'banip'):
+            self.lists[LIST] = config.get('DEFAULT', 'banip')
+            self.by_name[LIST] = Jail(LIST, config.options(LIST))
+        for jail in self.watching():
+            if 'banip' in config.settings.get(jail.name, ()):
+                self.lists['%s-%s' % (LIST, jail.name)] = jail.options['banip']
+        for name in self.lists.keys() - {LIST}:
+            self.by_name[name] = Jail(name, self.by_name[name[len(LIST) + 1:]].options)
         self.everywhere = config['source']
         self.sources = list(self.everywhere)
         for jail in self.watching():
@@ -3080,9 +3134,15 @@ class Jails:
                     jail.filter = before.filter                # with all that it knows
         self.find_guards()
 
-    def protect(self, machine):
+    def files(self):
+        """Paths of the lists that ignoreip and banip name."""
+        words = set(itertools.chain(*self.lists.values()))
+        words.update(*(jail.options['ignoreip'] for jail in self.by_name.values()))
+        return sorted(word[len(LISTED):] for word in words if word.startswith(LISTED))
+
+    def protect(self, machine, files):
         """True if something is new for one of them."""
-        return any([jail.protect(machine) for jail in self.by_name.values()])
+        return any([jail.protect(machine, files) for jail in self.by_name.values()])
 
     def listeners(self, source):
         """[(jail, may a line lack its tag?, a text that each of its lines holds)] of those that
@@ -3279,7 +3339,7 @@ class Judge:
 
     def purge(self, now, age):
         """Forgets what no longer matters: failures by findtime, history by `age`."""
-        findtimes = {jail.name: jail.options['findtime'] for jail in self.jails.watching()}
+        findtimes = {name: jail.options['findtime'] for name, jail in self.jails.by_name.items()}
         self.fails.purge(now, findtimes)
         self.bans.purge(now, age)
 
@@ -3292,8 +3352,9 @@ class Judge:
 # without us too.
 
 # What a ban stops: packets of these protocols to these ports (none: all packets), forwarded ones
-# too?
-Scope = collections.namedtuple('Scope', 'protocols ports forward')
+# too? Lists have sets of their own, and are counted by themselves.
+Scope = collections.namedtuple('Scope', 'protocols ports forward listed')
+Scope.__new__.__defaults__ = False,
 # What has to happen to an entry: is it `there` already, is it `gone` or until when (None: for
 # ever).
 Change = collections.namedtuple('Change', 'network scope there gone until')
@@ -4044,8 +4105,17 @@ FIREWALLS = {
 
 def make_firewalls(kind, hooks, jails):
     """The firewalls of a kind; `jails` is name -> Jail."""
-    return FIREWALLS[kind](hooks,
-                           {name: scope_of(jail.options, hooks) for name, jail in jails.items()})
+    scopes = {}
+    for name, jail in jails.items():
+        scopes[name] = scope_of(jail.options, hooks)
+        if scopes[name] and is_list(name):
+            scopes[name] = scopes[name]._replace(listed=True)
+    return FIREWALLS[kind](hooks, scopes)
+
+
+def is_list(name):
+    """Is this the jail of a `banip`?"""
+    return name == LIST or name.startswith(LIST + '-')
 
 
 def cut_connections(networks):
@@ -4272,6 +4342,7 @@ LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logi
 # prints is bounded; it is never waited for, its pipes and its end are events of the loop.
 
 LOCK_TRIES, LOCK_SECONDS = 20, 0.25    # for an iptables that does not wait for others
+LIST_BYTES = 4 << 20                 # of a list of networks
 TAIL_BYTES = 1 << 19                 # of a log that a program prints
 OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them in this
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
@@ -4590,6 +4661,11 @@ class Machine:
                 return f.read(limit).decode('utf-8', errors)
         except OSError:
             return missing
+
+    def list_text(self, path):
+        """Text of a list of networks, as much of it as a router has room for; OSError."""
+        with open(open_log(path), 'rb') as f:
+            return f.read(LIST_BYTES).decode('utf-8', 'replace')
 
     def read_or_none(self, path):
         """Text of a file, such as one of a filter; None if there is none."""
@@ -6003,6 +6079,7 @@ def make_source(spec, machine, *more):
 MOST_CUT = 256
 # for the kernel, then a client is told that it has not answered yet
 ANSWER_SECONDS = 13
+MOST_CHANGES = 2000                  # of a list at once; more are written together with all others
 QUARREL_SECONDS = 15                 # between two repairs, where another program undoes them
 
 # What a FirewallSync has to do next; each includes the one before.
@@ -6033,6 +6110,7 @@ class FirewallSync(Worker):
         self.at_once = False         # does the next try follow at once?
         self.repaired = ''           # what was wrong with the rules when they were looked at last
         self.written = 0             # when all was written last
+        self.left_out = 0            # networks of lists that it has no room for
         self.offload = False         # may connections bypass the rules?
         # networks whose connections must end once their ban is in the kernel
         self.new = []
@@ -6059,7 +6137,15 @@ class FirewallSync(Worker):
         """What is to be in the kernel: (network, Scope) -> until."""
         tickets = [ticket for ticket in self.bans.tickets.values()
                    if self.handles(ticket.network) and not self.refused(ticket)]
-        return entries_of(tickets, self.firewall.scopes)
+        wanted = entries_of(tickets, self.firewall.scopes)
+        listed = [(net, self.firewall.scopes[name]) for name, networks in self.bans.lists.items()
+                  if self.firewall.scopes.get(name) for net in networks if self.handles(net)]
+        room = len(listed)
+        if self.firewall.capacity:
+            room = max(0, self.firewall.capacity - len(wanted))
+        wanted.update(dict.fromkeys(listed[:room]))
+        self.left_out = max(0, len(listed) - room)
+        return wanted
 
     def ban(self, ticket, known):
         """Takes note of a new ticket, or of a known one with another end."""
@@ -6074,6 +6160,17 @@ class FirewallSync(Worker):
         scope = self.firewall.scopes.get(ticket.jail)
         if scope and self.state != CLOSING:
             self.changed.setdefault((ticket.network, scope), True)
+
+    def list_changed(self, name, gone, new):
+        """Takes note of networks that a list has no more, or has got."""
+        scope = self.firewall.scopes.get(name)
+        if scope and self.state != CLOSING:
+            if self.firewall.capacity or len(gone) + len(new) > MOST_CHANGES:
+                self.need = REBUILD
+                return
+            for networks, there in (gone, True), (new, False):
+                for net in filter(self.handles, networks):
+                    self.changed.setdefault((net, scope), there)
 
     def due(self):
         return bool(self.changed) or self.need > NOTHING
@@ -6196,6 +6293,9 @@ class FirewallSync(Worker):
                        for jail in self.jails_of_scope.get(scope, ())]
             tickets = [ticket for ticket in tickets if ticket and not self.refused(ticket)]
             wanted = entries_of(tickets, self.firewall.scopes)
+            lists = [self.bans.lists.get(jail, ()) for jail in self.jails_of_scope.get(scope, ())]
+            if any(net in networks for networks in lists):
+                wanted[net, scope] = None
             made.append(Change(net, scope, there, not wanted, wanted.get((net, scope))))
             if not (there or scope.ports) and wanted:
                 self.new = (self.new + [net])[-MOST_CUT:]
@@ -6687,6 +6787,42 @@ class Store:
         return state and state._replace(path=path)
 
 
+class Lists:
+    """The files of networks that `ignoreip` and `banip` name, as they were read last."""
+
+    def __init__(self, machine, note):
+        self.machine, self.note = machine, note
+        self.files = {}              # path -> its networks
+        self.stamps = {}             # path -> when it was changed, when that was read
+
+    def read(self, paths):
+        """Reads these files, as far as they are new; forgets others."""
+        for path in self.files.keys() - set(paths):
+            del self.files[path], self.stamps[path]
+            self.note(path, '')
+        for path in paths:
+            stamp = self.machine.changed(path)
+            if path not in self.files or stamp != self.stamps[path]:
+                self.stamps[path], self.files[path] = stamp, self.load(path)
+
+    def load(self, path):
+        """The networks of a file; those it had before if it cannot be read now."""
+        try:
+            text = self.machine.list_text(path)
+        except OSError as e:
+            self.note(path, 'cannot be read: %s' % e.strerror)
+            return self.files.get(path, ())
+        networks, wrong = read_networks(text)
+        trouble = ''
+        if wrong:
+            trouble = 'line %d: %s' % wrong[0]
+            if wrong[1:]:
+                trouble += ' (and %s)' % plural(len(wrong) - 1, 'more line')
+        self.note(path, trouble)
+        self.machine.log('%s: %s' % (path, plural(len(networks), 'network')))
+        return networks
+
+
 # ---- Control -------------------------------------------------------------------------------
 # Owns: the Unix socket in `runtime`. A client sends one line of JSON and gets one line back.
 # Always true: only our own user can reach it; a client that is slow or talks too much is dropped.
@@ -6965,6 +7101,7 @@ class Daemon:
         self.wall = Wall(machine, self.judge.bans, self.refused, self.note, self.tell_incident,
                          self.tell_drops, dry_run)
         self.store = Store(machine, config, self.note, self.pieces, self.tell_written)
+        self.lists = Lists(machine, self.note)
         self.with_matches = collections.deque()    # the latest tickets that have log lines
         self.wings = [make(self) for make in (WINGS if wings is None else wings)]
         # those that want to hear of each line, the hot path
@@ -7241,7 +7378,7 @@ class Daemon:
         if text.partition(' (')[0] != self.troubles.get('bans', '').partition(' (')[0]:
             self.note('bans', text)
 
-    def ban(self, jail, network, seconds, failures=0, matches=None):
+    def ban(self, jail, network, seconds, failures=0, matches=None, log=True):
         """The door in: a new ban, or a new end for a running one. Returns why not, or ''."""
         refusal = jail.refusal(network)
         if refusal:
@@ -7272,7 +7409,9 @@ class Daemon:
             verb = 'would ban'
         else:
             verb = what
-        self.machine.log('[%s] %s %s %s (%s)' % (jail.name, verb, network, for_text(seconds), why))
+        if log:
+            self.machine.log('[%s] %s %s %s (%s)' % (
+                jail.name, verb, network, for_text(seconds), why))
         if new and failures:
             for other, event in self.judge.after_ban(jail, network, now):
                 self.weigh(other, event)
@@ -7304,7 +7443,9 @@ class Daemon:
             self.note('netlink', '')
         except OSError as e:
             self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
-        changed = self.judge.jails.protect(self.exempt)
+        self.lists.read(self.judge.jails.files())
+        changed = self.judge.jails.protect(self.exempt, self.lists.files)
+        self.set_lists()
         if changed:
             self.wall.write_again()
         elif not self.resting:
@@ -7320,6 +7461,32 @@ class Daemon:
         if self.resting:                           # until the route comes, a minute is long
             self.loop.cancel(self.route_timer)
             self.route_timer = self.loop.after(ROUTE_SECONDS, self.protect)
+
+    def set_lists(self):
+        """Bans what `banip` means by now, and nothing else of it. What overlaps an exempt range is
+        left out, and reported."""
+        jails, lists, now = self.judge.jails, self.judge.bans.lists, self.machine.ticks()
+        for name in list(lists.keys() | jails.lists.keys()):
+            words, before, exempt = jails.lists.get(name, ()), lists.get(name, {}), []
+            wanted = {}
+            for word in words:
+                for net in listed_networks(word, self.lists.files):
+                    if jails.by_name[name].refusal(net):
+                        exempt.append(net)
+                    else:
+                        wanted[net] = before.get(net, now)
+            self.note(name, exempt and '%s never banned, as %s: %s' % (
+                plural(len(exempt), 'network is', 'networks are'), exempt[0],
+                jails.by_name[name].refusal(exempt[0])))
+            lists[name] = wanted
+            if not words:
+                del lists[name]
+            gone, new = before.keys() - wanted.keys(), wanted.keys() - before.keys()
+            if gone or new:
+                self.machine.log('[%s] %s banned' % (name, plural(
+                    len(wanted), 'network is', 'networks are')))
+                for sync in self.wall.syncs:
+                    sync.list_changed(name, gone, new)
 
     # the loop
     def run(self):
@@ -7492,14 +7659,19 @@ class Daemon:
     def wrong(self):
         """Lines for `status`: all that is not as it should be."""
         found = ['%s: %s' % (where, text) for where, text in self.troubles.items()]
-        workers = [sync for sync in self.wall.syncs if sync.matters()]
+        syncs = [sync for sync in self.wall.syncs if sync.matters()]
+        workers = list(syncs)
         found += ['%s: offloaded connections of who is banned go on: %s' % (sync.name, sync.uncut)
-                  for sync in workers if sync.uncut]
+                  for sync in syncs if sync.uncut]
         for wing in self.wings:
             workers += wing.workers
         found += [with_name(worker.name, worker.trouble) for worker in workers if worker.trouble]
         found += ['%s: %s' % (s.what, s.trouble) for s in self.sources.values() if s.trouble]
         found += self.nameless()
+        for sync in syncs:
+            if sync.left_out:
+                found.append('%s: no room for %s of `banip`'
+                             % (sync.name, plural(sync.left_out, 'network')))
         if self.judge.bans.dropped:
             dropped = plural(self.judge.bans.dropped, 'ban')
             found.append('%s: %s lifted before their time' % (self.full(), dropped))
@@ -7634,11 +7806,14 @@ def ask_about(conf, options, words, **more):
     return ask_daemon(read_conf(conf, strict=False), dict(more, jail=jail))
 
 
-def ask_in_parts(conf, options, networks, **more):
-    """The same about networks, which may be more than fit into one request."""
+def ask_in_parts(conf, options, networks, lengths=None, **more):
+    """The same about networks, which may be more than fit into one request; `lengths`: of their
+    bans, each its own."""
     whole = {}
     for start in range(0, max(1, len(networks)), 1000):
         some = networks[start:start + 1000]
+        if lengths:
+            more['seconds'] = lengths[start:start + 1000]
         for key, value in ask_about(conf, options, [], networks=some, **more).items():
             if type(value) is list and key in whole:
                 whole[key] = whole[key] + value
@@ -7676,6 +7851,19 @@ def requested_networks(request):
         raise Problem('not a valid request', os.EX_USAGE) from None
 
 
+def requested_lengths(request, jail, n):
+    """Seconds of each of n bans by hand: one number for all, or each its own."""
+    asked = request.get('seconds')
+    if asked is None:
+        asked = jail.options['bantime']
+    if type(asked) is not list:
+        asked = [asked] * n
+    if len(asked) != n or not all(type(seconds) in (int, float) for seconds in asked):
+        raise Problem('not a valid request', os.EX_USAGE)
+    most = jail.options['bantime.maxtime']
+    return [seconds if seconds == FOREVER else min(max(1, seconds), most) for seconds in asked]
+
+
 def answer_status(daemon, request, reply):
     """How the daemon is, what it has seen, and what is wrong."""
     requested_jail(daemon, request)
@@ -7694,8 +7882,9 @@ def answer_status(daemon, request, reply):
                for source in daemon.sources.values()]
     firewall = [{'name': sync.name, 'trouble': sync.trouble, 'pending': not sync.idle(),
                  'why': daemon.wall.why, 'mended': sync.repaired, 'offload': sync.offload,
-                 'rules': sum(sync.handles(ticket.network)
-                              for ticket in judge.bans.tickets.values())}
+                 'rules': sum(map(sync.handles, itertools.chain(
+                     (ticket.network for ticket in judge.bans.tickets.values()),
+                     *judge.bans.lists.values())))}
                 for sync in daemon.wall.syncs if sync.matters()]
     answer = {
         'version': VERSION, 'pid': os.getpid(), 'conf': daemon.config.name,
@@ -7719,7 +7908,8 @@ def jail_status(judge, jail):
             'ignored': jail.ignored, 'names': made.names if made else 0,
             'cut': made.cut if made else 0,
             'tracked': sum(key[0] == jail.name for key in judge.fails.recent),
-            'banned': sum(key[0] == jail.name for key in judge.bans.tickets), 'bans': jail.banned}
+            'banned': sum(key[0] == jail.name for key in judge.bans.tickets)
+            + len(judge.bans.lists.get(jail.name, ())), 'bans': jail.banned}
 
 
 def show_status(conf, options, words):
@@ -7777,6 +7967,11 @@ def answer_banned(daemon, request, reply):
                 'ip': ticket.network, 'jail': ticket.jail, 'since': round(offset + ticket.since, 1),
                 'until': until, 'left': round(ticket.left(now), 1), 'count': ticket.count,
                 'failures': ticket.failures})
+    for name, networks in daemon.judge.bans.lists.items():
+        if request.get('jail') in (None, name):
+            rows += [{'ip': net, 'jail': name, 'since': round(offset + since, 1), 'until': None,
+                      'left': FOREVER, 'count': 1, 'failures': 0}
+                     for net, since in networks.items()]
     daemon.saved(reply, {'banned': rows})
 
 
@@ -7785,6 +7980,8 @@ def show_banned(conf, options, words):
     rows = ask_about(conf, options, words, do='banned')['banned']
     if 'json' in options:
         return print_rows([json.dumps(rows)])
+    if 'plain' in options:
+        return print_rows(dict.fromkeys(row['ip'] for row in rows)) if rows else 0
     if not rows:
         return print_rows(['nobody is banned'])
     return print_rows(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
@@ -7809,20 +8006,19 @@ def typed_networks(words):
 def answer_ban(daemon, request, reply):
     """Bans networks by hand."""
     jail = requested_jail(daemon, request) or daemon.judge.jails.by_name[MANUAL]
-    networks, seconds = requested_networks(request), request.get('seconds')
-    if seconds is None:
-        seconds = jail.options['bantime']
-    if type(seconds) not in (int, float):
-        raise Problem('not a valid request', os.EX_USAGE)
-    if seconds != FOREVER:
-        seconds = min(max(1, seconds), jail.options['bantime.maxtime'])
+    networks = requested_networks(request)
+    lengths = requested_lengths(request, jail, len(networks))
     tickets, refused, bans = [], [], daemon.judge.bans
-    for net in networks:
-        refusal = daemon.ban(jail, net, seconds)
+    few = len(networks) <= FEW_LINES
+    for net, seconds in zip(networks, lengths):
+        refusal = daemon.ban(jail, net, seconds, log=few)
         if refusal:
             refused.append('%s: not banned: %s' % (net, refusal))
         else:
             tickets.append(bans.tickets[jail.name, net])
+    if not few:
+        daemon.machine.log('[%s] ban %s (%s)' % (
+            jail.name, plural(len(tickets), 'network'), BY_HAND))
 
     def settled(trouble):
         now, banned = daemon.machine.ticks(), []
@@ -7831,7 +8027,8 @@ def answer_ban(daemon, request, reply):
                 banned.append(ticket.network)
             else:
                 refused.append('%s: lifted again: %s' % (ticket.network, daemon.full()))
-        answer = {'banned': banned, 'seconds': seconds, 'trouble': trouble, 'refused': refused}
+        answer = {'banned': banned, 'seconds': lengths[-1] if lengths else 0, 'trouble': trouble,
+                  'refused': refused}
         if len(bans.tickets) >= bans.limit:
             answer['full'] = ('%s: each further ban lifts that of whoever has been silent longest'
                               % daemon.full())
@@ -7873,17 +8070,98 @@ def ban_addresses(conf, options, words):
             seconds = ban_seconds(options['time'])
         except ValueError as e:
             raise Problem('-t %s %s' % (printable(options['time']), e), os.EX_USAGE) from None
-    networks = typed_networks(words)
+    networks, lengths, wrong = typed_networks(words), None, []
+    if 'file' in options:
+        listed, lengths, wrong = networks_in_file(options['file'])
+        if seconds is not None or networks:
+            lengths = None
+        networks += listed
+    if not (networks or 'file' in options):
+        raise Problem('usage: banwatch.py ban %s' % COMMANDS['ban'].arguments, os.EX_USAGE)
     if 'force' not in options:
         spare_own_session(networks)
-    answer = ask_in_parts(conf, options, networks, do='ban', seconds=seconds)
-    for net in answer['banned']:
-        print('%s: banned %s' % (net, for_text(answer['seconds'])))
+    answer = {'banned': [], 'refused': [], 'trouble': '', 'seconds': seconds}
+    if networks:
+        answer = ask_in_parts(conf, options, networks, lengths, do='ban', seconds=seconds)
+    if 'file' in options:
+        print('%s banned' % plural(len(answer['banned']), 'network is', 'networks are'))
+    else:
+        for net in answer['banned']:
+            print('%s: banned %s' % (net, for_text(answer['seconds'])))
     if seconds is not None and seconds != answer['seconds']:
         print('(bantime.maxtime is %s; -t -1 bans for ever)' % duration_text(answer['seconds']))
     if answer.get('full'):
         print('banwatch: ' + answer['full'], file=sys.stderr)
-    return print_refusals(answer, answer['refused'])
+    return print_refusals(answer, wrong + answer['refused'])
+
+
+def networks_in_file(name):
+    """(networks, seconds of each or None, what is wrong line by line) of a list ('-': standard
+    input), or of what `banned --json` has printed elsewhere."""
+    try:
+        with open(0 if name == '-' else name, 'rb', closefd=name != '-') as f:
+            text = f.read(LIST_BYTES).decode('utf-8', 'replace')
+    except OSError as e:
+        raise Problem('%s: %s' % (printable(name), e.strerror)) from None
+    if text.lstrip()[:1] != '[':
+        networks, wrong = read_networks(text)
+        return networks, None, ['%s:%d: %s' % (printable(name), n, why) for n, why in wrong]
+    networks, lengths, wrong = [], [], []
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Problem('%s: not what `banned --json` prints' % printable(name)) from None
+    for n, row in enumerate(rows, 1):
+        try:
+            net, seconds = network_of(row['ip']), checked_number(row['left'], FOREVER)
+            networks.append(net)
+            lengths.append(seconds)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            wrong.append('%s: entry %d: not a ban' % (printable(name), n))
+    return networks, lengths, wrong
+
+
+def answer_fail(daemon, request, reply):
+    """Counts failures that somebody else has seen."""
+    jail = requested_jail(daemon, request) or daemon.judge.jails.by_name[MANUAL]
+    networks, times, user = requested_networks(request), request.get('times'), request.get('user')
+    if type(times) is not int or not 1 <= times <= MOST_TIMES or not (
+            user is None or type(user) is str):
+        raise Problem('not a valid request', os.EX_USAGE)
+    said, tickets, bans = [], [], daemon.judge.bans.tickets
+    for net in networks:
+        _, key = jail.key_of(net)
+        refusal, before = jail.refusal(net), key in bans
+        event = LogEvent(net, user and user[:MOST_TEXT], times, False, daemon.machine.ticks())
+        daemon.weigh(jail, event)
+        seen = len(daemon.judge.fails.recent.get(key, ()))
+        if refusal:
+            said.append('%s: never banned: %s' % (net, refusal))
+        elif key in bans:
+            tickets.append(bans[key])
+            said.append('%s: %s %s' % (key[1], 'is banned already,' if before else 'banned',
+                                       for_text(bans[key].left(daemon.machine.ticks()))))
+        else:
+            most = plural(jail.options['maxretry'], 'failure')
+            said.append('%s: %d of %s' % (key[1], seen, most))
+    daemon.wall.when_settled(tickets, lambda trouble: daemon.saved(
+        reply, {'said': said, 'trouble': trouble}))
+
+
+def count_failures(conf, options, words):
+    """`fail`."""
+    times = options.get('n', '1')
+    if not times.isdigit() or not 1 <= int(times) <= MOST_TIMES:
+        raise Problem('-n %s is not a number from 1 to %d' % (printable(times), MOST_TIMES),
+                      os.EX_USAGE)
+    networks = typed_networks(words)
+    wide = [net for net in networks if '/' in net]
+    if wide:
+        raise Problem('%s: fail takes single addresses' % wide[0], os.EX_USAGE)
+    answer = ask_in_parts(conf, options, networks, do='fail', times=int(times),
+                          user=options.get('u'))
+    print_rows(answer['said'])
+    return print_refusals(answer, [])
 
 
 def answer_unban(daemon, request, reply):
@@ -7898,6 +8176,8 @@ def answer_unban(daemon, request, reply):
     tickets = [ticket for ticket in judge.bans.tickets.values() if meant(ticket.key)]
     missing = [net for net in networks
                if not any(networks_overlap(ticket.network, net) for ticket in tickets)]
+    listed = [net for net in missing if any(networks_overlap(other, net) for name, others in
+                                            judge.bans.lists.items() for other in others)]
     for key in [key for key in judge.fails.recent if meant(key)]:
         del judge.fails.recent[key]
         daemon.store.touch(False)
@@ -7908,7 +8188,7 @@ def answer_unban(daemon, request, reply):
         daemon.machine.log('unban %s (%s)' % (plural(len(tickets), 'ban'), BY_HAND))
     unbanned = sorted({ticket.network for ticket in tickets})
     daemon.wall.when_settled(tickets, lambda trouble: daemon.saved(
-        reply, {'unbanned': unbanned, 'missing': missing, 'trouble': trouble}))
+        reply, {'unbanned': unbanned, 'missing': missing, 'listed': listed, 'trouble': trouble}))
 
 
 def unban_addresses(conf, options, words):
@@ -7923,7 +8203,9 @@ def unban_addresses(conf, options, words):
         by = ' by ' + options['jail']
     else:
         by = ''
-    return print_refusals(answer, ['%s: is not banned%s' % (net, by) for net in answer['missing']])
+    return print_refusals(answer, [
+        '%s: stands in `banip`: take it out there' % net if net in answer['listed']
+        else '%s: is not banned%s' % (net, by) for net in answer['missing']])
 
 
 def print_refusals(answer, refused):
@@ -8053,12 +8335,18 @@ COMMANDS = {
     'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
                    'how the daemon is, what it has seen, and what is wrong', show_status,
                    answer_status),
-    'banned': Verb('[JAIL] [--json]', ['json'], 0, 1,
-                   'who is banned, since when, until when', show_banned, answer_banned),
-    'ban': Verb('[-j JAIL] [-t TIME] [--force] ADDRESS...', ['jail=', 'time=', 'force'], 1, ANY,
+    'banned': Verb('[JAIL] [--json] [--plain]', ['json', 'plain'], 0, 1,
+                   'who is banned, since when, until when; --plain: as a list for `ban --file`,\n'
+                   '      `banip`, or others', show_banned, answer_banned),
+    'ban': Verb('[-j JAIL] [-t TIME] [--force] ADDRESS... | --file FILE',
+                ['jail=', 'time=', 'force', 'file='], 0, ANY,
                 'ban addresses or networks by hand (-t 2h; -t -1: for ever); --force also what\n'
-                '      your own session comes from', ban_addresses,
-                answer_ban),
+                '      your own session comes from; --file: those of a list (-: standard input),\n'
+                '      or of `banned --json` of another machine, each for the time it has left',
+                ban_addresses, answer_ban),
+    'fail': Verb('[-j JAIL] [-n N] [-u USER] ADDRESS...', ['jail='], 1, ANY,
+                 'count failures that a program of your own has seen; enough of them are a ban',
+                 count_failures, answer_fail),
     'unban': Verb('[-j JAIL] ADDRESS... | --all', ['jail=', 'all'], 0, ANY,
                   'lift the bans that touch these and forget '
                   'their failures (not how often they were '
@@ -10823,7 +11111,9 @@ class Replay:
 
     def __init__(self, config, machine):
         jails = Jails(config, machine.read_or_none, machine.guard)
-        jails.protect(machine.networks())
+        lists = Lists(machine, lambda where, trouble: None)
+        lists.read(jails.files())
+        jails.protect(machine.networks(), lists.files)
         self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
         self.keep_for = config['dbpurgeage']
         self.wall = machine.wall
@@ -12998,10 +13288,9 @@ def dispatch(argv):
             known = ' '.join(COMMANDS)
             raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known),
                           os.EX_USAGE)
-        if 'jail=' in verb.flags:
-            short = 'c:hj:t:'
-        else:
-            short = 'c:h'
+        short = 'c:h' + ('j:' if 'jail=' in verb.flags else '')
+        for letter in re.findall(r'-([a-ik-z]) [A-Z]', verb.arguments):
+            short += letter + ':'
         options, words = getopt.gnu_getopt(rest[1:], short, verb.flags + ['help'])
     except getopt.GetoptError as e:
         raise Problem('%s (see --help)' % e, os.EX_USAGE) from None

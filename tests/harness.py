@@ -297,7 +297,7 @@ def jail(name='sshd', **options):
     """A Jail with the built-in filter of that name."""
     settings = config(**options).options(name)
     made = banwatch.Jail(name, settings, banwatch.load_filter(name) if name in banwatch.FILTERS else None)
-    made.protect([])
+    made.protect([], {})
     return made
 
 

@@ -175,7 +175,7 @@ def test_ban_and_unban_by_hand(house):
     assert answer == {'banned': ['192.0.2.7', '198.51.100.0/24'], 'seconds': 3600, 'refused': [], 'trouble': ''}
     assert {row['jail'] for row in house.ask('banned')['banned']} == {'manual'}
     answer = house.ask('unban', networks=['198.51.100.77', '203.0.113.9'])
-    assert answer == {'unbanned': ['198.51.100.0/24'], 'missing': ['203.0.113.9'], 'trouble': ''}
+    assert answer == {'unbanned': ['198.51.100.0/24'], 'missing': ['203.0.113.9'], 'listed': [], 'trouble': ''}
     assert house.banned() == ['192.0.2.7']
 
 

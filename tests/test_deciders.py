@@ -11,7 +11,7 @@ class Court:
     def __init__(self, name='sshd', limit=1000, maxbans=1000, protected=(), **options):
         jails = banwatch.Jails(config())
         self.jail = jails.by_name[name] = jail(name, **options)
-        self.jail.protect([banwatch.make_exempt(text, why) for text, why in protected])
+        self.jail.protect([banwatch.make_exempt(text, why) for text, why in protected], {})
         self.luck = 0.0
         self.judge = banwatch.Judge(jails, limit, maxbans, lambda: self.luck)
         self.fails, self.bans = self.judge.fails, self.judge.bans

@@ -338,7 +338,7 @@ def test_a_long_path_hides_no_guess():
 
 def test_a_login_that_luci_logs_forgives_nobody():
     jails = banwatch.Jails(banwatch.Config())
-    jails.protect([])
+    jails.protect([], {})
     jail = jails.by_name['luci']
     for _, seen in sightings(jails, luci('luci: accepted login on / for root from 192.0.2.7')):
         banwatch.Judge(jails, 9, 9, lambda: 0).weigh(jail, seen)
@@ -623,7 +623,7 @@ def test_guesses_at_another_account_are_not_forgotten_by_a_login_of_ones_own(sai
 def test_a_login_forgives_one_guess_not_what_has_piled_up():
     jails = banwatch.Jails(banwatch.Config())
     jail, judge = jails.by_name['sshd'], banwatch.Judge(jails, 9, 9, lambda: 0)
-    jail.protect([])
+    jail.protect([], {})
     for seen in (banwatch.LogEvent('192.0.2.9', 'bob', 0, True, 0.0), banwatch.LogEvent('192.0.2.9', 'bob', 1, False, 1.0),
                  banwatch.LogEvent('192.0.2.9', 'bob', 8, False, 2.0)):
         offence = judge.weigh(jail, seen)
