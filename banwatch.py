@@ -334,6 +334,16 @@ def exempt_reason(text, ranges):
     return ''
 
 
+def wider_networks(net):
+    """The networks around one that its ban may be widened to, the smallest first."""
+    ip, _, prefix = net.partition('/')
+    if ':' in net:
+        steps, prefix = (56, 48), int(prefix or 128)
+    else:
+        steps, prefix = (24,), int(prefix or 32)
+    return [network_of('%s/%d' % (ip, step)) for step in steps if step < prefix]
+
+
 def networks_overlap(one, other):
     """True if two networks share an address."""
     version, first, last = span(one)
@@ -434,6 +444,13 @@ def positive_count(text):
     if not text.isdigit() or not 1 <= int(text) <= 1000000:
         raise ValueError('is not a number from 1 to 1000000')
     return int(text)
+
+
+def count_or_none(text):
+    """The same, or 0 for off."""
+    if text == '0':
+        return 0
+    return positive_count(text)
 
 
 def unless(word, read):
@@ -795,6 +812,14 @@ OPTIONS = [Option(*row) for row in (
      'Count and ban IPv4 addresses by networks of this size.'),
     ('DEFAULT', 'ipv6prefix', prefix_length(32, 128), '64',
      'The same for IPv6, where an attacker owns a /64.'),
+    ('DEFAULT', 'widen', count_or_none, '4',
+     'So many networks of one IPv6 /56 banned at a time, and all of it is, for the longest of\n'
+     'them; so many such /56, or the square of that of smaller ones, and the /48 is. 0: never.'),
+    ('DEFAULT', 'widen4', count_or_none, '0',
+     'The same for an IPv4 /24, which has more than one owner.'),
+    ('DEFAULT', 'maxnetworks', count_or_none, '10',
+     'An account that exists here and that so many networks have tried within six findtimes is\n'
+     'under siege until a day after the last: two failures within a day are a ban then. 0: never.'),
     ('report', 'to', mailboxes, 'root', 'Who gets it; several with commas.'),
     ('report', 'from', mailbox, '', 'Its sender. Empty: root at this host\'s name.'),
     ('report', 'sendmail', command_line, 'sendmail -t -i',
@@ -2943,6 +2968,9 @@ class Bans:
         self.lists = {}
         self.ends = []               # heap of (until, key); rows that no longer hold are skipped
         self.dropped = 0             # bans that `limit` has cost
+        # (jail, a network around, is it of /56?) -> how many banned ones lie in it
+        self.crowds = collections.Counter()
+        self.crowded4 = ()           # jails that widen bans of IPv4, too
 
     def earlier(self, jail, network, jails=None):
         """How many bans the network has behind it, in `jail` or in all `jails`."""
@@ -2964,7 +2992,8 @@ class Bans:
 
     def put(self, ticket, now):
         """Takes in a ticket, new or restored."""
-        self.tickets.pop(ticket.key, None)
+        if not self.tickets.pop(ticket.key, None):
+            self.count_crowd(ticket, 1)
         self.tickets[ticket.key] = ticket
         if ticket.until is not None:
             heapq.heappush(self.ends, (ticket.until, ticket.key))
@@ -2980,7 +3009,20 @@ class Bans:
         return ticket
 
     def remove(self, key):
-        return self.tickets.pop(key, None)
+        ticket = self.tickets.pop(key, None)
+        if ticket:
+            self.count_crowd(ticket, -1)
+        return ticket
+
+    def count_crowd(self, ticket, n):
+        """Counts a ticket of IPv6 for the networks around it (those of IPv4 too, in a jail that
+        widens them)."""
+        if ':' in ticket.network or ticket.jail in self.crowded4:
+            for wide in wider_networks(ticket.network):
+                key = ticket.jail, wide, ticket.network.endswith('/56')
+                self.crowds[key] += n
+                if not self.crowds[key]:
+                    del self.crowds[key]
 
     def next_end(self):
         """The ticket that ends first, None if none ever does."""
@@ -3019,6 +3061,9 @@ class Jail:
         if filter and options['action']:
             filter.keep_matches = True
         self.failures = self.banned = self.ignored = 0         # since the start
+        # is its log no text of strangers', as far as is known?
+        self.believed = bool(options['ignorelogin']) and not any(
+            spec.startswith('udp:') for spec in options['source'])
 
     def protect(self, machine, files):
         """Sets what is never banned: ignoreip (`files` is path -> networks of a list), and with
@@ -3110,6 +3155,9 @@ class Jails:
         for jail in self.watching():
             self.sources += jail.options['source']
         self.sources = list(dict.fromkeys(self.sources))
+        if any(spec.startswith('udp:') for spec in self.everywhere):
+            for jail in self.by_name.values():
+                jail.believed = jail.believed and bool(jail.options['source'])
         self.find_guards()
 
     def find_guards(self):
@@ -3133,6 +3181,10 @@ class Jails:
                     before.filter.keep_matches = jail.filter.keep_matches
                     jail.filter = before.filter                # with all that it knows
         self.find_guards()
+
+    def crowded4(self):
+        """Names of the jails that widen bans of IPv4."""
+        return {name for name, jail in self.by_name.items() if jail.options['widen4']}
 
     def files(self):
         """Paths of the lists that ignoreip and banip name."""
@@ -3242,6 +3294,10 @@ class Judge:
         self.jails = jails
         self.fails, self.bans = Fails(maxtracked), Bans(maxbans)
         self.chance = chance         # () -> a random number from 0 to 1
+        self.accounts = set()        # names that exist on this machine
+        self.targets = Recent(20)    # such a name -> {network: its last two failures}
+        self.sieges = Recent(20)     # ... that is under siege -> until when
+        self.homes = Recent(200)     # (user, network) -> when he logged in from there last
         # functions of (outcome, jail name, network, LogEvent, why exempt or '')
         self.told = ()
 
@@ -3267,11 +3323,16 @@ class Judge:
                 self.fails.take_back(key, event.guesses)
             if jail.options['ignorelogin'] and key not in self.bans.tickets:
                 jail.note_login(event)
+                self.homes.put((event.user, key[1]), event.when)
         return None
 
     def count(self, jail, key, event):
         """The same for a failure that counts."""
         options = jail.options
+        if key not in self.bans.tickets and ':' in key[1]:
+            for wide in wider_networks(key[1]):
+                if (jail.name, wide) in self.bans.tickets:
+                    key = jail.name, wide
         if key in self.bans.tickets:
             ticket = self.bans.heard(key)
             if event.when > ticket.since + UNDER_WAY:
@@ -3282,7 +3343,9 @@ class Judge:
         n = self.fails.add(key, event.when, event.guesses, options['findtime'], options['maxretry'])
         if event.told:
             jail.note_match(key, event.told, n)
-        if n < options['maxretry']:
+        if event.user in self.accounts and self.besieged(jail, key[1], event):
+            n = max(n, 2)
+        elif n < options['maxretry']:
             return None
         if options['bantime.overalljails']:
             everywhere = self.jails.by_name
@@ -3291,6 +3354,30 @@ class Judge:
         seconds = ban_length(options, self.bans.earlier(jail.name, key[1], everywhere),
                              self.chance())
         return BanOrder(key[1], max(n, event.guesses), seconds, jail.matches.pop(key, None))
+
+    def besieged(self, jail, net, event):
+        """Is this the second failure of a network within a day, of an account under siege? Logs
+        that can be forged neither start a siege nor feel it, else they would shut out others; nor
+        do networks from which that user has logged in within a month."""
+        most, user, when = jail.options['maxnetworks'], event.user, event.when
+        if not (most and jail.believed):
+            return False
+        if when - self.homes.get((user, net), float('-inf')) < 30 * DAY:
+            return False
+        networks = self.targets.get(user)
+        if networks is None:
+            networks = Recent(1000)
+        self.targets.put(user, networks)
+        seen = [moment for moment in networks.get(net, ()) if moment > when - DAY]
+        networks.put(net, (seen + [when] * min(2, event.guesses))[-2:])
+        since, lately = when - 6 * jail.options['findtime'], 0
+        for moments in reversed(list(networks.values())):      # the latest are the last
+            if moments[-1] <= since or lately == most:
+                break
+            lately += 1
+        if lately == most:
+            self.sieges.put(user, when + DAY)
+        return self.sieges.get(user, 0) > when and len(networks[net]) > 1
 
     @staticmethod
     def longer(ticket, options, event):
@@ -3322,6 +3409,25 @@ class Judge:
                 if isinstance(other.filter, History) and as_wide(
                         jail.options, other.options, self.jails.hooks):
                     yield other, LogEvent(network, None, 1, False, now)
+
+    def widening(self, jail, network, now):
+        """(BanOrder for a network around one that was just banned, the Tickets that it makes
+        needless) where too many others in it are banned; None if there is no such one."""
+        if ':' in network:
+            most = jail.options['widen']
+        else:
+            most = jail.options['widen4']
+        for wide in wider_networks(network) if most else ():
+            few, many = (self.bans.crowds[jail.name, wide, of56] for of56 in (False, True))
+            limit = most * most if wide.endswith('/48') else most
+            if few + most * many >= limit and not jail.refusal(wide):
+                tickets = [ticket for ticket in self.bans.tickets.values()
+                           if ticket.jail == jail.name and networks_overlap(ticket.network, wide)]
+                lefts = [ticket.left(now) for ticket in tickets]
+                seconds = FOREVER if FOREVER in lefts else max(lefts)
+                failures = sum(ticket.failures for ticket in tickets)
+                return BanOrder(wide, failures, seconds), tickets
+        return None
 
     def leaving(self, now):
         """Yields (Ticket, why) of those that have to go; the caller removes each. Those that
@@ -4145,6 +4251,7 @@ def offloads(shown):
 #      "bans":    [[jail, network, seconds left (-1: for ever), seconds since its start, count,
 # failures]]
 #      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
+#      "homes":   [[user, network, seconds since he logged in from there]]
 #      "report":  {...}}                    what a wing of that name has to keep
 #   and in the live one
 #     "unkept":  s                         seconds for which the kept one has lacked something of
@@ -4163,10 +4270,11 @@ TOO_LONG = 10 * 365 * DAY            # no router is off for so long: its clock i
 KEPT_BYTES = 1 << 20                 # 20,000 bans; jffs2 and ubifs write half as much
 KEPT_ROWS = 50                       # that a wing may keep on flash of each of its parts
 
-Pieces = collections.namedtuple('Pieces', 'bans fails logins sources wings')
+Pieces = collections.namedtuple('Pieces', 'bans fails logins sources wings homes')
+Pieces.__new__.__defaults__ = {},
 Restored = collections.namedtuple('Restored', (
-    'tickets history fails logins sources state lost age booted offset dirty_since killed written '
-    'path'))
+    'tickets history homes fails logins sources state lost age booted offset dirty_since killed '
+    'written path'))
 
 
 def packed(value):
@@ -4174,11 +4282,12 @@ def packed(value):
     return json.dumps(value, separators=(',', ':'))
 
 
-def dump(bans, fails, logins, sources, wings, clocks, dirty_since=None, running=True):
+def dump(bans, fails, logins, sources, wings, homes, clocks, dirty_since=None, running=True):
     """The live state as text. `clocks` is (boot id, ticks, wall); `dirty_since` is since when the
     kept one lacks something; `running` whether the daemon goes on."""
     now = clocks[1]
     state, rows = dump_bans(bans, clocks)
+    rows['homes'] = dump_homes(homes, now)
     state.update((wing.name, wing.dump(now)) for wing in wings if wing.keeps)
     state['sources'] = sources
     state['running'] = running
@@ -4208,11 +4317,17 @@ def dump_bans(bans, clocks):
         'history': ([jail, net, n, round(now - last, 2)] for (jail, net), (n, last) in latest)}
 
 
-def dump_kept(bans, wings, clocks):
+def dump_homes(homes, now):
+    """Rows of who has logged in from where, the latest first."""
+    return [[user, net, round(now - when)] for (user, net), when in reversed(list(homes.items()))]
+
+
+def dump_kept(bans, wings, homes, clocks):
     """(the kept state as text, at most KEPT_BYTES: the wings, the longest bans, the latest history;
     how many bans have no room)."""
     state, rows = dump_bans(bans, clocks)
     kept = {wing.name: wing.dump(clocks[1], True, KEPT_ROWS) for wing in wings if wing.keeps}
+    kept['homes'] = dump_homes(homes, clocks[1])
     room = KEPT_BYTES - 200 - len(packed(kept))
     state.update(kept)
     for part in rows:
@@ -4258,7 +4373,8 @@ def load(text, clocks):
     except ValueError:
         pass
     return Restored(
-        restored['bans'], dict(restored['history']), dict(restored['fails']),
+        restored['bans'], dict(restored['history']), dict(restored['homes']),
+        dict(restored['fails']),
         dict(restored['logins']),
         sources, state, lost, gone, not same_boot, offset, dirty_since,
         same_boot and state.get('running') is True, written, '')
@@ -4331,7 +4447,16 @@ def load_login(row, now, gone):
     return checked_key(jail, ip) + (user,), now + checked_number(left) - gone
 
 
-LOADERS = {'bans': load_ban, 'history': load_history, 'fails': load_fails, 'logins': load_login}
+def load_home(row, now, gone):
+    """((user, network), moment) in a row."""
+    user, net, age = row
+    if type(user) is not str or type(net) is not str:
+        raise ValueError('not a login')
+    return (user[:MOST_TEXT], network_of(net)), now - checked_number(age) - gone
+
+
+LOADERS = {'bans': load_ban, 'history': load_history, 'homes': load_home, 'fails': load_fails,
+           'logins': load_login}
 
 
 # ==== the water line: everything above decides, everything below acts ========================
@@ -6726,7 +6851,8 @@ class Store:
         self.keep_timer = None
         if self.flash_dirty:
             pieces = self.collect()
-            text, left = dump_kept(pieces.bans, pieces.wings, clocks or self.machine.clocks())
+            text, left = dump_kept(pieces.bans, pieces.wings, pieces.homes,
+                                   clocks or self.machine.clocks())
             self.flash_dirty = not self.write(self.flash, text)
             self.note('state', left and '%s no room in %s: they do not outlive a reboot' % (
                 plural(left, 'ban has', 'bans have'), self.flash))
@@ -7100,6 +7226,7 @@ class Daemon:
         self.judge = Judge(jails, config['maxtracked'], self.most_bans, machine.chance)
         self.wall = Wall(machine, self.judge.bans, self.refused, self.note, self.tell_incident,
                          self.tell_drops, dry_run)
+        self.judge.bans.crowded4 = jails.crowded4()
         self.store = Store(machine, config, self.note, self.pieces, self.tell_written)
         self.lists = Lists(machine, self.note)
         self.with_matches = collections.deque()    # the latest tickets that have log lines
@@ -7148,6 +7275,7 @@ class Daemon:
             if not self.machine.writable(self.config['state']):
                 self.note(self.config['state'], 'cannot be written')
         self.protect()
+        self.judge.accounts = set(self.machine.accounts())
         self.set_firewall()
         if not self.dry_run:
             self.machine.rule_events(self.wall.rules_changed)
@@ -7193,6 +7321,8 @@ class Daemon:
                 bans.put(ticket, now)
             else:                                  # nobody else has told of its end
                 self.tell_wings('unbanned', ticket, ENDED)
+        for key, when in sorted(state.homes.items(), key=lambda row: row[1]):
+            self.judge.homes.put(key, when)
         for key, seen in state.fails.items():
             self.judge.fails.put(key, seen)
         for (name, ip, user), until in state.logins.items():
@@ -7223,7 +7353,8 @@ class Daemon:
             for (ip, user), until in jail.logins.items():
                 logins[jail.name, ip, user] = until
         known = {source: position for source, position in self.positions.items() if position}
-        return Pieces(self.judge.bans, self.judge.fails, logins, known, self.wings)
+        return Pieces(self.judge.bans, self.judge.fails, logins, known, self.wings,
+                      self.judge.homes)
 
     # who is told
     def note(self, where, trouble):
@@ -7363,6 +7494,13 @@ class Daemon:
         if order:
             self.ban(jail, order.network, order.seconds, order.failures, order.matches)
 
+    def note_sieges(self, now):
+        """Reports accounts that many networks guess at, each with few failures."""
+        self.judge.accounts = set(self.machine.accounts())
+        names = sorted(user for user, until in self.judge.sieges.items() if until > now)
+        self.note('siege', names and 'many networks guess at %s, each a little: until a day after '
+                  'the last, two failures within a day are a ban' % ', '.join(names))
+
     def note_ineffective(self):
         """Reports bans that stop nobody: failures go on, well after they have come into force."""
         found = [ticket for ticket in self.judge.bans.tickets.values()
@@ -7415,6 +7553,12 @@ class Daemon:
         if new and failures:
             for other, event in self.judge.after_ban(jail, network, now):
                 self.weigh(other, event)
+            wider = self.judge.widening(jail, network, now)
+            if wider:
+                order, tickets = wider
+                for ticket in tickets:
+                    self.unban(ticket, 'within %s' % order.network)
+                self.ban(jail, order.network, order.seconds, order.failures)
         return ''
 
     def unban(self, ticket, why, log=True):
@@ -7526,6 +7670,7 @@ class Daemon:
         self.loop.after(MINUTE, self.minute)
         self.protect()
         self.judge.purge(now, self.config['dbpurgeage'])
+        self.note_sieges(now)
         self.heal(self.judge.jails.guards, self.machine.wall())
         self.look_at_clock(now, self.machine.wall())
         self.note_ineffective()
@@ -7574,6 +7719,7 @@ class Daemon:
         for jail in self.judge.jails.by_name:
             self.note(jail, '')
         self.judge.jails, self.config = jails, config
+        self.judge.bans.crowded4 = jails.crowded4()
         self.judge.fails.recent.limit = config['maxtracked']
         self.most_bans = self.room_for_bans(config)
         self.store.save_every = config['save']
@@ -11115,6 +11261,8 @@ class Replay:
         lists.read(jails.files())
         jails.protect(machine.networks(), lists.files)
         self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
+        self.judge.accounts = set(machine.accounts())
+        self.judge.bans.crowded4 = jails.crowded4()
         self.keep_for = config['dbpurgeage']
         self.wall = machine.wall
         self.latest = NO_DATE        # the time of the last line that has one
@@ -11168,8 +11316,10 @@ class Replay:
             if order:
                 self.obey(jail, event, order, dated)
 
-    def release(self, when):
-        """Drops the bans that are over, or too many."""
+    def release(self, when, tickets=()):
+        """Drops bans, and those that are over, or too many."""
+        for ticket in tickets:
+            self.judge.bans.remove(ticket.key)
         for ticket, _ in self.judge.leaving(when):
             self.judge.bans.remove(ticket.key)
 
@@ -11186,6 +11336,11 @@ class Replay:
             order = self.judge.weigh(other, more)
             if order:
                 self.obey(other, more, order, dated)
+        wider = self.judge.widening(jail, ticket.network, event.when)
+        if wider:
+            order, tickets = wider
+            self.release(event.when, tickets)
+            self.obey(jail, event, order, dated)
 
 
 SOME_TIME = Regex(br'\d\d:\d\d:\d\d|\b\d{10}\b')

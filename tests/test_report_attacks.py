@@ -128,9 +128,9 @@ def test_what_an_attacker_has_filled_leaves_room_for_the_bans_on_flash(letter):
         report.logins_reported[letter * 40, '192.0.2.%d' % n] = 1
     for n in range(250):
         bans.add('sshd', '203.0.113.%d' % n, 0, 600, 5)
-    kept, left = banwatch.dump_kept(bans, [report], ('boot', 10, banwatch.SANE))
+    kept, left = banwatch.dump_kept(bans, [report], {}, ('boot', 10, banwatch.SANE))
     assert len(kept) <= banwatch.KEPT_BYTES and len(json.loads(kept)['bans']) == 250 and not left
-    assert len(banwatch.dump(bans, banwatch.Fails(5), {}, {}, [report], ('boot', 10, banwatch.SANE))) < 8 << 20
+    assert len(banwatch.dump(bans, banwatch.Fails(5), {}, {}, [report], {}, ('boot', 10, banwatch.SANE))) < 8 << 20
 
 
 # --- to learn from it

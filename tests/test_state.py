@@ -33,7 +33,7 @@ def some_state():
 
 def dumped(**more):
     bans, fails = some_state()
-    text = banwatch.dump(bans, fails, {('sshd', '192.0.2.5', 'root'): NOW + 99}, {'/log': [1]}, [banwatch.Report(NOW)], clocks())
+    text = banwatch.dump(bans, fails, {('sshd', '192.0.2.5', 'root'): NOW + 99}, {'/log': [1]}, [banwatch.Report(NOW)], {('root', '192.0.2.5'): NOW - 50}, clocks())
     return dict(json.loads(text), **more)
 
 
@@ -76,8 +76,8 @@ def test_a_state_written_before_the_clock_was_set_counts_no_time_either():
 
 def test_the_kept_copy_holds_bans_and_history_but_no_failures():
     bans, fails = some_state()
-    kept = json.loads(banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())[0])
-    assert set(kept) == {'banwatch', 'boot', 'ticks', 'wall', 'bans', 'history', 'report'}
+    kept = json.loads(banwatch.dump_kept(bans, [banwatch.Report(NOW)], {}, clocks())[0])
+    assert set(kept) == {'banwatch', 'boot', 'ticks', 'wall', 'bans', 'history', 'homes', 'report'}
     assert until(banwatch.load(json.dumps(kept), clocks())) == {'192.0.2.7': NOW + 500, '2001:db8::/64': None}
 
 
@@ -86,7 +86,7 @@ def test_the_kept_copy_is_bounded_and_the_longest_remaining_come_first():
     for n in range(30000):
         bans.add('sshd', '10.%d.%d.7' % (n >> 8, n & 255), NOW, 100 + n, 5)
     bans.add('sshd', '192.0.2.7', NOW, banwatch.FOREVER, 5)
-    text, left = banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())
+    text, left = banwatch.dump_kept(bans, [banwatch.Report(NOW)], {}, clocks())
     assert 1000 * 1024 < len(text) <= banwatch.KEPT_BYTES == 1 << 20
     rows = json.loads(text)['bans']
     assert left == 30001 - len(rows) > 0
@@ -99,7 +99,7 @@ def test_a_thousand_bans_cost_far_less_than_a_megabyte():
     bans = banwatch.Bans(20000)
     for n in range(1000):
         bans.add('sshd', '10.%d.%d.7' % (n >> 8, n & 255), NOW, 600, 5)
-    assert len(banwatch.dump_kept(bans, [banwatch.Report(NOW)], clocks())[0]) < 120000
+    assert len(banwatch.dump_kept(bans, [banwatch.Report(NOW)], {}, clocks())[0]) < 120000
 
 
 # --- hostile and torn files
