@@ -23,7 +23,7 @@ What it touches, as root
     reads     the log files, its conf, filters (filter.d beside the conf, /etc/banwatch/filter.d,
               /etc/fail2ban/filter.d), /proc, the resolv.conf files, addresses and routes (netlink).
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told
-              otherwise.
+              otherwise; on TCP only if `source = trap:...`.
 
 Map, from the ground up; a section names only itself and what stands above it:
 
@@ -32,7 +32,7 @@ Map, from the ground up; a section names only itself and what stands above it:
         ~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
         Machine  Worker  Sources  Wall  Store  Control  Daemon  Commands            act
     Part II, the wings: told what happens, they can neither ban nor run a firewall command
-        Language  Actions  Tally  Digest  Summary  Replay  Doctor  Install
+        Language  Actions  Tally  Digest  Summary  Replay  Doctor  Install  Gate
     Part III: Appendix (built-in filters, rules, date forms, init scripts), Main
 
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
@@ -83,9 +83,10 @@ binascii, bisect, fcntl, glob, heapq, ipaddress, json, random, sched, selectors 
 shlex, signal, socket, stat, struct, subprocess, termios, textwrap, warnings = (
     LazyModule(name, True)
     for name in 'shlex signal socket stat struct subprocess termios textwrap warnings'.split())
-_socket, difflib, getopt, gzip, marshal, shutil, syslog, tempfile, traceback, zlib = (
+_socket, bz2, difflib, getopt, gzip, marshal, shutil, syslog, tempfile, traceback, zlib = (
     LazyModule(name, False)
-    for name in '_socket difflib getopt gzip marshal shutil syslog tempfile traceback zlib'.split())
+    for name in '_socket bz2 difflib getopt gzip marshal shutil syslog tempfile traceback zlib'
+    .split())
 
 VERSION = '0.1'
 
@@ -595,7 +596,8 @@ def prefix_length(least, most):
 
 
 SOURCE = Regex(r'auto|logread|journalctl|-|/\S.*|fifo:/\S.*|exec:/\S.*|'
-               r'udp:(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
+               r'(?:udp|trap:(?:telnet|rlogin|ssh|http|tcp)):'
+               r'(?:(?:\[[\da-fA-F:]+\]|[\d.]+):)?(?P<port>\d{1,5})')
 
 
 def source_list(text):
@@ -604,7 +606,8 @@ def source_list(text):
     if bad:
         raise ValueError(
             '%s: no log source (one a line: auto, logread, journalctl, /var/log/messages, '
-            'fifo:/PATH, udp:127.0.0.1:5514, exec:/PROGRAM ARGS, -)' % quoted(' | '.join(bad)))
+            'fifo:/PATH, udp:127.0.0.1:5514, trap:telnet:23, exec:/PROGRAM ARGS, -)'
+            % quoted(' | '.join(bad)))
     return text_rows(text)
 
 
@@ -753,7 +756,8 @@ OPTIONS = [Option(*row) for row in (
     ('DEFAULT', 'filter', str, '',
      'The filter of a jail: NAME or NAME[option=value]. Empty: the one that is named like the\n'
      'jail. Looked for in filter.d beside this file, in /etc/banwatch/filter.d, among the\n'
-     "built-in ones, in /etc/fail2ban/filter.d (fail2ban's files work as they are)."),
+     "built-in ones, in /etc/fail2ban/filter.d (fail2ban's files work as they are). none: no log,\n"
+     'but what `fail` and gates tell.'),
     ('DEFAULT', 'program', valid_regex, '',
      'A regex for the tag that its lines have, if it is not the one that the filter expects: that\n'
      'of a container, as vaultwarden-\\d+ or docker/mail.'),
@@ -770,7 +774,8 @@ OPTIONS = [Option(*row) for row in (
     ('DEFAULT', 'datepattern', str, '', 'How lines are dated, if in none of the usual ways.'),
     ('DEFAULT', 'ignoreregex', text_rows, '', 'Lines that match one of these are never failures.'),
     ('DEFAULT', 'source', source_list, '',
-     'A log for this jail alone (also called logpath). Empty: those of [banwatch].'),
+     'A log for this jail alone (also called logpath). Empty: those of [banwatch]. For [trap]:\n'
+     'trap:PROTOCOL:PORT or trap:PROTOCOL:ADDR:PORT; telnet, rlogin, ssh, http or tcp.'),
     ('DEFAULT', 'port', port_list, '',
      'Ports that a ban closes: numbers, names, ranges, at most 15. Empty: all of them. Behind a\n'
      'port forward, that is the inner port.'),
@@ -888,6 +893,7 @@ JAILS = {
     'adguardhome': dict(OFF, port='http,https,3000'), 'vaultwarden': dict(OFF, port='http,https'),
     'home-assistant': dict(OFF, port='http,https,8123'), 'nextcloud': dict(OFF, port='http,https'),
     'proxmox': OFF, 'pam-generic': OFF, 'mikrotik': OFF,
+    'trap': dict(OFF, maxretry='2', findtime='1d', bantime='1d', ignorelogin='0'),
     'recidive': dict(OFF, maxretry='5', findtime='1d', bantime='1w'),
     'kernel-scan': dict(OFF, maxretry='15', forward='false')}
 NOTES = {
@@ -906,6 +912,9 @@ NOTES = {
         '; RouterOS by UDP. Its lines have no tag, so they need a source of their own:\n'
         '; source = udp:192.168.1.1:514. A ban closes this machine and what it forwards; only an\n'
         '; `action` can tell the RouterOS device.',
+    'trap': '; Servers that let nobody in: whoever talks to them is up to something. Needs a\n'
+            '; `source = trap:telnet:23`, and a firewall that lets it be reached. A connection\n'
+            '; counts one, each password one.',
     'recidive': '; Who has been banned by the other jails so often is banned for longer, from\n'
                 '; everything. It counts only bans that close at least what its own do: not\n'
                 '; those of luci, unless it says `port = http,https` itself.',
@@ -3253,6 +3262,8 @@ def jail_filter(name, options, conf, read, guard):
         if options[key]:
             params[key] = str(options[key])
     check_own(own)
+    if options['filter'] == 'none':
+        return None
     if own and not options['filter']:
         return own_filter(params, own, ignore, guard)
     if '/' in spec.partition('[')[0] and not spec.startswith('/'):
@@ -5039,9 +5050,14 @@ class Machine:
         with open(path, 'rb') as f:
             return zlib.decompress(f.read(), GZIP)
 
+    def unpacked(self, path):
+        """The bytes in a file that bzip2 has made."""
+        with open(path, 'rb') as f:
+            return bz2.decompress(f.read())
+
     def compile(self, path, hashed=False):
-        """Puts the byte code of a source beside it (both in gzip's form), as the loader that
-        `install` writes wants it; with a hash instead of a time, where others may change that."""
+        """Puts the byte code of a packed source beside it, packed, as the loader that `install`
+        writes wants it; with a hash instead of a time, where others may change that."""
         import importlib.util
         with open(path, 'rb') as f:
             there = f.read()
@@ -5052,7 +5068,7 @@ class Machine:
         # by another Python: where in a line something stands takes a third of all room
         made = subprocess.run(
             [sys.executable, '-IS', '-X', 'no_debug_ranges', '-c', COMPILE],
-            input=zlib.decompress(there, GZIP), stdout=subprocess.PIPE, check=True).stdout
+            input=bz2.decompress(there), stdout=subprocess.PIPE, check=True).stdout
         made = importlib.util.MAGIC_NUMBER + head + made
         self.replace(self.byte_code(path), gzipped(made), 0o644)
 
@@ -5934,6 +5950,290 @@ class Datagrams(Source):
             self.sock = None
 
 
+TRAP_CLIENTS, CLIENTS_OF_ONE = 32, 4           # at a time: of a trap, and of one address
+LINE_BYTES, CLIENT_BYTES = 512, 4096           # that are taken from a client: a line, in all
+SESSION_LIMIT, IDLE_LIMIT = 30, 10             # seconds
+MOST_GUESSES = 3                               # of a session, as login(1) has it
+Ask = collections.namedtuple('Ask', 'echo')    # what a trap's script yields: it wants a line,
+Guess = collections.namedtuple('Guess', 'name')   # somebody has guessed,
+Pause = collections.namedtuple('Pause', 'seconds')   # time is to go by; or bytes to be sent
+
+
+class Trap(Source):
+    """A server that lets nobody in. It tells its jail of each connection and each guess, and no
+    text of a client's but the name. Nothing here blocks, and everything has a limit."""
+    sock = None
+
+    def open(self, position):
+        protocol, host, port = self.argument
+        self.protocol, self.script = protocol, TRAP_SCRIPTS[protocol]
+        self.clients = set()
+        if not (host or os.path.exists('/proc/net/if_inet6')):
+            host = '0.0.0.0'                       # a kernel without IPv6
+        self.sock = socket.socket(socket.AF_INET if '.' in host else socket.AF_INET6,
+                                  socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not host:                               # IPv4, too
+            self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.sock.bind((host or '::', port))
+        self.sock.listen(CLIENTS_OF_ONE)
+        self.listen()
+
+    def listen(self):
+        if self.sock is not None:
+            self.loop.watch(self.sock, self.accept)
+
+    def accept(self):
+        try:
+            sock, peer = self.sock.accept()
+        except BlockingIOError:
+            return
+        except OSError:                            # it has gone, or no descriptor is free
+            self.loop.unwatch(self.sock)
+            self.timer = self.loop.after(1, self.listen)
+            return
+        ip = address(peer[0])
+        self.tell(ip, 'connect')
+        same = sum(client.ip == ip for client in self.clients)
+        if len(self.clients) >= TRAP_CLIENTS or same >= CLIENTS_OF_ONE:
+            sock.close()
+        else:
+            client = TrapClient(sock, ip, self)
+            if client.sock.fileno() >= 0:          # it has not gone already
+                self.clients.add(client)
+
+    def tell(self, ip, what):
+        """Hands over a line for the filter `trap`."""
+        line = 'trap: %s %s %s' % (ip, self.protocol, what)
+        self.hand_over(printable(line).encode('utf-8', 'backslashreplace') + b'\n')
+
+    def shut(self):
+        if self.sock is not None:
+            for client in list(self.clients):
+                client.close()
+            self.loop.unwatch(self.sock)
+            self.sock.close()
+            self.sock = None
+
+
+class TrapClient:
+    """One connection to a trap, which runs a script of its own."""
+
+    def __init__(self, sock, ip, trap):
+        self.sock, self.ip, self.trap, self.loop = sock, ip, trap, trap.loop
+        # what has come of a line; is a LF that comes next the rest of the last one's end?
+        self.line, self.skip_lf = b'', False
+        self.waits = None                          # the Ask under way
+        self.taken, self.guesses, self.names = 0, 0, []
+        self.telnet = Telnet() if trap.protocol == 'telnet' else None
+        self.script = trap.script(trap.machine.host())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        self.loop.watch(sock, self.readable)
+        self.limit = self.loop.after(SESSION_LIMIT, self.close)
+        self.idle = self.loop.after(IDLE_LIMIT, self.close)
+        self.go_on(None)
+
+    def go_on(self, line):
+        """Runs the script until it waits for a line, or for time to go by."""
+        try:
+            step = self.script.send(line)
+            while True:
+                if isinstance(step, Ask):
+                    self.waits = step
+                    return
+                if isinstance(step, Pause):
+                    self.waits = None
+                    self.loop.after(step.seconds, functools.partial(self.after_pause, self.script))
+                    return
+                if isinstance(step, Guess):
+                    self.guess(step.name)
+                else:
+                    self.sock.send(step)
+                step = next(self.script)
+        except (StopIteration, OSError):           # it is over, or the client takes nothing
+            self.close()
+
+    def after_pause(self, script):
+        if self in self.trap.clients:
+            self.go_on(None)
+            self.take(b'')
+
+    def guess(self, name):
+        """Somebody has tried a password."""
+        name = name.decode('utf-8', 'backslashreplace')[:64]
+        self.guesses += 1
+        self.names.append(name)
+        self.trap.tell(self.ip, 'guess' + (' ' + name if name.strip() else ''))
+
+    def readable(self):
+        try:
+            data = self.sock.recv(LINE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b''
+        self.taken += len(data)
+        if not data or self.taken > CLIENT_BYTES:
+            self.close()
+            return
+        self.loop.cancel(self.idle)
+        self.idle = self.loop.after(IDLE_LIMIT, self.close)
+        if self.telnet:
+            data, answer = self.telnet.feed(data)
+            if answer and not self.send(answer):
+                return
+        self.take(data)
+
+    def take(self, data):
+        """Hands whole lines to the script, and echoes those that may be seen."""
+        self.line = (self.line + data)[:LINE_BYTES * 2]
+        while self.line and self.waits and self in self.trap.clients:
+            if self.skip_lf and self.line[:1] in b'\n\0':
+                self.line = self.line[1:]
+            self.skip_lf = False
+            ends = [at for at in map(self.line.find, (b'\r', b'\n', b'\0')) if at >= 0]
+            if not ends and len(self.line) < LINE_BYTES:
+                return
+            end = min(ends, default=LINE_BYTES)
+            line, self.skip_lf = self.line[:end], self.line[end:end + 1] == b'\r'
+            self.line = self.line[end + 1:]
+            if not self.waits.echo or self.send(line + b'\r\n'):
+                self.go_on(line)
+
+    def send(self, data):
+        """False if the client takes nothing, and is gone therefore."""
+        try:
+            self.sock.send(data)
+            return True
+        except OSError:
+            self.close()
+            return False
+
+    def close(self):
+        if self in self.trap.clients or self.sock.fileno() >= 0:
+            self.trap.clients.discard(self)
+            for timer in self.limit, self.idle:
+                self.loop.cancel(timer)
+            self.loop.unwatch(self.sock)
+            self.sock.close()
+            known = set(self.trap.machine.accounts())
+            names = sorted({name for name in self.names if name in known})
+            self.trap.machine.log('trap %s: %s: %s%s' % (
+                self.trap.protocol, self.ip, plural(self.guesses, 'guess', 'guesses'),
+                ' (%s)' % ', '.join(names) if names else ''))
+
+
+IAC, DONT, DO, WONT, WILL, SB, SE = 255, 254, 253, 252, 251, 250, 240          # RFC 854
+ECHO, SGA, NAWS = 1, 3, 31
+
+
+class Telnet:
+    """Takes telnet's commands out of what a client sends, and refuses what it asks for, once."""
+
+    def __init__(self):
+        self.state, self.command, self.answered = None, 0, set()
+
+    def feed(self, data):
+        """(what is left as text, the answer to the commands)."""
+        text, answer = bytearray(), bytearray()
+        for byte in data:
+            if self.state is None:
+                if byte == IAC:
+                    self.state = IAC
+                else:
+                    text.append(byte)
+            elif self.state == SB:                 # up to IAC SE
+                if byte == IAC:
+                    self.state = SE
+            elif self.state == SE:
+                self.state = None if byte == SE else SB
+            elif self.state == IAC and byte == IAC:
+                text.append(byte)
+                self.state = None
+            elif self.state == IAC and byte in (DO, DONT, WILL, WONT):
+                self.state, self.command = DO, byte
+            elif self.state == IAC:
+                self.state = SB if byte == SB else None
+            else:
+                self.state = None
+                refusal = {DO: WONT, WILL: DONT}.get(self.command)
+                known = (ECHO, SGA) if self.command == DO else (ECHO, SGA, NAWS)
+                if refusal and byte not in known and (self.command, byte) not in self.answered:
+                    self.answered.add((self.command, byte))
+                    answer += bytes((IAC, refusal, byte))
+        return bytes(text), bytes(answer)
+
+
+def telnet_script(host):
+    """What busybox' telnetd and login(1) say."""
+    yield bytes((IAC, DO, ECHO, IAC, DO, NAWS, IAC, WILL, ECHO, IAC, WILL, SGA)) + b'\r\n'
+    for _ in range(MOST_GUESSES):
+        yield ('%s login: ' % host).encode()
+        name = yield Ask(True)
+        if name:
+            yield b'Password: '
+            yield Ask(False)
+            yield Guess(name)
+            yield Pause(WRONG_SECONDS)
+            yield b'\r\nLogin incorrect\r\n'
+
+
+def rlogin_script(host):
+    """rlogind: four strings, of which the third is who wants to be let in (RFC 1282)."""
+    yield Ask(False)
+    yield Ask(False)
+    name = yield Ask(False)
+    yield Ask(False)
+    yield b'\0'
+    for _ in range(MOST_GUESSES):
+        yield b'Password: '
+        yield Ask(False)
+        yield Guess(name)
+        yield Pause(WRONG_SECONDS)
+        yield b'\r\nLogin incorrect\r\n'
+
+
+def ssh_script(host):
+    """An SSH server as far as its banner: who goes on after his own has guessed."""
+    yield b'SSH-2.0-dropbear_2022.83\r\n'
+    banner = yield Ask(False)
+    if banner.startswith(b'SSH-'):
+        yield Ask(False)
+        yield Guess(b'')
+
+
+def http_script(host):
+    """A page that wants a password."""
+    name = None
+    for _ in range(40):                            # lines of a request
+        line = yield Ask(False)
+        if not line:
+            break
+        field, _, value = line.partition(b':')
+        if field.strip().lower() == b'authorization':
+            try:
+                word = value.split()[-1]
+                name = binascii.a2b_base64(word).partition(b':')[0]
+            except (ValueError, IndexError):
+                name = b''
+    if name is not None:
+        yield Guess(name)
+    yield (b'HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic realm="Router"\r\n'
+           b'Content-Type: text/html\r\nConnection: close\r\n\r\n401 Unauthorized\r\n')
+
+
+def tcp_script(host):
+    """Silence."""
+    yield Ask(False)
+
+
+WRONG_SECONDS = 3                    # busybox' login waits as long
+TRAP_SCRIPTS = {'telnet': telnet_script, 'rlogin': rlogin_script, 'ssh': ssh_script,
+                'http': http_script, 'tcp': tcp_script}
+
+
 class OpenFile:
     """One log file that a Tail has open."""
     __slots__ = ('fd', 'path', 'identity', 'offset', 'cutter', 'mark', 'head', 'changed', 'seen',
@@ -6187,6 +6487,10 @@ def make_source(spec, machine, *more):
         kind, argument = Child, shlex.split(rest)
     elif word == 'fifo' or meant == '-':
         kind, argument = Pipe, rest or '-'
+    elif word == 'trap':
+        protocol, _, place = rest.partition(':')
+        host, _, port = place.rpartition(':')
+        kind, argument = Trap, (protocol, host.strip('[]'), int(port))
     elif word == 'udp':
         host, _, port = rest.rpartition(':')
         kind, argument = Datagrams, (host.strip('[]') or '127.0.0.1', int(port))
@@ -6956,6 +7260,7 @@ class Lists:
 REQUEST_BYTES = 1 << 16
 CLIENTS = 16
 CLIENT_SECONDS = ANSWER_SECONDS + 2
+KEPT_SECONDS = HOUR                  # for which one may be silent that has asked to be kept
 MOST_SECONDS = 120                   # that a client may ask us to take
 
 
@@ -7018,6 +7323,7 @@ class Client:
     def __init__(self, sock, control):
         self.sock, self.control, self.loop = sock, control, control.loop
         self.request, self.reply = b'', None
+        self.keep = False            # has it asked to be heard again?
         sock.setblocking(False)
         self.loop.watch(sock, self.readable)
         self.timer = self.loop.after(CLIENT_SECONDS, self.close)
@@ -7041,6 +7347,7 @@ class Client:
             if type(request) is not dict:
                 self.send({'error': 'not a valid request', 'code': os.EX_USAGE})
                 return
+            self.keep = request.get('keep') is True
             seconds = request.get('patience')
             if type(seconds) is int and CLIENT_SECONDS < seconds <= MOST_SECONDS:
                 self.loop.cancel(self.timer)
@@ -7061,8 +7368,14 @@ class Client:
         except BlockingIOError:
             return
         except OSError:
-            self.reply = b''
-        if not self.reply:
+            self.reply, self.keep = b'', False
+        if not self.reply and self.keep:
+            self.request, self.reply, self.keep = b'', None, False
+            self.loop.cancel(self.timer)
+            self.timer = self.loop.after(KEPT_SECONDS, self.close)
+            self.loop.unwatch(self.sock)
+            self.loop.watch(self.sock, self.readable)
+        elif not self.reply:
             self.close()
 
     def close(self):
@@ -8504,11 +8817,12 @@ COMMANDS = {
                  stop_daemon, answer_stop),
 }
 SHORT = {'-j': 'jail', '-t': 'time'}
+ANSWERS = {}                         # to what only programs ask
 
 
 def request_table():
     """word -> what the daemon answers."""
-    return {word: verb.answer for word, verb in COMMANDS.items() if verb.answer}
+    return dict(ANSWERS, **{word: verb.answer for word, verb in COMMANDS.items() if verb.answer})
 
 
 def help_text():
@@ -11871,6 +12185,29 @@ def check_offload(doctor):
                           'install conntrack')
 
 
+def check_traps(doctor):
+    """Do traps listen, and does the firewall seem to let the Internet reach them?"""
+    specs = [spec for jail in doctor.config.jails() for spec in doctor.config.get(jail, 'source')
+             if spec.startswith('trap:')]
+    if not specs and 'trap' in doctor.config.jails():
+        yield Finding(WARNING, 'trap: has no trap', 'set `source = trap:telnet:23` in [trap]')
+    if not specs:
+        return
+    rules = ''.join(doctor.run(*argv) or '' for argv in (
+        ('nft', '-t', 'list', 'ruleset'), ('iptables', '-S'), ('ip6tables', '-S')))
+    closed = re.search(r'policy drop|-P INPUT DROP|^-A \S*INPUT\S* .*-j (?:REJECT|DROP)$'
+                       r'|jump (?:handle_reject|reject_from_wan|drop_from_wan)', rules, re.M)
+    for spec in dict.fromkeys(specs):
+        port = spec.rpartition(':')[2]
+        opened = re.search(r'dports? (?:\{[^}]*\b)?%s\b.*accept|--dports? (?:\S+,)?%s\b.*ACCEPT'
+                           % (port, port), rules)
+        if closed and not opened:
+            yield Finding(WARNING, '%s: no rule seems to let the Internet reach port %s'
+                          % (spec, port), 'open it in the firewall, or it catches nobody')
+        else:
+            yield Finding(OK, '%s: nothing seems to shut port %s' % (spec, port))
+
+
 def check_clock(doctor):
     """Is the clock set, and the time zone?"""
     wall = doctor.machine.wall()
@@ -11971,7 +12308,7 @@ def check_rivals(doctor):
 
 
 CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall,
-          check_drops, check_offload, check_clock, check_mail,
+          check_drops, check_offload, check_traps, check_clock, check_mail,
           check_room, check_jails, check_rivals)
 
 
@@ -12123,7 +12460,7 @@ class Installer:
         return self.place.program.replace('sbin', 'lib')
 
     def source(self):
-        return self.library + '/banwatch.py.gz'
+        return self.library + '/banwatch.py.bz2'
 
     def cron_line(self):
         words = [CRON_TIME, self.place.cron_user, self.place.program, '-c', self.place.conf,
@@ -12161,7 +12498,7 @@ class Installer:
         self.check_conf()
         print('banwatch %s for %s%s'
               % (VERSION, place.name, ' under ' + self.root if self.root else ''))
-        packed_source = gzipped(source.encode()).decode('utf-8', 'surrogateescape')
+        packed_source = bz2.compress(source.encode()).decode('utf-8', 'surrogateescape')
         self.write(self.source(), packed_source, 0o644)
         self.write(self.library + '/banwatch.py', LOADER, 0o644)
         if not self.machine.compiled(self.root + self.source()):
@@ -12280,7 +12617,7 @@ def install_here(conf, options, words):
     """The command `install`."""
     here, machine = os.path.realpath(__file__), Machine()
     if 'COMPILED' in globals():                    # it is installed already
-        text = machine.unzipped(here + '.gz').decode()
+        text = machine.unpacked(here + '.bz2').decode()
     else:
         text = machine.read_or_none(here if here.endswith('.py') else here[:-1])
     if not text or not text.startswith('#!'):
@@ -12312,6 +12649,115 @@ COMMANDS.update({
                       ['dry-run', 'root=', 'kind=', 'state'], 0, 0,
                       'take all that out again; asks before the state, --state does not',
                       uninstall_here)})
+
+
+# ---- Gate ----------------------------------------------------------------------------------
+# Owns: nothing of the daemon's. For Python servers of one's own, which import this file: may who
+# connects come in? Always true: who is exempt passes; what is remembered has a limit; a daemon that
+# does not answer delays nobody for longer than GATE_SECONDS.
+
+GATE_SECONDS = 0.05                  # for a daemon to answer
+GATE_RETRY = 5                       # seconds until it is asked again
+GATE_MEMORY = 10000                  # addresses
+GATE_LONGEST = DAY                   # no ban is extended beyond this
+
+
+def gate(maxretry=3, findtime=30, bantime=360, extend=360, ignoreip=(), banip=(), jail=None,
+         daemon=None, clock=functools.partial(Machine.ticks, None)):
+    """A function of an address (text) that says whether to accept its connection, and counts it:
+    `maxretry` within `findtime` seconds are accepted, one more is refused and shuts it out for
+    `bantime`, each attempt meanwhile for `extend` more (a day at most). `ignoreip` always passes,
+    `banip` never: addresses and networks, in a text or one by one. With `daemon`, the path of a
+    daemon's socket, that one decides by its jail `jail` instead, as long as it answers."""
+    exempt, refused = (merge_ranges([make_exempt(net, 'gate') for net in gate_networks(nets)])
+                       for nets in (ignoreip, banip))
+    seen, banned = Recent(GATE_MEMORY), Recent(GATE_MEMORY)
+    line = DaemonLine(daemon, jail, clock) if daemon else None
+
+    def accept(ip):
+        now, ip = clock(), address(ip)
+        if exempt_reason(ip, exempt):
+            return True
+        if exempt_reason(ip, refused):
+            return False
+        answer = line.ask(ip, now) if line else None
+        if answer is not None:
+            return answer
+        key = network_of(ip, 32, 64)
+        until = banned.get(key)
+        if until is not None and now < until:
+            banned.put(key, min(until + extend, now + max(bantime, GATE_LONGEST)))
+            return False
+        if until is not None:
+            del banned[key]
+            seen.pop(key, None)
+        moments = seen.get(key)
+        if moments is None:
+            moments = [now]
+        else:
+            slide(moments, now, 1, findtime, maxretry + 1)
+        seen.put(key, moments)
+        if len(moments) > maxretry:
+            banned.put(key, now + bantime)
+            return False
+        return True
+    return accept
+
+
+def gate_networks(nets):
+    """The networks of a text, blanks or commas between, or of a list; ValueError for what is
+    none."""
+    return [network_of(word) for word in (name_list(nets) if isinstance(nets, str) else nets)]
+
+
+class DaemonLine:
+    """One connection to a daemon, kept, on which it is asked who may come in."""
+
+    def __init__(self, path, jail, clock):
+        self.path, self.jail, self.clock = path, jail, clock
+        self.sock, self.again = None, float('-inf')          # ... when it may be tried again
+
+    def ask(self, ip, now):
+        """True or False, None if there is no answer in time."""
+        if now < self.again:
+            return None
+        try:
+            if self.sock is None:
+                self.sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+                self.sock.settimeout(GATE_SECONDS)
+                self.sock.connect(self.path)
+            request = {'do': 'gate', 'jail': self.jail, 'ip': ip, 'keep': True}
+            self.sock.sendall(json.dumps(request).encode() + b'\n')
+            said = b''
+            while not said.endswith(b'\n'):
+                chunk = self.sock.recv(REQUEST_BYTES)
+                if not chunk:
+                    raise OSError('it has hung up')
+                said += chunk
+            return json.loads(said.decode())['accept']
+        except (OSError, ValueError, KeyError):
+            if self.sock is not None:
+                self.sock.close()
+            self.sock, self.again = None, now + GATE_RETRY
+            return None
+
+
+def answer_gate(daemon, request, reply):
+    """Whether an address may come in by a jail's limits; counts its connection."""
+    jail, ip = requested_jail(daemon, request), request.get('ip')
+    try:
+        ip = address(ip)
+    except (ValueError, AttributeError, TypeError):
+        raise Problem('not a valid request', os.EX_USAGE) from None
+    if jail is None:
+        raise Problem('which jail?', os.EX_USAGE)
+    daemon.weigh(jail, LogEvent(ip, None, 1, False, daemon.machine.ticks()))
+    bans = daemon.judge.bans
+    accept = jail.key_of(ip)[1] not in bans.tickets or bool(jail.refusal(ip))
+    reply({'accept': accept})
+
+
+ANSWERS['gate'] = answer_gate
 
 
 # ==== Part III: the appendix. Data that functions of any part may read. ======================
@@ -12865,6 +13311,14 @@ packet = (?:<prefix>)IN=\S+ OUT= (?:PHYSIN=\S+ )?(?:MAC(?:SRC=\S+ MACDST)?=(?!ff
 failregex = ^<packet>PROTO=TCP SPT=\d+ DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: (?:SEQ=\d+ ACK=\d+ )?WINDOW=\d+ (?:RES=0x[0-9a-f]+ )?(?:(?:CWR|ECE|URG|PSH|SYN|FIN) ){0,6}URGP=.*)?$
             ^<packet>PROTO=UDP SPT=\d{4,5} DPT=<F-DISTINCT>\d+</F-DISTINCT>(?: LEN=\d+.*)?$
 ''',
+    'trap': r'''
+# what our own traps tell
+[Definition]
+program = trap
+address = first
+failregex = ^<HOST> \w{3,8} connect$
+            ^<HOST> \w{3,8} guess(?: <F-USER>.*</F-USER>)?$
+''',
     'recidive': r'''
 [Definition]
 # reads no log: it counts the bans of the other jails
@@ -13344,7 +13798,7 @@ banwatch.leave(banwatch.main(sys.argv[1:]))
 
 # the whole of /usr/lib/banwatch/banwatch.py: flash is dear
 LOADER = '''# Loads banwatch: its byte code, or its source, where that was compiled by another Python or has changed since.
-# To read it: zcat banwatch.py.gz
+# To read it: bzcat banwatch.py.bz2
 import marshal
 import os
 import sys
@@ -13352,18 +13806,18 @@ import zlib
 from _frozen_importlib_external import MAGIC_NUMBER
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-SOURCE = HERE + '/banwatch.py.gz'
+SOURCE = HERE + '/banwatch.py.bz2'
 
 
-def unzipped(path):
+def content(path):
     with open(path, 'rb') as f:
-        data = f.read()
-    return zlib.decompress(data, 31, int.from_bytes(data[-4:], 'little'))      # 31: with gzip's head; it ends with its size
+        return f.read()
 
 
 def byte_code():
     try:
-        made = unzipped('%s/banwatch.%s.gz' % (HERE, sys.implementation.cache_tag))
+        data = content('%s/banwatch.%s.gz' % (HERE, sys.implementation.cache_tag))
+        made = zlib.decompress(data, 31, int.from_bytes(data[-4:], 'little'))      # 31: with gzip's head; it ends with its size
         there = os.stat(SOURCE)
         now = b''.join((int(number) & 0xffffffff).to_bytes(4, 'little') for number in (there.st_mtime, there.st_size))
         # as in a .pyc file (PEP 552): what stands behind MAGIC_NUMBER is not 0 where times mean nothing
@@ -13375,7 +13829,8 @@ def byte_code():
 
 CODE, COMPILED = byte_code(), None
 if CODE is None:
-    CODE = COMPILED = compile(unzipped(SOURCE), 'banwatch.py', 'exec', dont_inherit=True, optimize=2)
+    import bz2
+    CODE = COMPILED = compile(bz2.decompress(content(SOURCE)), 'banwatch.py', 'exec', dont_inherit=True, optimize=2)
 exec(CODE, globals())
 del CODE
 '''

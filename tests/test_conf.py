@@ -92,7 +92,7 @@ def test_option_names_are_not_case_sensitive_and_logpath_is_source():
     assert config('[sshd]\nLogPath = /var/log/x\n').get('sshd', 'source') == ['/var/log/x']
 
 
-SOURCES = (': no log source (one a line: auto, logread, journalctl, /var/log/messages, fifo:/PATH, udp:127.0.0.1:5514, '
+SOURCES = (': no log source (one a line: auto, logread, journalctl, /var/log/messages, fifo:/PATH, udp:127.0.0.1:5514, trap:telnet:23, '
            'exec:/PROGRAM ARGS, -)')
 
 
@@ -112,7 +112,7 @@ SOURCES = (': no log source (one a line: auto, logread, journalctl, /var/log/mes
     ('[sshd]\nenabled = maybe', "c:2: enabled: 'maybe' is neither true nor false"),
     ('[sshd]\nbantime.factor = x', "c:2: bantime.factor: 'x' is not a number (try 1, 2.5)"),
     ('[sshd]\nbantime.multipliers = 1 x', "c:2: bantime.multipliers: '1 x' is not a number (try 1, 2.5)"),
-    ('[shop]\nenabled = true', "c:1: [shop]: no filter is called 'shop' (there are: adguardhome asterisk dovecot dropbear exim home-assistant kernel-scan lighttpd-auth luci mikrotik nextcloud nginx-http-auth openvpn pam-generic postfix proftpd proxmox pure-ftpd recidive sshd vaultwarden vsftpd)"),
+    ('[shop]\nenabled = true', "c:1: [shop]: no filter is called 'shop' (there are: adguardhome asterisk dovecot dropbear exim home-assistant kernel-scan lighttpd-auth luci mikrotik nextcloud nginx-http-auth openvpn pam-generic postfix proftpd proxmox pure-ftpd recidive sshd trap vaultwarden vsftpd)"),
     ('[banwach]\nenabled = true', "c:1: [banwach]: no filter is called 'banwach' (did you mean banwatch?)"),
     ('[sshd]\n  [luci]', "c:2: '[luci]' must begin in the first column"),
     ('[sshd]\nmaxretry = 2  # two', "c:2: maxretry: '2  # two' is not a number from 1 to 1000000 (a comment after a value starts with ` ;`)"),

@@ -14,7 +14,7 @@ LINES = TEXT.split('\n')
 
 GUARD = ['Preamble', 'Values', 'Conf', 'Lines', 'Filters', 'Judge', 'Firewalls', 'State',
          'Machine', 'Worker', 'Sources', 'Wall', 'Store', 'Control', 'Daemon', 'Commands']
-WINGS = ['Language', 'Actions', 'Tally', 'Digest', 'Summary', 'Replay', 'Doctor', 'Install']
+WINGS = ['Language', 'Actions', 'Tally', 'Digest', 'Summary', 'Replay', 'Doctor', 'Install', 'Gate']
 PLAN = GUARD + WINGS + ['Appendix', 'Main']
 WATER = next(n for n, line in enumerate(LINES, 1) if line.startswith('# ==== the water line'))
 BANNERS = [(n, m.group(1)) for n, m in ((n, re.match(r'# ---- (\w+) -+$', line)) for n, line in enumerate(LINES, 1)) if m]
@@ -28,7 +28,7 @@ EFFECTS = {
     'os.rename': {'Machine'}, 'os.replace': set(), 'os.system': set(), 'os.popen': set(), 'os.fork': set(),
     'os.unlink': {'Machine', 'Control'}, 'os.remove': set(), 'os.open': {'Machine', 'Sources', 'Main'},
     'os.mkfifo': {'Machine'}, 'os.symlink': {'Machine'}, 'os.makedirs': {'Machine'}, 'shutil.rmtree': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
-    'subprocess.Popen': {'Machine'}, 'os.execv': {'Machine'}, 'os._exit': {'Main'}, '_socket': {'Control'}, 'selectors.DefaultSelector': {'Machine'},
+    'subprocess.Popen': {'Machine'}, 'os.execv': {'Machine'}, 'os._exit': {'Main'}, '_socket': {'Control', 'Gate'}, 'selectors.DefaultSelector': {'Machine'},
 }
 CALLS = {'open': {'Machine', 'Commands', 'Replay', 'Main'}, 'print': {'Commands', 'Summary', 'Replay', 'Doctor', 'Install', 'Main'}, 'eval': set(),
          'exec': set(), 'compile': set(), '__import__': {'Preamble', 'Doctor'}, 'input': set()}
@@ -61,7 +61,7 @@ def test_sections_stand_in_the_order_of_the_plan():
 
 def test_the_three_parts_are_marked_where_they_begin():
     parts = [(n, line) for n, line in enumerate(LINES, 1) if re.match('# ==== Part I+:', line)]
-    assert [section(n) for n, _ in parts] == ['Commands', 'Install'] and len(parts) == 2
+    assert [section(n) for n, _ in parts] == ['Commands', 'Gate'] and len(parts) == 2
 
 
 def test_a_wing_cannot_ban_unban_run_a_command_or_write_a_file():
@@ -198,7 +198,7 @@ def test_nothing_runs_a_shell():
 
 
 def test_the_program_imports_only_what_python3_light_has():
-    light = {'binascii', 'bisect', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
+    light = {'binascii', 'bisect', 'bz2', 'collections', 'difflib', 'errno', 'fcntl', 'functools', 'getopt', 'glob',
              'gzip', 'heapq', 'importlib', 'importlib.util', 'ipaddress', 'itertools', 'json', 'marshal', 'os', 'random', 're', 'sched', 'selectors', 'shlex', 'shutil',
              'signal', 'socket', 'sre_parse', 'stat', 'struct', 'subprocess', 'sys', 'syslog', '_socket', 'tempfile', 'termios', 'textwrap', 'time', 'traceback', 'warnings', 'zlib'}
     for node in ast.walk(TREE):

@@ -1,6 +1,7 @@
 """install, uninstall and init.d/: in trees of files, and on machines of their own with each init system's ways."""
 import configparser
 import errno
+import bz2
 import glob
 import os
 import re
@@ -20,7 +21,7 @@ PROGRAM = os.path.abspath(banwatch.__file__)
 INIT_D = os.path.join(os.path.dirname(PROGRAM), 'init.d')
 SOURCE = '#!/usr/bin/env python3\nVERSION = "short"\n'      # compiled in no time
 CACHED = '/usr/lib/banwatch/banwatch.%s.gz' % sys.implementation.cache_tag
-PACKED = '/usr/lib/banwatch/banwatch.py.gz'
+PACKED = '/usr/lib/banwatch/banwatch.py.bz2'
 LINE = '0 6 * * * /usr/sbin/banwatch -c /etc/banwatch.conf report --send >/dev/null'
 
 # what a machine of each kind has before, and what it gets: path -> mode, or where a link leads
@@ -211,7 +212,7 @@ def test_a_newer_program_replaces_an_older_one_and_its_byte_code(tmp_path, machi
     said = capsys.readouterr().out
     assert PACKED + ': written' in said and 'compiled' in said
     assert '/usr/sbin/banwatch: is there' in said and '/etc/init.d/banwatch: is there' in said
-    assert read(root + CACHED) != old and b'# newer' in machine.unzipped(root + PACKED)
+    assert read(root + CACHED) != old and '# newer' in bz2.decompress(open(root + PACKED, 'rb').read()).decode()
 
 
 @pytest.mark.parametrize('size', [0, 10, 16, 60])
@@ -232,7 +233,7 @@ def test_the_byte_code_of_an_image_is_made_once_whatever_its_builder_does_to_tim
     install(machine, root)
     assert tree(root, times=True) == once and machine.compiled(root + PACKED)
     with open(root + PACKED, 'wb') as f:
-        f.write(banwatch.gzipped(SOURCE.replace('short', 'SHORT').encode()))
+        f.write(bz2.compress(SOURCE.replace('short', 'SHORT').encode()))
     assert not machine.compiled(root + PACKED)
 
 
@@ -324,9 +325,9 @@ def test_the_loader_takes_byte_code_that_fits_and_else_the_source(tmp_path, mach
     machine.compile(packed)                                        # with the time of the source, as on a machine that runs
     assert loads(library) == ['1', 'False'] and machine.compiled(packed)
     with open(packed, 'wb') as f:
-        f.write(banwatch.gzipped((TINY % '22').encode()))
+        f.write(bz2.compress((TINY % '22').encode()))
     assert loads(library) == ['22', 'True'] and not machine.compiled(packed)
-    assert sorted(os.listdir(library)) == sorted(['banwatch.py', 'banwatch.py.gz', os.path.basename(made)])
+    assert sorted(os.listdir(library)) == sorted(['banwatch.py', 'banwatch.py.bz2', os.path.basename(made)])
 
 
 def test_the_byte_code_of_other_pythons_goes(tmp_path, machine, capsys):
@@ -458,7 +459,7 @@ def test_where_nothing_can_be_written_one_line_says_so_and_nothing_is_torn(tmp_p
         mount -t tmpfs -o size=64m banwatch-test {root}; mkdir -p {root}/etc/init.d
         mount -o remount,$1 {root}; {python} {program} install --root {root} >/dev/null; echo $?
         mount -o remount,rw,size=64m {root}; find {root} -name '*.new'; {python} {program} install --root {root} >/dev/null; echo $?
-        cd {root}/usr/lib/banwatch; {python} -c 'import banwatch; print(banwatch.VERSION)'; zcat banwatch.py.gz | cmp - {program}
+        cd {root}/usr/lib/banwatch; {python} -c 'import banwatch; print(banwatch.VERSION)'; bzcat banwatch.py.bz2 | cmp - {program}
         '''.format(root=root, python=sys.executable, program=PROGRAM)
     for option, why in [('ro', errno.EROFS)] + [('size=%dk' % more, errno.ENOSPC) for more in (100, 300)]:
         done = subprocess.run(['unshare', '--mount', '--propagation', 'private', 'sh', '-c', script, 'sh', option],
@@ -745,8 +746,8 @@ def test_entware_from_install_to_uninstall(box):
     done = entware(service, 'restart')
     assert done.returncode == 1 and entware.logged(MISTAKE, 1) and poll(lambda: entware.daemons() == [again])
     entware.write('/opt/etc/banwatch.conf', CONF)
-    with open(entware.root + '/opt/lib/banwatch/banwatch.py.gz', 'wb') as f:
-        f.write(banwatch.gzipped(read(PROGRAM).encode() + b'# older\n'))
+    with open(entware.root + '/opt/lib/banwatch/banwatch.py.bz2', 'wb') as f:
+        f.write(bz2.compress(read(PROGRAM).encode() + b'# older\n'))
     entware.write('/tmp/opt-banwatch', entware.read('/opt/sbin/banwatch').replace('/opt/lib/banwatch', '/root'))
     entware.script('mkdir /tmp/new; mv /tmp/opt-banwatch /tmp/new/banwatch; chmod 755 /tmp/new/banwatch')
     said = entware.said('/tmp/new/banwatch', 'install')         # itself called banwatch, as what `killall banwatch` is to stop
@@ -822,7 +823,7 @@ def test_the_launcher_uses_byte_code_that_fits_and_no_other(sysvinit):
     for python in other_pythons(sysvinit)[:1]:
         assert start(python) == [banwatch.VERSION, 'False']
     with open(sysvinit.root + PACKED, 'wb') as f:
-        f.write(banwatch.gzipped(read(PROGRAM).replace("VERSION = '%s'" % banwatch.VERSION, "VERSION = '99'").encode()))
+        f.write(bz2.compress(read(PROGRAM).replace("VERSION = '%s'" % banwatch.VERSION, "VERSION = '99'").encode()))
     assert start('/usr/bin/python3') == ['99', 'False']
 
 

@@ -621,6 +621,7 @@ class Machine:
     guard = staticmethod(banwatch.unguarded)
     networks = staticmethod(lambda: [])
     chance = staticmethod(lambda: 0.0)
+    accounts = staticmethod(lambda: [])
     wall = staticmethod(lambda: WALL)
 
 
