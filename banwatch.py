@@ -512,7 +512,9 @@ def network_words(text):
     found, bad = [], []
     for word in name_list(text):
         try:
-            found.append(word if word.startswith(LISTED + '/') else network_of(word))
+            if not word.startswith(LISTED + '/'):
+                word = network_of(word)
+            found.append(word)
         except ValueError:
             bad.append(word)
     if bad:
@@ -1351,7 +1353,9 @@ def unescaped_json(m):
         letter = chr(int(code, 16)).encode('utf-8', 'replace')
     elif letter in b'nrt':
         letter = b' '
-    return letter if letter not in b'\r\n' else b' '
+    if letter in b'\r\n':
+        return b' '
+    return letter
 
 
 def expanded(block, before):
@@ -1370,7 +1374,9 @@ def expanded(block, before):
                 times, line = int(m.group('more')), before
             elif m.group('more2'):
                 times = int(m.group('more2'))
-                line = before if b': ' + m.group('start') in before else b''
+                line = b''
+                if b': ' + m.group('start') in before:
+                    line = before
             else:
                 times, line = int(m.group('times')), m.group('head') + m.group('message')
             times = min(times, MOST_TIMES, max(0, room) // (len(line) + 1))
@@ -2824,7 +2830,9 @@ class Filter:
                 why = 'it tells of a guess that a line before has told of'
         name = ip
         if not ip:
-            name = as_text(told) if type(told) is bytes else None
+            name = None
+            if type(told) is bytes:
+                name = as_text(told)
         return (Look(verdict, texts[abs(n)], ip or None, name, user, when, {}, why),
                 sum(event.guesses for event in events))
 
@@ -3428,14 +3436,18 @@ class Judge:
             most = jail.options['widen']
         else:
             most = jail.options['widen4']
-        for wide in wider_networks(network) if most else ():
+        for wide in wider_networks(network):
             few, many = (self.bans.crowds[jail.name, wide, of56] for of56 in (False, True))
-            limit = most * most if wide.endswith('/48') else most
-            if few + most * many >= limit and not jail.refusal(wide):
+            limit = most
+            if wide.endswith('/48'):
+                limit = most * most
+            if most and few + most * many >= limit and not jail.refusal(wide):
                 tickets = [ticket for ticket in self.bans.tickets.values()
                            if ticket.jail == jail.name and networks_overlap(ticket.network, wide)]
                 lefts = [ticket.left(now) for ticket in tickets]
-                seconds = FOREVER if FOREVER in lefts else max(lefts)
+                seconds = max(lefts)
+                if FOREVER in lefts:
+                    seconds = FOREVER
                 failures = sum(ticket.failures for ticket in tickets)
                 return BanOrder(wide, failures, seconds), tickets
         return None
@@ -4004,9 +4016,10 @@ class NFTables(Null):
         """name of a set -> {address: until}; single addresses and IPv6 /64 have sets always."""
         self.sets, found = {}, {}
         for scope in self.numbers:
-            for usual in ('::', '::/64') if self.family else ('0.0.0.0', '::', '::/64'):
-                name, use, _ = self.set_of(usual, scope)
-                self.sets[name], found[name] = use, {}
+            for usual in '0.0.0.0', '::', '::/64':
+                if self.family in (None, 6) and ':' in usual or self.family is None:
+                    name, use, _ = self.set_of(usual, scope)
+                    self.sets[name], found[name] = use, {}
         for (net, scope), until in wanted.items():
             name, use, ip = self.set_of(net, scope)
             self.sets[name] = use
@@ -5970,8 +5983,10 @@ class Trap(Source):
         self.clients = set()
         if not (host or os.path.exists('/proc/net/if_inet6')):
             host = '0.0.0.0'                       # a kernel without IPv6
-        self.sock = socket.socket(socket.AF_INET if '.' in host else socket.AF_INET6,
-                                  socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        family = socket.AF_INET6
+        if '.' in host:
+            family = socket.AF_INET
+        self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not host:                               # IPv4, too
@@ -6026,7 +6041,9 @@ class TrapClient:
         self.line, self.skip_lf = b'', False
         self.waits = None                          # the Ask under way
         self.taken, self.guesses, self.names = 0, 0, []
-        self.telnet = Telnet() if trap.protocol == 'telnet' else None
+        self.telnet = None
+        if trap.protocol == 'telnet':
+            self.telnet = Telnet()
         self.script = trap.script(trap.machine.host())
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setblocking(False)
@@ -6065,7 +6082,7 @@ class TrapClient:
         name = name.decode('utf-8', 'backslashreplace')[:64]
         self.guesses += 1
         self.names.append(name)
-        self.trap.tell(self.ip, 'guess' + (' ' + name if name.strip() else ''))
+        self.trap.tell(self.ip, ('guess ' + name).rstrip())
 
     def readable(self):
         try:
@@ -6118,11 +6135,11 @@ class TrapClient:
                 self.loop.cancel(timer)
             self.loop.unwatch(self.sock)
             self.sock.close()
-            known = set(self.trap.machine.accounts())
-            names = sorted({name for name in self.names if name in known})
-            self.trap.machine.log('trap %s: %s: %s%s' % (
-                self.trap.protocol, self.ip, plural(self.guesses, 'guess', 'guesses'),
-                ' (%s)' % ', '.join(names) if names else ''))
+            said = plural(self.guesses, 'guess', 'guesses')
+            names = set(self.names) & set(self.trap.machine.accounts())
+            if names:
+                said += ' (%s)' % ', '.join(sorted(names))
+            self.trap.machine.log('trap %s: %s: %s' % (self.trap.protocol, self.ip, said))
 
 
 IAC, DONT, DO, WONT, WILL, SB, SE = 255, 254, 253, 252, 251, 250, 240          # RFC 854
@@ -6147,23 +6164,29 @@ class Telnet:
             elif self.state == SB:                 # up to IAC SE
                 if byte == IAC:
                     self.state = SE
-            elif self.state == SE:
-                self.state = None if byte == SE else SB
+            elif self.state == SE and byte != SE:
+                self.state = SB
             elif self.state == IAC and byte == IAC:
                 text.append(byte)
                 self.state = None
             elif self.state == IAC and byte in (DO, DONT, WILL, WONT):
                 self.state, self.command = DO, byte
-            elif self.state == IAC:
-                self.state = SB if byte == SB else None
-            else:
+            elif self.state == IAC and byte == SB:
+                self.state = SB
+            elif self.state == DO:
                 self.state = None
-                refusal = {DO: WONT, WILL: DONT}.get(self.command)
-                known = (ECHO, SGA) if self.command == DO else (ECHO, SGA, NAWS)
-                if refusal and byte not in known and (self.command, byte) not in self.answered:
-                    self.answered.add((self.command, byte))
-                    answer += bytes((IAC, refusal, byte))
+                answer += self.refusal(byte)
+            else:                                  # the end of a subnegotiation, or of a command
+                self.state = None
         return bytes(text), bytes(answer)
+
+    def refusal(self, option):
+        """The answer to DO or WILL of what this server does not have; b'' if it has been given."""
+        known = {DO: (ECHO, SGA), WILL: (ECHO, SGA, NAWS)}.get(self.command)
+        if known is None or option in known or (self.command, option) in self.answered:
+            return b''
+        self.answered.add((self.command, option))
+        return bytes((IAC, {DO: WONT, WILL: DONT}[self.command], option))
 
 
 def telnet_script(host):
@@ -6946,7 +6969,9 @@ class Wall(Worker):
             self.trying = False
             others = [text for text in self.tried if not text.startswith(self.kinds[0] + ':')]
             self.why = '; '.join([self.why] + others)
-            names = ', '.join(sync.name for sync in self.syncs[:2 if self.six else 1])
+            names = first.name
+            if self.six:
+                names += ', ' + self.syncs[1].name
             self.machine.log('firewall: %s (%s)' % (names, self.why))
             self.note('firewall', '')
             for sync in self.syncs:
@@ -7179,7 +7204,10 @@ class Store:
         try:
             self.machine.replace(path, text)
             self.note(path, '')
-            self.written('written' if path == self.live else 'flash', len(text))
+            where = 'flash'
+            if path == self.live:
+                where = 'written'
+            self.written(where, len(text))
             return True
         except OSError as e:
             self.note(path, 'not saved: %s' % e.strerror)
@@ -7788,8 +7816,10 @@ class Daemon:
         it as a system log."""
         if any(not bare for _, bare, _ in self.judge.jails.listeners(source.spec)):
             source.sample(block)
-            if source.blind() or source.what in self.troubles:
-                self.note(source.what, BLIND if source.blind() else '')
+            if source.blind():
+                self.note(source.what, BLIND)
+            elif self.troubles.get(source.what) == BLIND:
+                self.note(source.what, '')
 
     def look_at_clock(self, now, wall):
         """Notes that the wall clock has been set."""
@@ -8320,7 +8350,12 @@ def requested_lengths(request, jail, n):
     if len(asked) != n or not all(type(seconds) in (int, float) for seconds in asked):
         raise Problem('not a valid request', os.EX_USAGE)
     most = jail.options['bantime.maxtime']
-    return [seconds if seconds == FOREVER else min(max(1, seconds), most) for seconds in asked]
+    lengths = []
+    for seconds in asked:
+        if seconds != FOREVER:
+            seconds = min(max(1, seconds), most)
+        lengths.append(seconds)
+    return lengths
 
 
 def answer_status(daemon, request, reply):
@@ -8440,7 +8475,9 @@ def show_banned(conf, options, words):
     if 'json' in options:
         return print_rows([json.dumps(rows)])
     if 'plain' in options:
-        return print_rows(dict.fromkeys(row['ip'] for row in rows)) if rows else 0
+        for net in dict.fromkeys(row['ip'] for row in rows):
+            print(net)
+        return 0
     if not rows:
         return print_rows(['nobody is banned'])
     return print_rows(table(('ADDRESS', 'JAIL', 'SINCE', 'UNTIL', 'LEFT', 'COUNT'), [
@@ -8486,7 +8523,7 @@ def answer_ban(daemon, request, reply):
                 banned.append(ticket.network)
             else:
                 refused.append('%s: lifted again: %s' % (ticket.network, daemon.full()))
-        answer = {'banned': banned, 'seconds': lengths[-1] if lengths else 0, 'trouble': trouble,
+        answer = {'banned': banned, 'seconds': max(lengths, default=0), 'trouble': trouble,
                   'refused': refused}
         if len(bans.tickets) >= bans.limit:
             answer['full'] = ('%s: each further ban lifts that of whoever has been silent longest'
@@ -8662,9 +8699,10 @@ def unban_addresses(conf, options, words):
         by = ' by ' + options['jail']
     else:
         by = ''
-    return print_refusals(answer, [
-        '%s: stands in `banip`: take it out there' % net if net in answer['listed']
-        else '%s: is not banned%s' % (net, by) for net in answer['missing']])
+    refused = ['%s: stands in `banip`: take it out there' % net for net in answer['listed']]
+    refused += ['%s: is not banned%s' % (net, by) for net in answer['missing']
+                if net not in answer['listed']]
+    return print_refusals(answer, refused)
 
 
 def print_refusals(answer, refused):
@@ -11550,7 +11588,9 @@ def with_progress(blocks, name, machine):
         now, read, lines = machine.ticks(), read + len(block), lines + block.count(b'\n')
         if now - said >= 1 and sys.stderr.isatty():
             said = now
-            percent = ' %d %%,' % (100 * read // size) if size else ''
+            percent = ''
+            if size:
+                percent = ' %d %%,' % (100 * read // size)
             sys.stderr.write('\r%s:%s %s lines a second\033[K' % (
                 printable(name), percent, format(int(lines / (now - begun)), ',')))
             sys.stderr.flush()
@@ -11563,7 +11603,9 @@ NO_DATE = 0.0                        # the time of a line that has none
 
 def own_time(when):
     """When a line was written, NO_DATE if it does not say so."""
-    return NO_DATE if when is None else when
+    if when is None:
+        return NO_DATE
+    return when
 
 
 class Replay:
@@ -11643,9 +11685,12 @@ class Replay:
         if end is not False:
             return
         self.release(event.when)
+        when = None
+        if dated:
+            when = event.when
         self.found.append({
-            'time': event.when if dated else None, 'jail': jail.name, 'ip': ticket.network,
-            'seconds': order.seconds, 'count': ticket.count, 'failures': order.failures})
+            'time': when, 'jail': jail.name, 'ip': ticket.network, 'seconds': order.seconds,
+            'count': ticket.count, 'failures': order.failures})
         for other, more in self.judge.after_ban(jail, ticket.network, event.when):
             order = self.judge.weigh(other, more)
             if order:
@@ -11684,8 +11729,13 @@ def replay_logs(conf, options, words):
         return print_rows(
             [json.dumps({'lines': trial.lines, 'failures': trial.failures,
                          'undated': trial.undated, 'bans': trial.found})])
-    rows = [('no date' if ban['time'] is None else clock_text(ban['time']), ban['jail'], ban['ip'],
-             ban['failures'], ban['count'], duration_text(ban['seconds'])) for ban in trial.found]
+    rows = []
+    for ban in trial.found:
+        when = 'no date'
+        if ban['time'] is not None:
+            when = clock_text(ban['time'])
+        rows.append((when, ban['jail'], ban['ip'], ban['failures'], ban['count'],
+                     duration_text(ban['seconds'])))
     addresses = plural(len({ban['ip'] for ban in trial.found}), 'address', 'addresses')
     print('%s, %s, %s of %s' % (plural(trial.lines, 'line'), plural(trial.failures, 'failure'),
                                 plural(len(rows), 'ban'), addresses))
@@ -12110,8 +12160,7 @@ def kinds_to_try(doctor):
         return [doctor.config['firewall']]
     shown = {}
     for name, command in PROBES.items():
-        problem, output = run_now(doctor.machine, command)
-        shown[name] = None if problem else output
+        shown[name] = doctor.run(*command.argv)
     return choose_kinds(shown)[0]
 
 
@@ -12672,7 +12721,7 @@ def gate(maxretry=3, findtime=30, bantime=360, extend=360, ignoreip=(), banip=()
     exempt, refused = (merge_ranges([make_exempt(net, 'gate') for net in gate_networks(nets)])
                        for nets in (ignoreip, banip))
     seen, banned = Recent(GATE_MEMORY), Recent(GATE_MEMORY)
-    line = DaemonLine(daemon, jail, clock) if daemon else None
+    line = daemon and DaemonLine(daemon, jail, clock)
 
     def accept(ip):
         now, ip = clock(), address(ip)
@@ -12680,9 +12729,10 @@ def gate(maxretry=3, findtime=30, bantime=360, extend=360, ignoreip=(), banip=()
             return True
         if exempt_reason(ip, refused):
             return False
-        answer = line.ask(ip, now) if line else None
-        if answer is not None:
-            return answer
+        if line:
+            answer = line.ask(ip, now)
+            if answer is not None:
+                return answer
         key = network_of(ip, 32, 64)
         until = banned.get(key)
         if until is not None and now < until:
@@ -13898,7 +13948,9 @@ def dispatch(argv):
             known = ' '.join(COMMANDS)
             raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known),
                           os.EX_USAGE)
-        short = 'c:h' + ('j:' if 'jail=' in verb.flags else '')
+        short = 'c:h'
+        if 'jail=' in verb.flags:
+            short += 'j:'
         for letter in re.findall(r'-([a-ik-z]) [A-Z]', verb.arguments):
             short += letter + ':'
         options, words = getopt.gnu_getopt(rest[1:], short, verb.flags + ['help'])

@@ -262,8 +262,8 @@ def test_ipv6_and_mapped_addresses(tmp_path):
 
 @pytest.mark.slow
 def test_real_clients_see_what_they_expect_and_are_dropped(network, daemon):
-    need('telnet', 'busybox', 'curl', 'ssh', 'nft')
-    lines = '[trap]\nsource = trap:telnet:23\n    trap:ssh:2222\n    trap:http:8080\n'
+    need('telnet', 'busybox', 'curl', 'ssh', 'nft', 'rsh-redone-rlogin', 'script')
+    lines = '[trap]\nsource = trap:telnet:23\n    trap:ssh:2222\n    trap:http:8080\n    trap:rlogin:513\n'
     guard = daemon(lines, firewall='nft')
     assert poll(lambda: network.attacker.reaches('203.0.113.1', 23, '203.0.113.254'))
 
@@ -274,6 +274,14 @@ def test_real_clients_see_what_they_expect_and_are_dropped(network, daemon):
     assert 'login: ' in said and 'Password: ' in said and 'secret1' not in said
     assert poll(lambda: '198.51.100.7' in guard.command('banned', '--plain').stdout)
     assert not network.attacker.reaches('203.0.113.1', 9, '198.51.100.7')
+    said = typed('busybox telnet 203.0.113.1')             # from 203.0.113.66, in the WAN's network
+    assert 'login: ' in said and 'Password: ' in said and 'secret1' not in said
+    assert poll(lambda: '203.0.113.66' in guard.command('banned', '--plain').stdout)
+    assert guard.command('unban', '203.0.113.66').returncode == 0
+    rlogin = "{ sleep 1; printf 'toor\\r'; sleep 4; } | timeout 9 script -qec 'rsh-redone-rlogin -l admin 203.0.113.1' /dev/null"
+    said = network.attacker.run(['sh', '-c', rlogin]).stdout
+    assert 'Password: ' in said and 'toor' not in said
+    assert poll(lambda: '203.0.113.66' in guard.command('banned', '--plain').stdout), guard.said()
     done = network.attacker.run(['curl', '-s', '-m', '5', '--interface', '198.51.100.8', '-u', 'root:x', 'http://203.0.113.1:8080/'])
     assert poll(lambda: '198.51.100.8' in guard.command('banned', '--plain').stdout), done
     network.attacker.run(['timeout', '5', 'ssh', '-6', '-o', 'BatchMode=yes', '-o', 'StrictHostKeyChecking=no', '-b', '2001:db8:bad::7',
