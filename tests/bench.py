@@ -1776,6 +1776,73 @@ def packet_rows(bench):
                 yield result(name, unit, ours, 'flat chain', flat)
 
 
+# ---- Traps and the gate ---------------------------------------------------------------------
+
+TRAP_GUESSES, GATE_ADDRESSES = 300, 10000
+
+
+def trapped(bench):
+    """(guesses a second, median ms from a guess to its ban on record, MB that 32 clients take)."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    daemon = Banwatch(bench.folder, ignoreself='false', ignoreip='192.0.2.1')
+    with open(daemon.conf, 'a') as f:
+        f.write('[trap]\nsource = trap:http:127.0.0.1:%d\n' % port)
+    request = b'GET / HTTP/1.0\r\nAuthorization: Basic cm9vdDp4\r\n\r\n'
+
+    def knock(n):
+        sock = socket.create_connection(('127.0.0.1', port), 5, ('127.1.%d.%d' % (n // 200, n % 200 + 1), 0))
+        sock.sendall(request)
+        return sock
+    with daemon:
+        began = time.perf_counter()
+        for n in range(TRAP_GUESSES):
+            with knock(n) as sock:
+                while sock.recv(4096):
+                    pass
+        speed, waits = TRAP_GUESSES / (time.perf_counter() - began), []
+        for n in range(1000, 1020):
+            at = time.perf_counter()
+            with knock(n):
+                while not any(row['ip'] == '127.1.%d.%d' % (n // 200, n % 200 + 1) for row in daemon.ask(do='banned')()['banned']):
+                    pass
+            waits.append(time.perf_counter() - at)
+        before = rss(daemon.pids)
+        socks = [socket.create_connection(('127.0.0.1', port), 5, ('127.2.0.%d' % (n + 1), 0)) for n in range(32)]
+        daemon.status()
+        grown = rss(daemon.pids) - before
+        for sock in socks:
+            sock.close()
+    return speed, 1000 * statistics.median(waits), grown
+
+
+def trap_rows(bench):
+    speed, wait, grown = bench.tried('traps', trapped, bench) or (None, None, None)
+    bench.note('traps: %d guesses by HTTP, one after the other; until a ban is on record, asked for over the socket' % TRAP_GUESSES)
+    yield result('trap, guesses', '/s', speed)
+    yield result('trap, guess to ban', 'ms', wait, goal=Goal(20, 5, 'value'))
+    yield result('trap, 32 clients', 'MB', grown, goal=Goal(2, 1, 'value'))
+
+
+def calls(function, ips):
+    """Thousands of calls a second."""
+    began = time.perf_counter()
+    for ip in ips:
+        function(ip)
+    return len(ips) / (time.perf_counter() - began) / 1000
+
+
+def gate_rows(bench):
+    import banwatch
+    ips = ['10.%d.%d.%d' % (n >> 16, n >> 8 & 255, n & 255) for n in range(GATE_ADDRESSES)] * 5
+    counts = {}
+
+    def plain(ip):
+        counts[ip] = counts.get(ip, 0) + 1
+    yield result('gate, 10,000 addresses', 'k/s', calls(banwatch.gate(maxretry=9), ips), 'a plain dict', calls(plain, ips))
+
+
 Row = collections.namedtuple('Row', 'function help')
 ROWS = {
     'replay': Row(replay_rows, 'lines a second through `replay`, on an attack log and on a plain log'),
@@ -1800,6 +1867,8 @@ ROWS = {
     'check': Row(check_rows, 'what the daemon does once a minute with so many bans'),
     'report': Row(report_rows, 'what the daily summary costs the daemon a line, and how long `report` takes'),
     'crowded': Row(crowded_rows, 'as `latency`, for each firewall, with 1,000 banned already and with none'),
+    'traps': Row(trap_rows, 'guesses at a trap: how many a second, how long until the ban, memory'),
+    'gate': Row(gate_rows, 'connections that the gate judges, against counting them in a dict'),
     'packets': Row(packet_rows, 'what bans cost the packets of a client who is not banned'),
 }
 
