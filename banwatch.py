@@ -507,20 +507,31 @@ def absolute_path(text):
 LISTED = 'file:'                     # in front of the path of a list of networks
 
 
-def network_words(text):
-    """Addresses, networks, and file:/PATH for lists of them, as they are printed."""
-    found, bad = [], []
-    for word in name_list(text):
-        try:
-            if not word.startswith(LISTED + '/'):
-                word = network_of(word)
-            found.append(word)
-        except ValueError:
-            bad.append(word)
-    if bad:
-        raise ValueError('%s: no address, network or file:/PATH (names are not looked up)'
-                         % quoted(' '.join(bad)))
-    return tuple(dict.fromkeys(found))
+# a name with a dot in it whose last part has a letter: 192.0.2.1.5 is a mistake
+HOST_NAME = Regex(r'(?=.{4,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?\.)+'
+                  r'(?=[a-z0-9-]*[a-z])[a-z0-9-]{1,63}', re.I)
+
+
+def network_words(*more):
+    """What reads addresses, networks, and file:/PATH for lists of them, as they are printed; host
+    names, if there may be such."""
+    def read(text):
+        found, bad = [], []
+        for word in name_list(text):
+            try:
+                if HOST_NAME.fullmatch(word) and more:
+                    word = word.lower()
+                elif not word.startswith(LISTED + '/'):
+                    word = network_of(word)
+                found.append(word)
+            except ValueError:
+                bad.append(word)
+        if bad:
+            kinds = ('an address', 'network') + more
+            raise ValueError('%s: not %s or file:/PATH'
+                             % (quoted(' '.join(bad)), ', '.join(kinds)))
+        return tuple(dict.fromkeys(found))
+    return read
 
 
 def text_rows(text):
@@ -805,10 +816,11 @@ OPTIONS = [Option(*row) for row in (
      'Count the bans of all jails, not of this one alone.'),
     ('DEFAULT', 'bantime.extend', duration, '0',
      'Each attempt seen during a ban makes it this much longer (0: not at all).'),
-    ('DEFAULT', 'ignoreip', network_words, '127.0.0.0/8 ::1',
-     'Addresses and networks that are never banned: put your own fixed address here. file:/PATH\n'
-     'is a list of them: one a line, or FIRST-LAST; what follows # or ; explains it.'),
-    ('DEFAULT', 'banip', network_words, '',
+    ('DEFAULT', 'ignoreip', network_words('host name'), '127.0.0.0/8 ::1',
+     'Addresses and networks that are never banned: put your own here. A host name (your home\n'
+     'with a changing address) is looked up each five minutes. file:/PATH is a list: one a line,\n'
+     'or FIRST-LAST; what follows # or ; explains it.'),
+    ('DEFAULT', 'banip', network_words(), '',
      'The same, but always banned: from everything if it stands here, from its ports in a jail.\n'
      'A file is looked at each minute. What is never banned is left out.'),
     ('DEFAULT', 'ignoreself', flag, 'true',
@@ -3083,11 +3095,14 @@ class Jail:
             spec.startswith('udp:') for spec in options['source'])
 
     def protect(self, machine, files):
-        """Sets what is never banned: ignoreip (`files` is path -> networks of a list), and with
+        """Sets what is never banned: ignoreip (`files` is what `listed_networks` wants), and with
         ignoreself these Exempts of the machine. True if that is new."""
         exempt = never_banned()
         for word in self.options['ignoreip']:
-            exempt += tuple(make_exempt(net, 'ignoreip') for net in listed_networks(word, files))
+            why = 'ignoreip'
+            if HOST_NAME.fullmatch(word):
+                why += ', ' + word
+            exempt += tuple(make_exempt(net, why) for net in listed_networks(word, files))
         if self.options['ignoreself']:
             exempt = tuple(machine) + exempt
         changed = exempt != self.exempt
@@ -3134,9 +3149,12 @@ class Jail:
 
 
 def listed_networks(word, files):
-    """The networks that a word of ignoreip or banip means; `files` is path -> those in a list."""
+    """The networks that a word of ignoreip or banip means; `files` is path -> those in a list,
+    and host name -> addresses."""
     if word.startswith(LISTED):
         return files.get(word[len(LISTED):], ())
+    if HOST_NAME.fullmatch(word):
+        return files.get(word, ())
     return [word]
 
 
@@ -3208,6 +3226,11 @@ class Jails:
         words = set(itertools.chain(*self.lists.values()))
         words.update(*(jail.options['ignoreip'] for jail in self.by_name.values()))
         return sorted(word[len(LISTED):] for word in words if word.startswith(LISTED))
+
+    def names(self):
+        """The host names in ignoreip."""
+        words = itertools.chain(*(jail.options['ignoreip'] for jail in self.by_name.values()))
+        return sorted({word for word in words if HOST_NAME.fullmatch(word)})
 
     def protect(self, machine, files):
         """True if something is new for one of them."""
@@ -4276,6 +4299,7 @@ def offloads(shown):
 # failures]]
 #      "history": [[jail, network, bans, seconds since the last one's end (< 0: not yet)]]
 #      "homes":   [[user, network, seconds since he logged in from there]]
+#      "names":   {name: [address]}         what host names in `ignoreip` stood for last
 #      "report":  {...}}                    what a wing of that name has to keep
 #   and in the live one
 #     "unkept":  s                         seconds for which the kept one has lacked something of
@@ -7281,6 +7305,111 @@ class Lists:
         return networks
 
 
+# writes the addresses of a host name. Given as text, Python would want its module `idna`, which
+# python3-light lacks
+LOOK_UP = ('import socket, sys\n'
+           'try:\n'
+           '    for row in socket.getaddrinfo(sys.argv[1].encode(), None, 0, socket.SOCK_STREAM):\n'
+           '        print(row[4][0])\n'
+           'except OSError as e:\n'
+           '    sys.exit(e.strerror)\n')
+NAME_SECONDS = 5 * MINUTE - 5        # between two looks, which come with a minute's work
+MOST_ADDRESSES = 16                  # of a name: one that has more is no home
+MOST_LOOKS = 4                       # at once: each takes 8 MB for a moment
+
+
+def look_up(name):
+    """The Command that looks up a host name: a child, for a resolver may take its time."""
+    return Command([sys.executable, '-IS', '-c', LOOK_UP, name])
+
+
+def read_addresses(printed):
+    """The addresses that `look_up` has printed."""
+    found = set()
+    for line in printed.split():
+        try:
+            found.add(address(line))
+        except ValueError:
+            pass
+    return sorted(found)
+
+
+class HostName(Worker):
+    """A host name of `ignoreip`, looked up each five minutes; what it stood for stays while that
+    fails. `names` is all of them."""
+    seconds = 30
+
+    def __init__(self, machine, name, names):
+        Worker.__init__(self, machine, name)
+        self.names = names
+        self.known = []              # its addresses
+        self.asked = float('-inf')   # ticks
+
+    def due(self):
+        return self.machine.ticks() - self.asked >= NAME_SECONDS
+
+    def blocked(self):
+        return sum(bool(other.running) for other in self.names.by_name.values()) >= MOST_LOOKS
+
+    def work(self):
+        self.asked, trouble = self.machine.ticks(), ''
+        try:
+            found = read_addresses((yield look_up(self.name)))
+            if len(found) > MOST_ADDRESSES:
+                trouble = 'stands for %d addresses, too many to believe' % len(found)
+        except Failed as e:
+            found, trouble = [], 'cannot be looked up (%s)' % str(e).partition(': ')[2]
+        if found and not trouble and found != self.known:
+            self.known = found
+            self.machine.log('%s: %s' % (self.name, ', '.join(found)))
+            self.names.changed()
+        if trouble and self.known:
+            trouble += '; what it stood for before stays exempt'
+        self.names.note(self.name, trouble)
+
+
+class Names:
+    """The host names in `ignoreip`."""
+    name = 'names'                   # in the state files
+    keeps = True
+
+    def __init__(self, machine, note, changed):
+        self.machine, self.note, self.changed = machine, note, changed
+        self.by_name = {}            # name -> HostName
+        self.kept = {}               # name -> addresses, of an earlier run
+
+    def set(self, names):
+        """These are the names from now on."""
+        before, self.by_name = self.by_name, {}
+        for name in names:
+            self.by_name[name] = before.pop(name, None) or HostName(self.machine, name, self)
+            self.by_name[name].known = self.by_name[name].known or self.kept.pop(name, [])
+        for name in before:
+            self.note(name, '')
+
+    def known(self):
+        """name -> its addresses."""
+        return {name: each.known for name, each in self.by_name.items()}
+
+    def settle(self):
+        for each in list(self.by_name.values()):
+            each.settle()
+
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        """What the state files hold."""
+        return self.known()
+
+    def load(self, state, now, gone):
+        """Takes in what `dump` wrote; the number of rows that made no sense."""
+        lost = 0
+        for name, rows in (state.items() if type(state) is dict else ()):
+            try:
+                self.kept[name] = [address(text) for text in rows[:MOST_ADDRESSES]]
+            except (ValueError, TypeError, AttributeError):
+                lost += 1
+        return lost
+
+
 # ---- Control -------------------------------------------------------------------------------
 # Owns: the Unix socket in `runtime`. A client sends one line of JSON and gets one line back.
 # Always true: only our own user can reach it; a client that is slow or talks too much is dropped.
@@ -7570,6 +7699,7 @@ class Daemon:
         self.judge.bans.crowded4 = jails.crowded4()
         self.store = Store(machine, config, self.note, self.pieces, self.tell_written)
         self.lists = Lists(machine, self.note)
+        self.names = Names(machine, self.note, self.names_changed)
         self.with_matches = collections.deque()    # the latest tickets that have log lines
         self.wings = [make(self) for make in (WINGS if wings is None else wings)]
         # those that want to hear of each line, the hot path
@@ -7650,7 +7780,7 @@ class Daemon:
         if state.offset is not None:
             self.offset = state.offset
         lost = state.lost
-        for wing in self.wings:
+        for wing in self.wings + [self.names]:
             lost += wing.load(state.state.get(wing.name), now, state.age)
         if lost:
             self.machine.log('%s: %s could not be read; the rest is used' % (
@@ -7694,7 +7824,7 @@ class Daemon:
             for (ip, user), until in jail.logins.items():
                 logins[jail.name, ip, user] = until
         known = {source: position for source, position in self.positions.items() if position}
-        return Pieces(self.judge.bans, self.judge.fails, logins, known, self.wings,
+        return Pieces(self.judge.bans, self.judge.fails, logins, known, self.wings + [self.names],
                       self.judge.homes)
 
     # who is told
@@ -7931,7 +8061,9 @@ class Daemon:
         except OSError as e:
             self.note('netlink', 'the addresses of this machine are not known: %s' % e.strerror)
         self.lists.read(self.judge.jails.files())
-        changed = self.judge.jails.protect(self.exempt, self.lists.files)
+        self.names.set(self.judge.jails.names())
+        files = dict(self.lists.files, **self.names.known())
+        changed = self.judge.jails.protect(self.exempt, files)
         self.set_lists()
         if changed:
             self.wall.write_again()
@@ -7948,6 +8080,11 @@ class Daemon:
         if self.resting:                           # until the route comes, a minute is long
             self.loop.cancel(self.route_timer)
             self.route_timer = self.loop.after(ROUTE_SECONDS, self.protect)
+
+    def names_changed(self):
+        """Host names stand for other addresses."""
+        self.store.touch()
+        self.protect()
 
     def set_lists(self):
         """Bans what `banip` means by now, and nothing else of it. What overlaps an exempt range is
@@ -7992,6 +8129,7 @@ class Daemon:
         for ticket, why in self.judge.leaving(self.machine.ticks()):
             self.unban(ticket, why)
         self.wall.settle_all()
+        self.names.settle()
         for wing in self.wings:
             for worker in list(wing.workers):
                 worker.settle()
@@ -8387,6 +8525,7 @@ def answer_status(daemon, request, reply):
         'maxbans': judge.bans.limit,
         'tracked': len(judge.fails.recent), 'maxtracked': judge.fails.recent.limit,
         'memory': machine.memory()[0], 'written': machine.written,
+        'names': daemon.names.known(),
         'saved': None if store.flash_saved is None else round(wall - now + store.flash_saved, 1),
         'wrong': daemon.wrong()}
     for wing in daemon.wings:
@@ -8429,6 +8568,8 @@ def show_status(conf, options, words):
     for action in answer['actions']:
         rows.append('action    %s: %s'
                     % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
+    for name, known in answer['names'].items():
+        rows.append('ignoreip  %s: %s' % (name, ', '.join(known) or 'not known'))
     saved = 'not saved yet'
     if answer['saved'] is not None:
         saved = 'saved ' + clock_text(answer['saved'])
@@ -11615,6 +11756,8 @@ class Replay:
         jails = Jails(config, machine.read_or_none, machine.guard)
         lists = Lists(machine, lambda where, trouble: None)
         lists.read(jails.files())
+        for name in jails.names():
+            lists.files[name] = read_addresses(run_now(machine, look_up(name))[1])
         jails.protect(machine.networks(), lists.files)
         self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
         self.judge.accounts = set(machine.accounts())

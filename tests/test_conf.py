@@ -116,7 +116,7 @@ SOURCES = (': no log source (one a line: auto, logread, journalctl, /var/log/mes
     ('[banwach]\nenabled = true', "c:1: [banwach]: no filter is called 'banwach' (did you mean banwatch?)"),
     ('[sshd]\n  [luci]', "c:2: '[luci]' must begin in the first column"),
     ('[sshd]\nmaxretry = 2  # two', "c:2: maxretry: '2  # two' is not a number from 1 to 1000000 (a comment after a value starts with ` ;`)"),
-    ('[sshd]\nignoreip = 10.0.0.1 my.host 300.1.1.1', "c:2: ignoreip: 'my.host 300.1.1.1': no address, network or file:/PATH (names are not looked up)"),
+    ('[sshd]\nignoreip = 10.0.0.1 my.host 300.1.1.1', "c:2: ignoreip: '300.1.1.1': not an address, network, host name or file:/PATH"),
     ('[sshd]\nport = 22,foo', "c:2: port: 'foo': no port (try 22, ssh, 8000:8080)"),
     ('[sshd]\nport = 22,htttp,0', "c:2: port: 'htttp 0': no port (try 22, ssh, 8000:8080)"),
     ('[sshd]\nport = 70000', "c:2: port: '70000': no port (try 22, ssh, 8000:8080)"),

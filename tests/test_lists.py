@@ -241,3 +241,106 @@ def test_the_kernel_drops_whom_a_list_names_and_counts_it(network, daemon):
     assert poll(lambda: not network.attacker.reaches('203.0.113.1', source='198.51.100.7'))
     assert network.attacker.reaches('203.0.113.1', source='203.0.113.66')
     assert [row['jails'] for row in guard.ask('report')['summary']['dropped']] == ['list']
+
+
+# --- host names in ignoreip
+
+@pytest.fixture
+def at_home(tmp_path):
+    """A function that starts a House whose ignoreip holds a name; `home.found` is what that stands for, None: nobody knows."""
+    def start(*found, more=''):
+        machine = FakeMachine()
+        machine.found = list(found)
+        machine.answer = lambda command: ('python3: Name or service not known', '') if machine.found is None else ('', '\n'.join(machine.found))
+        house = House(tmp_path, machine=machine, ignoreip='127.0.0.1 Home.example.net' + more)
+        house.turn()
+        return house
+    return start
+
+
+def test_whom_a_name_stands_for_is_not_banned(at_home):
+    house = at_home('198.51.100.7', '2001:db8:bad::7')
+    for ip in '198.51.100.7', '2001:db8:bad::7', '2001:db8:bad::8', '198.51.100.8':
+        house.fail(ip, 3)
+    assert house.banned() == ['198.51.100.8', '2001:db8:bad::8']             # by itself, for its /64 holds an exempt one
+    assert house.ask('status')['names'] == {'home.example.net': ['198.51.100.7', '2001:db8:bad::7']}
+    assert house.ask('ban', networks=['198.51.100.0/24'])['refused'] == [
+        '198.51.100.0/24: not banned: overlaps 198.51.100.7 (ignoreip, home.example.net)']
+
+
+def test_a_name_is_looked_up_each_five_minutes_and_bans_of_where_it_moves_are_lifted(at_home):
+    house = at_home('198.51.100.7')
+    house.fail('198.51.100.8', 3)
+    house.machine.found = ['198.51.100.8']
+    ran = len(house.machine.ran)
+    for _ in range(4):
+        house.pass_time(60)
+    assert len(house.machine.ran) == ran and house.banned() == ['198.51.100.8']
+    house.pass_time(61)
+    assert len(house.machine.ran) == ran + 1 and house.banned() == []
+    house.fail('198.51.100.7', 3)
+    assert house.banned() == ['198.51.100.7']
+
+
+def test_while_a_name_cannot_be_looked_up_it_stands_for_what_it_did_also_after_a_restart(at_home):
+    house = at_home('198.51.100.7')
+    house.machine.found = None
+    house.pass_time(301)
+    assert house.ask('status')['wrong'] == [
+        'home.example.net: cannot be looked up (Name or service not known); what it stood for before stays exempt']
+    house.fail('198.51.100.7', 3)
+    house.stop()
+    before = house.machine.answer
+    (house.folder / 'run' / 'state.json').unlink()
+    house.machine = FakeMachine()
+    house.machine.answer = before
+    house.start()
+    house.fail('198.51.100.7', 3)
+    assert house.banned() == [] and house.ask('status')['names'] == {'home.example.net': ['198.51.100.7']}
+
+
+def test_a_name_that_nobody_knows_stops_nothing_else(at_home):
+    house = at_home('198.51.100.7', more=' gone.example.net')
+    house.machine.answer = lambda command: ('x: No address', '') if command.argv[-1].startswith('gone') else ('', '198.51.100.7')
+    house.pass_time(301)
+    house.fail('198.51.100.7', 3)
+    house.fail('198.51.100.9', 3)
+    assert house.banned() == ['198.51.100.9']
+    assert house.ask('status')['names']['home.example.net'] == ['198.51.100.7']
+
+
+def test_a_name_that_stands_for_too_many_is_not_believed(at_home):
+    house = at_home(*('198.51.100.%d' % n for n in range(17)))
+    assert house.ask('status')['wrong'] == ['home.example.net: stands for 17 addresses, too many to believe']
+    house.fail('198.51.100.7', 3)
+    assert house.banned() == ['198.51.100.7']
+
+
+def test_nonsense_among_the_kept_names_is_counted_and_left_out():
+    names = banwatch.Names(None, None, None)
+    assert names.load({'a.b': ['198.51.100.7'], 'c.d': 5, 'e.f': ['x']}, 0, 0) == 2 and names.kept == {'a.b': ['198.51.100.7']}
+    assert names.load([1], 0, 0) == 0
+
+
+def test_the_child_that_looks_up_knows_the_hosts_of_this_machine():
+    import subprocess
+    found = subprocess.run(banwatch.look_up('localhost').argv, stdout=subprocess.PIPE).stdout.decode()
+    assert set(banwatch.read_addresses(found)) <= {'127.0.0.1', '::1'} and found
+    gone = subprocess.run(banwatch.look_up('gone.invalid').argv, stderr=subprocess.PIPE)
+    assert gone.returncode == 1 and gone.stderr.count(b'\n') == 1
+
+
+@pytest.mark.parametrize('option, text, why', [
+    ('ignoreip', '192.0.2.300', 'not an address, network, host name or file:/PATH'), ('ignoreip', '1.2.3', 'not an address'),
+    ('ignoreip', 'nas', 'not an address'), ('ignoreip', 'a..b', 'not an address'), ('ignoreip', '-a.example', 'not an address'),
+    ('banip', 'home.example.net', 'not an address, network or file:/PATH')])
+def test_what_is_no_name_is_a_mistake(option, text, why):
+    _, (problem,) = banwatch.read_config('[DEFAULT]\n%s = %s\n' % (option, text), 'c')
+    assert why in problem
+
+
+def test_a_replay_spares_whom_a_name_stands_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(banwatch, 'look_up', lambda name: banwatch.Command(['echo', '198.51.100.7']))
+    config, _ = banwatch.read_config('[DEFAULT]\nignoreip = home.example.net\n', 'c')
+    replay = banwatch.Replay(config, banwatch.Machine())
+    assert replay.judge.jails.by_name['sshd'].refusal('198.51.100.7') == '198.51.100.7 (ignoreip, home.example.net)'
