@@ -15,7 +15,8 @@ What it touches, as root
     runs      nft, ipset, iptables, ip6tables and their -restore; conntrack, if flows are offloaded;
               logread or journalctl if they are the log source; the programs named in
               `source = exec:...` and `[action ...]`; sendmail, for mails; logger and sshd -T for
-              `doctor`, the init system's own for `install`; itself, as byte code. Never a shell.
+              `doctor`, the init system's own for `install`; itself, as byte code, and its Python
+              to look up host names in `ignoreip`. Never a shell.
     writes    `runtime` (/var/run/banwatch: lock, socket, live state), `state`
               (/etc/banwatch.state), nothing else (each with .new while it is written, .bad if it
               could not be used); a FIFO that `source` names is made if it is missing; the page that
@@ -24,6 +25,7 @@ What it touches, as root
               /etc/fail2ban/filter.d), /proc, the resolv.conf files, addresses and routes (netlink).
     listens   on its Unix socket; on UDP only if `source = udp:...`, on loopback unless told
               otherwise; on TCP only if `source = trap:...`.
+    connects  to the Local API of a CrowdSec, if [crowdsec] names one; nowhere else.
 
 Map, from the ground up; a section names only itself and what stands above it:
 
@@ -32,7 +34,7 @@ Map, from the ground up; a section names only itself and what stands above it:
         ~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
         Machine  Worker  Sources  Wall  Store  Control  Daemon  Commands            act
     Part II, the wings: told what happens, they can neither ban nor run a firewall command
-        Language  Actions  Tally  Digest  Summary  Replay  Doctor  Install  Gate
+        Language  Actions  Tally  Digest  Summary  Fleet  Replay  Doctor  Install  Gate
     Part III: Appendix (built-in filters, rules, date forms, init scripts), Main
 
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
@@ -110,6 +112,12 @@ LogEvent.__new__.__defaults__ = None,
 # A network to ban, for so many seconds, after so many failures; matches: (lines, fields) or None.
 BanOrder = collections.namedtuple('BanOrder', 'network failures seconds matches')
 BanOrder.__new__.__defaults__ = None,
+# What a server is asked: the address of a socket (a path, or (ip, port)), the name that its
+# certificate must have ('': no TLS), what is sent; `feed` gets what comes back, piece by piece and
+# b'' at the end, and returns whether that was all, or raises ValueError.
+Request = collections.namedtuple('Request', 'place certified text feed')
+# A network of a list: since when and until when it is banned, None for ever.
+Listed = collections.namedtuple('Listed', 'since until')
 # A range of addresses that is never banned, as numbers, with the reason for the operator.
 Exempt = collections.namedtuple('Exempt', 'version first last why')
 
@@ -142,21 +150,19 @@ class Regex:
 class Ticket:
     """One ban: `network` is shut out by `jail` from `since` to `until` (None: for ever), in
     ticks."""
-    __slots__ = ('jail', 'network', 'since', 'until', 'count', 'failures', 'matches', 'ignored')
+    __slots__ = ('jail', 'network', 'key', 'since', 'until', 'count', 'failures', 'matches',
+                 'ignored')
 
     def __init__(self, jail, network, since, until, count, failures):
         self.jail = jail
         self.network = network
+        self.key = jail, network
         self.since = since
         self.until = until
         self.count = count           # how many bans of this network in this jail, this one included
         self.failures = failures     # that led to it
         self.matches = None          # (lines, fields) of the log, if the jail has an action
         self.ignored = 0             # failures that came although it was in force
-
-    @property
-    def key(self):
-        return self.jail, self.network
 
     def left(self, now):
         """Seconds it still lasts, FOREVER for a permanent one."""
@@ -469,6 +475,26 @@ def decimal(text):
 def decimals(text):
     """Some of them."""
     return [decimal(word) for word in text.split()]
+
+
+URL = Regex(r'(?P<tls>https?)://(?P<host>[\w.-]+|\[[\da-fA-F:]+\])(?::(?P<port>\d{1,5}))?'
+            r'(?P<path>/\S*)?|unix:(?P<socket>/\S+)')
+
+
+def server_url(text):
+    """The address of an HTTP server, or nothing."""
+    m = URL.fullmatch(text)
+    if text and not (m and int(m.group('port') or 1) < 65536):
+        raise ValueError('is not an address (try http://192.0.2.1:8080, https://hub.example.net, '
+                         'unix:/run/crowdsec.sock)')
+    return text.rstrip('/')
+
+
+def secret(text):
+    """A key or a password: what a line of HTTP, and JSON, can hold."""
+    if not re.fullmatch('[!-~]*', text):
+        raise ValueError('has blanks or letters that no key has')
+    return text
 
 
 FLAGS = {'true': True, 'yes': True, 'on': True, '1': True,
@@ -839,6 +865,27 @@ OPTIONS = [Option(*row) for row in (
     ('DEFAULT', 'maxnetworks', count_or_none, '10',
      'An account that exists here and that so many networks have tried within six findtimes is\n'
      'under siege until a day after the last: two failures within a day are a ban then. 0: never.'),
+    ('crowdsec', 'url', server_url, '',
+     'http://ADDR:PORT, https://NAME or unix:/PATH of a Local API. Empty: none.'),
+    ('crowdsec', 'key', secret, '', 'What `cscli bouncers add` has printed: needed to pull. Each\n'
+     'router needs a key of its own.'),
+    ('crowdsec', 'machine', secret, '', 'The name that `cscli machines add` was given: needed to\n'
+     'push ...'),
+    ('crowdsec', 'password', secret, '', '... and its password.'),
+    ('crowdsec', 'interval', positive_duration, '10s', 'How often it is asked what is new.'),
+    ('crowdsec', 'pull', flag, 'true', 'Ban whom it has decided to ban, for as long as it says.'),
+    ('crowdsec', 'push', one_of('bans', 'alerts', 'no'), 'bans',
+     'Tell it of new bans: bans: for everybody as long as here; alerts: it decides itself, by its\n'
+     'profiles; no: nothing.'),
+    ('crowdsec', 'scopes', some_of('ip', 'range'), 'ip range',
+     'Which decisions are pulled: of addresses, of networks.'),
+    ('crowdsec', 'origins', name_list, '',
+     'Of which origins: cscli, crowdsec, CAPI, lists ... Empty: all.'),
+    ('crowdsec', 'maxdecisions', unless('auto', positive_count), 'auto',
+     'At most so many; those that last longest. auto as for `maxbans`.'),
+    ('crowdsec', 'port', port_list, '', 'Ports that its decisions close. Empty: all of them.'),
+    ('crowdsec', 'protocol', some_of('tcp', 'udp'), 'tcp', 'tcp, udp or both, with `port`.'),
+    ('crowdsec', 'forward', flag, 'true', 'Do they stop what the router forwards, too?'),
     ('report', 'to', mailboxes, 'root', 'Who gets it; several with commas.'),
     ('report', 'from', mailbox, '', 'Its sender. Empty: root at this host\'s name.'),
     ('report', 'sendmail', command_line, 'sendmail -t -i',
@@ -937,6 +984,7 @@ NOTES = {
                    "; forge a packet's sender: think twice. So its bans never touch what is\n"
                    '; forwarded.'}
 MANUAL = 'manual'                                  # the jail of bans by hand
+HUB = 'crowdsec'                                   # that of what a CrowdSec decides
 LIST = 'list'                                      # that of `banip`; list-NAME: in a jail's section
 RULE = (
     'Rules of your own for the summary, besides the built-in ones. One with the name of a\n'
@@ -965,6 +1013,9 @@ SECTIONS = {
                 '2h30m, 7d, 4w.\n'
                 'After a change: banwatch.py check, then banwatch.py reload.',
     'DEFAULT': 'For every jail; a jail may override each of these.',
+    'crowdsec': 'Bans shared with others through a CrowdSec: pulled from its Local API, and\n'
+                'pushed. Pulled ones are the jail `crowdsec`. Keep this file to yourself (chmod\n'
+                '600).',
     'report': 'The summary: banwatch.py report shows it. For a mail each morning, cron runs: '
               'banwatch.py report --send'}
 NO_CONF = 'built-in defaults'        # what stands for the name of a conf file where there is none
@@ -1032,10 +1083,10 @@ class Config:
 
 
 def kind_of(section):
-    """Which rows of OPTIONS a section has: 'banwatch', 'report', 'action', 'rule', or as a jail
+    """Which rows of OPTIONS a section has: its own, those of 'action' or 'rule', or, as a jail,
     'DEFAULT'."""
     kind = section.partition(' ')[0]
-    if section in ('banwatch', 'report') or section != kind and kind in NAMED_SECTIONS:
+    if section in ('banwatch', HUB, 'report') or section != kind and kind in NAMED_SECTIONS:
         return kind
     return 'DEFAULT'
 
@@ -2992,8 +3043,8 @@ class Bans:
         self.tickets = {}
         # (jail, network) -> (bans so far, end of the last), oldest first
         self.history = Recent(limit)
-        # name of a list's jail -> {network: since when it is banned}: no tickets, for they have no
-        # end, no history, and are on file already
+        # name of a list's jail -> {network: Listed}: no tickets, for they have no history, and
+        # somebody else keeps them
         self.lists = {}
         self.ends = []               # heap of (until, key); rows that no longer hold are skipped
         self.dropped = 0             # bans that `limit` has cost
@@ -3185,6 +3236,9 @@ class Jails:
                 self.lists['%s-%s' % (LIST, jail.name)] = jail.options['banip']
         for name in self.lists.keys() - {LIST}:
             self.by_name[name] = Jail(name, self.by_name[name[len(LIST) + 1:]].options)
+        if config.get(HUB, 'url'):
+            options = dict(config.options(LIST), **config.options(HUB))
+            self.by_name[HUB] = Jail(HUB, dict(options, action=[]))
         self.everywhere = config['source']
         self.sources = list(self.everywhere)
         for jail in self.watching():
@@ -4261,8 +4315,8 @@ def make_firewalls(kind, hooks, jails):
     scopes = {}
     for name, jail in jails.items():
         scopes[name] = scope_of(jail.options, hooks)
-        if scopes[name] and is_list(name):
-            scopes[name] = scopes[name]._replace(listed=True)
+        if scopes[name] and (is_list(name) or name == HUB):
+            scopes[name] = scopes[name]._replace(listed=name.partition('-')[0])
     return FIREWALLS[kind](hooks, scopes)
 
 
@@ -4521,6 +4575,7 @@ OUTPUT_BYTES = 8 << 20               # a firewall with 50,000 rules lists them i
 SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/opt/bin'
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
              '/run/systemd/resolve/resolv.conf')
+PIECE_BYTES = 1 << 15                # of an answer, in a turn
 PACKET_SECONDS = 0.3                 # for a packet from here to here
 READ, WRITE = 1, 2                   # what `selectors` calls EVENT_READ and EVENT_WRITE
 
@@ -4699,6 +4754,71 @@ class Program:
             said = said or ['exit code %d' % self.process.returncode]
             return '%s: %s' % (self.name, printable(said[0])[:200])
         return ''
+
+
+class Exchange:
+    """Sends a Request, and hands over what comes back."""
+
+    def __init__(self, machine, request, done, seconds):
+        self.loop, self.done, self.left, self.feed = machine.loop, done, request.text, request.feed
+        self.sock, self.shaken = None, not request.certified
+        self.timer = self.loop.after(seconds, functools.partial(self.end, 'no answer in time'))
+        try:
+            if isinstance(request.place, str):
+                family = socket.AF_UNIX
+            else:
+                family = socket.AF_INET6 if ':' in request.place[0] else socket.AF_INET
+            self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            self.sock.setblocking(False)
+            code = self.sock.connect_ex(request.place)
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
+            if request.certified:
+                import ssl
+                self.sock = ssl.create_default_context().wrap_socket(
+                    self.sock, server_hostname=request.certified, do_handshake_on_connect=False)
+            self.watch(WRITE)
+        except (OSError, ValueError, ImportError) as e:        # answers later, as all do
+            self.loop.cancel(self.timer)
+            why = getattr(e, 'strerror', None) or str(e)
+            self.timer = self.loop.after(0, functools.partial(self.end, why))
+
+    def watch(self, events):
+        self.loop.unwatch(self.sock)
+        self.loop.watch(self.sock, self.ready, events)
+
+    def ready(self):
+        """Does what can be done without waiting: a piece of the answer, at most."""
+        try:
+            if not self.shaken:
+                self.sock.do_handshake()
+                self.shaken = True
+            while self.left:
+                self.left = self.left[self.sock.send(self.left):]
+            self.watch(READ)
+            data = self.sock.recv(PIECE_BYTES)
+            while not self.feed(data):
+                if not data:
+                    raise ValueError('half an answer')
+                if not getattr(self.sock, 'pending', int)():   # what TLS has read ahead
+                    return
+                data = self.sock.recv(PIECE_BYTES)
+            self.end('')
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError) as e:
+            wanted = {'SSLWantReadError': READ, 'SSLWantWriteError': WRITE}.get(type(e).__name__)
+            if wanted:
+                self.watch(wanted)
+            else:
+                self.end(getattr(e, 'strerror', None) or str(e))
+
+    def end(self, problem):
+        self.loop.cancel(self.timer)
+        if self.sock is not None:
+            self.loop.unwatch(self.sock)
+            self.sock.close()
+        self.done(problem, '')
 
 
 GUARD_SECONDS = 0.25                                # for a regex that is not built in, on one line
@@ -4923,8 +5043,11 @@ class Machine:
             os.close(theirs)
 
     def run(self, command, done, seconds=10):
-        """Starts a Command; `done(problem, output)` is called when it has ended."""
-        if forms_of(command):
+        """Starts a Command, or sends a Request; `done(problem, output)` is called when it has
+        ended."""
+        if isinstance(command, Request):
+            Exchange(self, command, done, seconds)
+        elif forms_of(command):
             self.run_in_turn(command, done, seconds)
         else:
             self.start(command, lambda problem, output, code: done(problem, output), seconds)
@@ -6555,7 +6678,7 @@ def make_source(spec, machine, *more):
 MOST_CUT = 256
 # for the kernel, then a client is told that it has not answered yet
 ANSWER_SECONDS = 13
-MOST_CHANGES = 2000                  # of a list at once; more are written together with all others
+MOST_CHANGES = 2000                  # at once: with more, the loop would stand still for too long
 QUARREL_SECONDS = 15                 # between two repairs, where another program undoes them
 
 # What a FirewallSync has to do next; each includes the one before.
@@ -6614,12 +6737,15 @@ class FirewallSync(Worker):
         tickets = [ticket for ticket in self.bans.tickets.values()
                    if self.handles(ticket.network) and not self.refused(ticket)]
         wanted = entries_of(tickets, self.firewall.scopes)
-        listed = [(net, self.firewall.scopes[name]) for name, networks in self.bans.lists.items()
-                  if self.firewall.scopes.get(name) for net in networks if self.handles(net)]
+        now = self.machine.ticks()
+        listed = [((net, self.firewall.scopes[name]), row.until)
+                  for name, networks in self.bans.lists.items() if self.firewall.scopes.get(name)
+                  for net, row in networks.items()
+                  if (row.until is None or row.until > now) and self.handles(net)]
         room = len(listed)
         if self.firewall.capacity:
             room = max(0, self.firewall.capacity - len(wanted))
-        wanted.update(dict.fromkeys(listed[:room]))
+        wanted.update(listed[:room])
         self.left_out = max(0, len(listed) - room)
         return wanted
 
@@ -6637,14 +6763,14 @@ class FirewallSync(Worker):
         if scope and self.state != CLOSING:
             self.changed.setdefault((ticket.network, scope), True)
 
-    def list_changed(self, name, gone, new):
-        """Takes note of networks that a list has no more, or has got."""
+    def list_changed(self, name, known, new):
+        """Takes note of networks that a list has no more, or until another time, or has got."""
         scope = self.firewall.scopes.get(name)
-        if scope and self.state != CLOSING:
-            if self.firewall.capacity or len(gone) + len(new) > MOST_CHANGES:
+        if scope and self.state != CLOSING and (known or new):
+            if self.firewall.capacity:
                 self.need = REBUILD
                 return
-            for networks, there in (gone, True), (new, False):
+            for networks, there in (known, True), (new, False):
                 for net in filter(self.handles, networks):
                     self.changed.setdefault((net, scope), there)
 
@@ -6755,7 +6881,7 @@ class FirewallSync(Worker):
         if wrong and wrong != self.repaired:
             self.complain('repaired (%s)' % wrong)
         self.take_changes()
-        self.repaired = wrong
+        self.repaired, self.changed = wrong, {}
         for command in self.firewall.rebuild(shown, self.wanted(), self.machine.ticks()):
             yield from self.run_one(command)
         self.counted, self.proven, self.written = {}, BUILT, self.machine.ticks()
@@ -6764,18 +6890,22 @@ class FirewallSync(Worker):
         """What has changed, as Changes, and no more from now on. Remembers the networks whose open
         connections must end: new ones, banned from all ports."""
         made = []
-        for (net, scope), there in self.changed.items():
+        for net, scope in list(itertools.islice(self.changed, MOST_CHANGES)):
+            there = self.changed.pop((net, scope))
             tickets = [self.bans.tickets.get((jail, net))
                        for jail in self.jails_of_scope.get(scope, ())]
             tickets = [ticket for ticket in tickets if ticket and not self.refused(ticket)]
             wanted = entries_of(tickets, self.firewall.scopes)
-            lists = [self.bans.lists.get(jail, ()) for jail in self.jails_of_scope.get(scope, ())]
-            if any(net in networks for networks in lists):
-                wanted[net, scope] = None
+            for jail in self.jails_of_scope.get(scope, ()):
+                row = self.bans.lists.get(jail, {}).get(net)
+                if row:
+                    key = net, scope
+                    wanted[key] = later_end(wanted[key], row.until) if key in wanted else row.until
             made.append(Change(net, scope, there, not wanted, wanted.get((net, scope))))
             if not (there or scope.ports) and wanted:
                 self.new = (self.new + [net])[-MOST_CUT:]
-        self.changed = {}
+        if not self.changed:
+            self.changed = {}                      # an empty dict may be a large one
         return made
 
     def count(self, counters):
@@ -7591,6 +7721,9 @@ class Wing:
     explains = False                 # does it want to know which lines a filter has explained?
     keeps = False                    # have the state files to hold something of it?
     workers = ()
+    # what is new in a list that it keeps: (name, networks that are in it no more, network -> until
+    # of others), in a deque; each a piece that is done in a moment
+    pieces = ()
 
     def __init__(self, daemon):
         self.daemon = daemon
@@ -7632,6 +7765,12 @@ class Wing:
 
     def minute(self, now):
         """A minute has gone by."""
+
+    def exempted(self, networks):
+        """These of its list are never banned, and left out."""
+
+    def unlisted(self, name, networks):
+        """Somebody has lifted the bans of networks in its list."""
 
     def news(self):
         """Has it anything new to keep since it was asked last?"""
@@ -8089,8 +8228,9 @@ class Daemon:
     def set_lists(self):
         """Bans what `banip` means by now, and nothing else of it. What overlaps an exempt range is
         left out, and reported."""
-        jails, lists, now = self.judge.jails, self.judge.bans.lists, self.machine.ticks()
-        for name in list(lists.keys() | jails.lists.keys()):
+        jails, lists = self.judge.jails, self.judge.bans.lists
+        now = Listed(self.machine.ticks(), None)
+        for name in list((lists.keys() | jails.lists.keys()) - {HUB}):
             words, before, exempt = jails.lists.get(name, ()), lists.get(name, {}), []
             wanted = {}
             for word in words:
@@ -8111,6 +8251,31 @@ class Daemon:
                     len(wanted), 'network is', 'networks are')))
                 for sync in self.wall.syncs:
                     sync.list_changed(name, gone, new)
+        if HUB not in jails.by_name:
+            lists.pop(HUB, None)
+        elif HUB in lists:
+            jail = jails.by_name[HUB]
+            self.change_list(HUB, [net for net in lists[HUB] if jail.refusal(net)], {})
+
+    def change_list(self, name, gone, new):
+        """Bans and lifts networks of a list that a wing keeps; `new` is network -> until. Those
+        that are never banned."""
+        jail, now = self.judge.jails.by_name[name], self.machine.ticks()
+        listed = self.judge.bans.lists.setdefault(name, {})
+        known = [net for net in gone if listed.pop(net, None)] + [net for net in new
+                                                                  if net in listed]
+        fresh, refused = [], []
+        for net, until in new.items():
+            if jail.refusal(net):
+                refused.append(net)
+            elif net in listed:
+                listed[net] = listed[net]._replace(until=until)
+            else:
+                listed[net] = Listed(now, until)
+                fresh.append(net)
+        for sync in self.wall.syncs:
+            sync.list_changed(name, known, fresh)
+        return refused
 
     # the loop
     def run(self):
@@ -8128,8 +8293,13 @@ class Daemon:
         bans.limit = bans.history.limit = self.wall.room(self.most_bans)
         for ticket, why in self.judge.leaving(self.machine.ticks()):
             self.unban(ticket, why)
+        for wing in self.wings:
+            if wing.pieces:                        # one a turn
+                wing.exempted(self.change_list(*wing.pieces.popleft()))
+                self.loop.after(0, lambda: None)
         self.wall.settle_all()
-        self.names.settle()
+        if self.names.by_name:
+            self.names.settle()
         for wing in self.wings:
             for worker in list(wing.workers):
                 worker.settle()
@@ -8150,6 +8320,13 @@ class Daemon:
         now = self.machine.ticks()
         self.loop.after(MINUTE, self.minute)
         self.protect()
+        lists = self.judge.bans.lists
+        for name in lists:
+            ended = [net for net, row in lists[name].items() if row.until is not None
+                     and row.until <= now]
+            if ended:
+                self.change_list(name, ended, {})
+            lists[name] = dict(lists[name])        # gives back the room of what has gone
         self.judge.purge(now, self.config['dbpurgeage'])
         self.note_sieges(now)
         self.heal(self.judge.jails.guards, self.machine.wall())
@@ -8297,7 +8474,7 @@ class Daemon:
         found += self.nameless()
         for sync in syncs:
             if sync.left_out:
-                found.append('%s: no room for %s of `banip`'
+                found.append('%s: no room for %s of lists'
                              % (sync.name, plural(sync.left_out, 'network')))
         if self.judge.bans.dropped:
             dropped = plural(self.judge.bans.dropped, 'ban')
@@ -8565,6 +8742,11 @@ def show_status(conf, options, words):
         if wall['why'] and n == 0:
             said += ' (auto: %s)' % wall['why']
         rows.append('firewall  %s: %s' % (wall['name'], said))
+    hub = answer.get(HUB)
+    if hub:
+        rows.append('crowdsec  %s: %s, %s pushed, %d waiting' % (
+            hub['url'], plural(hub['decisions'], 'decision'), plural(hub['pushed'], 'ban'),
+            hub['waiting']))
     for action in answer['actions']:
         rows.append('action    %s: %s'
                     % (action['name'], action['trouble'] or plural(action['bans'], 'ban')))
@@ -8604,9 +8786,11 @@ def answer_banned(daemon, request, reply):
                 'failures': ticket.failures})
     for name, networks in daemon.judge.bans.lists.items():
         if request.get('jail') in (None, name):
-            rows += [{'ip': net, 'jail': name, 'since': round(offset + since, 1), 'until': None,
-                      'left': FOREVER, 'count': 1, 'failures': 0}
-                     for net, since in networks.items()]
+            rows += [{'ip': net, 'jail': name, 'since': round(offset + row.since, 1),
+                      'until': None if row.until is None else round(offset + row.until, 1),
+                      'left': FOREVER if row.until is None else round(row.until - now, 1),
+                      'count': 1, 'failures': 0}
+                     for net, row in networks.items() if row.until is None or row.until > now]
     daemon.saved(reply, {'banned': rows})
 
 
@@ -8811,8 +8995,10 @@ def answer_unban(daemon, request, reply):
             request.get('all') or any(networks_overlap(key[1], net) for net in networks))
     judge = daemon.judge
     tickets = [ticket for ticket in judge.bans.tickets.values() if meant(ticket.key)]
+    pulled = [net for net in judge.bans.lists.get(HUB, ()) if meant((HUB, net))]
+    lifted = [ticket.network for ticket in tickets] + pulled
     missing = [net for net in networks
-               if not any(networks_overlap(ticket.network, net) for ticket in tickets)]
+               if not any(networks_overlap(other, net) for other in lifted)]
     listed = [net for net in missing if any(networks_overlap(other, net) for name, others in
                                             judge.bans.lists.items() for other in others)]
     for key in [key for key in judge.fails.recent if meant(key)]:
@@ -8823,8 +9009,12 @@ def answer_unban(daemon, request, reply):
         daemon.unban(ticket, BY_HAND, few)
     if not few:
         daemon.machine.log('unban %s (%s)' % (plural(len(tickets), 'ban'), BY_HAND))
-    unbanned = sorted({ticket.network for ticket in tickets})
-    daemon.wall.when_settled(tickets, lambda trouble: daemon.saved(
+    if pulled:
+        daemon.change_list(HUB, pulled, {})
+        daemon.machine.log('[%s] unban %s (%s)' % (HUB, plural(len(pulled), 'network'), BY_HAND))
+        daemon.tell_wings('unlisted', HUB, pulled)
+    unbanned = sorted(set(lifted))
+    daemon.wall.when_settled(None if pulled else tickets, lambda trouble: daemon.saved(
         reply, {'unbanned': unbanned, 'missing': missing, 'listed': listed, 'trouble': trouble}))
 
 
@@ -10495,6 +10685,9 @@ def as_message(raw, most=MESSAGE_LENGTH):
 
 # that failed for one account without being banned: guessing that hides
 MANY_NETWORKS = 10
+# what is told of the exchange with a CrowdSec
+HUB_COUNTS = {'new': 'decisions pulled', 'gone': 'withdrawn', 'pushed': 'bans pushed',
+              'lost': 'too many to be pushed', 'refused': 'refused'}
 SILENT = 12 * 3600                   # a source without a line for so long is in doubt
 CHART_BARS = 36
 
@@ -10540,6 +10733,7 @@ def summarise(report, facts):
             'lines': sum(row['lines'] for row in sources), 'memory': facts['memory'],
             'written': counts['written'], 'flash': counts['flash'], 'firewall': facts['firewall'],
             'unmailed': counts['unmailed'],
+            HUB: {what: counts[HUB + ' ' + what] for what in HUB_COUNTS},
             'sources': sources, 'let_go': {part: n for part, n in counts.items() if part in PARTS}}}
 
 
@@ -10971,6 +11165,9 @@ def health_text(health, seconds):
                 format(-(-health[where] // 1000), ','), what))
     if health['firewall']:
         said.append('firewall ' + ' and '.join(health['firewall']))
+    shared = ['%s %s' % (format(n, ','), HUB_COUNTS[what]) for what, n in health[HUB].items() if n]
+    if shared:
+        said.append('crowdsec: ' + ', '.join(shared))
     left = sum(health['let_go'].values())
     if left:
         said.append('%s too many to be told one by one' % format(left, ','))
@@ -11675,6 +11872,641 @@ COMMANDS['report'] = Verb(
     '[--send] [--html FILE] [--json]', ['send', 'html=', 'json'], 0, 0,
     'the summary since the last one; --send mails it and begins a new one (for cron: 0 6 * * *);\n'
     '      --html writes it as a page (- is standard output)', show_report, answer_report)
+
+
+# ---- Fleet ---------------------------------------------------------------------------------
+# Owns: what a CrowdSec's Local API has told and is to be told: its list, its outbox. Always true:
+# nothing waits for the API, and nothing of it is believed: what it sends is bounded, an address in
+# it is what `ipaddress` printed, and the daemon leaves out what is never banned; what could not be
+# told is told later, in order. How the API behaves: CrowdSec's swagger, and measured with 1.4.6.
+
+HEAD_BYTES, BODY_BYTES, STREAM_BYTES = 1 << 14, 1 << 16, 32 << 20      # of an answer
+OBJECT_BYTES = 1 << 14               # of one decision
+PIECE = 500                          # networks that the daemon is given at a time
+MOST_WAITING = 1000                  # bans that wait to be told
+MOST_PUSHED = 2000                   # of our own bans that are known again
+WHOLE_SECONDS = HOUR                 # between two pulls of everything
+PUSH_TRIES = 3                       # for what the API does not take
+SAME_END = 60                        # seconds by which two ends of one ban may differ
+WIDEST = {4: 8, 6: 16}               # prefix lengths: nobody means to ban more than that
+
+
+class Answer:
+    """What an HTTP server answers (RFC 9112), fed piece by piece; the body of a 200 goes to `take`,
+    if there is one."""
+
+    def __init__(self, take=None):
+        self.take, self.most = take, STREAM_BYTES if take else BODY_BYTES
+        self.status, self.date, self.body = 0, '', b''
+        self.buffer, self.chunked = b'', False
+        self.left = None             # bytes of the body, or of a chunk; None: up to the end
+
+    def feed(self, data):
+        """Is that all? ValueError for what is no answer."""
+        self.buffer += data
+        if not self.status:
+            head, end, rest = self.buffer.partition(b'\r\n\r\n')
+            if not end:
+                if len(self.buffer) > HEAD_BYTES:
+                    raise ValueError('is no HTTP server')
+                return False
+            self.begin(head.decode('latin-1'))
+            self.buffer = rest
+        if self.chunked:
+            return self.chunks()
+        piece, self.buffer = self.buffer, b''
+        if self.left is None:
+            self.hand(piece)
+            return not data
+        piece = piece[:self.left]
+        self.left -= len(piece)
+        self.hand(piece)
+        return not self.left
+
+    def begin(self, head):
+        """Takes the head of the answer."""
+        m = re.match(r'HTTP/1\.[01] (\d{3})\b', head)
+        if not m:
+            raise ValueError('is no HTTP server')
+        self.status = int(m.group(1))
+        fields = dict(re.findall(r'\r\n([\w-]+):[ \t]*([^\r\n]*)', head))
+        fields = {name.lower(): value.strip() for name, value in fields.items()}
+        self.date = fields.get('date', '')
+        self.chunked = fields.get('transfer-encoding', '').lower() == 'chunked'
+        if fields.get('content-length', '').isdigit():
+            self.left = int(fields['content-length'][:12])
+
+    def chunks(self):
+        """Takes what there is of a chunked body; True at its end."""
+        while True:
+            if not self.left:
+                line, end, rest = self.buffer.lstrip(b'\r\n').partition(b'\r\n')
+                if not end and len(line) < 100:
+                    return False
+                size = line.partition(b';')[0].strip()
+                if not re.fullmatch(b'[0-9a-fA-F]{1,8}', size):
+                    raise ValueError('sends chunks that are none')
+                self.left, self.buffer = int(size, 16), rest
+                if not self.left:
+                    return True
+            piece, self.buffer = self.buffer[:self.left], self.buffer[self.left:]
+            if not piece:
+                return False
+            self.left -= len(piece)
+            self.hand(piece)
+
+    def hand(self, piece):
+        self.most -= len(piece)
+        if self.most < 0:
+            raise ValueError('sends more than can be read')
+        if self.take and self.status == 200:
+            self.take(piece)
+        else:
+            self.body += piece[:BODY_BYTES]
+
+    def json(self):
+        """The body, {} if it is no object."""
+        try:
+            found = json.loads(self.body.decode())
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            return found
+        return {}
+
+    def refusal(self):
+        """How to say that it did not do as asked."""
+        if self.status in (401, 403):
+            return 'refuses us (%d)' % self.status
+        said = self.json().get('message', '')
+        return ('answers %d: %s' % (self.status, printable(str(said))[:100])).rstrip(': ')
+
+
+class Decisions:
+    """Reads `{"deleted": [...], "new": [...]}` piece by piece: `take(kind, row)` gets each."""
+    PART = Regex(r'[\s,{]*"(new|deleted)"\s*:\s*(null|\[)')
+    ITEM, END = Regex(r'[\s,]*([{\]])'), Regex(r'[\s,{]*\}\s*')
+
+    def __init__(self, take):
+        self.take = take
+        self.text, self.kind, self.ended = '', '', False
+        self.decode = json.JSONDecoder().raw_decode
+
+    def feed(self, data):
+        """Takes a piece; ValueError for what is no such thing."""
+        # each byte a letter, so that none is torn: all that matters is ASCII
+        self.text += data.decode('latin-1')
+        at = 0
+        while not self.ended:
+            if not self.kind:
+                m = self.PART.match(self.text, at)
+                if m:
+                    at, self.kind = m.end(), m.group(1) if m.group(2) == '[' else ''
+                    continue
+                self.ended = bool(self.END.fullmatch(self.text, at))
+                break
+            m = self.ITEM.match(self.text, at)
+            if not m:
+                break
+            if m.group(1) == ']':
+                self.kind, at = '', m.end()
+                continue
+            try:
+                row, at = self.decode(self.text, m.start(1))
+            except RecursionError:
+                raise ValueError('sends nonsense') from None
+            except ValueError:                     # it is not whole yet
+                break
+            self.take(self.kind, row)
+        self.text = self.text[at:]
+        if self.ended:
+            self.text = ''
+        if len(self.text) > OBJECT_BYTES:          # no decision is so long
+            raise ValueError('sends nonsense')
+
+    def close(self):
+        """Problem if that was not all."""
+        if not self.ended:
+            raise Failed('sends nonsense')
+
+
+GO_DURATION = Regex(
+    r'([+-]?)((?:[0-9]+(?:\.[0-9]*)?(?:h|ms|m|s|ns|us|[^\x00-\x7f]{1,2}s|d))+)')
+GO_UNITS = {'d': DAY, 'h': HOUR, 'm': MINUTE, 's': 1, 'ms': 1e-3, 'us': 1e-6, 'ns': 1e-9}
+
+
+def go_duration(text):
+    """Seconds of a duration as Go writes it: `1h2m3.5s`, `-922.9ms`; ValueError."""
+    m = GO_DURATION.fullmatch(text)
+    if not m:
+        raise ValueError('not a duration')
+    seconds = sum(float(number) * GO_UNITS.get(unit, 1e-6)
+                  for number, unit in re.findall(r'([\d.]+)([^\d.]+)', m.group(2)))
+    if m.group(1) == '-':
+        return -seconds
+    return seconds
+
+
+def decision(row):
+    """(network, seconds, scenario) of a decision; ValueError, TypeError or KeyError for one that
+    is no ban of a network, or of more than anybody means to ban."""
+    if row['type'].lower() != 'ban' or row['scope'].lower() not in ('ip', 'range'):
+        raise ValueError('no ban of a network')
+    net = network_of.__wrapped__(row['value'])     # its cache is for the addresses of the log
+    if '/' in net and int(net.partition('/')[2]) < WIDEST[6 if ':' in net else 4]:
+        raise ValueError('too wide')
+    return net, min(go_duration(row['duration']), TOO_LONG), str(row.get('scenario'))
+
+
+SCENARIO = 'banwatch/'               # and the jail
+
+
+def date_of_answer(text):
+    """The date of an HTTP answer as RFC 3339 writes it, '?' if it has none: then the API takes its
+    own. So a wrong clock of ours makes no ban longer or shorter."""
+    m = re.fullmatch(r'\w+, (\d\d) (\w{3}) (\d{4}) (\d\d:\d\d:\d\d) GMT', text)
+    if not m or m.group(2) not in MONTHS:
+        return '?'
+    return '%s-%02d-%sT%sZ' % (m.group(3), MONTHS.index(m.group(2)) + 1, m.group(1), m.group(4))
+
+
+def alert(ban, now, moment, decides):
+    """The alert that tells of a Told ban: for as long as it still lasts, or (not `decides`) as the
+    API's profiles say."""
+    if '/' in ban.network:
+        scope = 'Range'
+    else:
+        scope = 'Ip'
+    source = {'scope': scope, 'value': ban.network}
+    if scope == 'Ip':
+        source['ip'] = ban.network
+    scenario = SCENARIO + ban.jail
+    row = {'scenario': scenario, 'scenario_hash': '', 'scenario_version': '',
+           'message': 'banwatch: %s: %s' % (ban.network, plural(ban.failures, 'failure')),
+           'events_count': max(1, ban.failures), 'start_at': moment, 'stop_at': moment,
+           'capacity': 0, 'leakspeed': '0', 'simulated': False, 'events': [], 'source': source}
+    if decides:
+        left = TOO_LONG
+        if ban.until is not None:
+            left = max(1, int(ban.until - now + 0.5))
+        row['decisions'] = [{'origin': 'crowdsec', 'type': 'ban', 'scope': scope,
+                             'value': ban.network, 'duration': '%ds' % left, 'scenario': scenario}]
+    else:
+        row['remediation'] = True
+    return packed([row])
+
+
+# A ban that the API is to be told of, or (`lift`) that it has ended early.
+Told = collections.namedtuple('Told', 'lift jail network until failures')
+
+
+class HubWorker(Worker):
+    """Asks the Local API."""
+    seconds = 60
+
+    def __init__(self, machine, fleet, name=HUB):
+        Worker.__init__(self, machine, name)
+        self.fleet, self.places = fleet, []
+
+    def ask(self, method, path, body='', head='', take=None):
+        """Yields what it takes to ask; the Answer."""
+        yield from self.find()
+        url = URL.fullmatch(self.fleet.options['url'])
+        host = (url.group('host') or 'localhost').strip('[]')
+        text = '%s %s%s HTTP/1.1\r\nHost: %s\r\nUser-Agent: banwatch/%s\r\n' % (
+            method, (url.group('path') or '').rstrip('/'), path, host, VERSION)
+        if body:
+            text += 'Content-Type: application/json\r\nContent-Length: %d\r\n' % len(body)
+        text = (text + head + 'Connection: close\r\n\r\n' + body).encode('ascii')
+        answer = Answer(take)
+        certified = host if url.group('tls') == 'https' else ''
+        try:
+            yield Request(self.places[0], certified, text, answer.feed)
+        except Failed:
+            self.places = self.places[1:]          # the next time at its next address
+            raise
+        return answer
+
+    def find(self):
+        """Yields what it takes to find the API's addresses."""
+        if self.places:
+            return
+        url = URL.fullmatch(self.fleet.options['url'])
+        host = (url.group('host') or '').strip('[]')
+        port = int(url.group('port') or (443 if url.group('tls') == 'https' else 80))
+        if url.group('socket'):
+            self.places = [url.group('socket')]
+            return
+        try:
+            self.places = [(address(host), port)]
+        except ValueError:
+            self.places = [(ip, port) for ip in read_addresses((yield look_up(host)))]
+        if not self.places:
+            raise Failed('%s has no address' % host)
+
+
+class Puller(HubWorker):
+    """Asks for decisions, every `interval`; for all of them at first, each hour, and after
+    anything has gone wrong."""
+
+    def __init__(self, machine, fleet):
+        HubWorker.__init__(self, machine, fleet)
+        self.whole_at = float('-inf')              # ticks
+
+    def due(self):
+        return self.fleet.pulls and not self.fleet.pieces
+
+    def work(self):
+        options, now = self.fleet.options, self.machine.ticks()
+        whole, before = now >= self.whole_at, self.whole_at
+        self.whole_at = float('-inf')
+        yield from self.find()
+        pull = Pull(self.fleet, now, self.places)
+        reader = Decisions(pull.take)
+        path = '/v1/decisions/stream?startup=%s' % str(whole).lower()
+        if options['origins']:
+            path += '&origins=' + ','.join(re.sub('[^!$-%\'-~]', '', name)
+                                           for name in options['origins'])
+        answer = yield from self.ask('GET', path, head='X-Api-Key: %s\r\n' % options['key'],
+                                     take=reader.feed)
+        if answer.status != 200:
+            raise Failed('%s: %s' % (options['url'], answer.refusal()))
+        reader.close()
+        self.fleet.pulled(pull, whole)
+        self.whole_at = now + WHOLE_SECONDS if whole else before
+
+    def succeeded(self):
+        if self.trouble:
+            self.machine.log('%s: works again' % self.name)
+        Worker.succeeded(self)
+        self.wait(self.fleet.options['interval'])
+
+
+class Pull:
+    """What one answer has told: network -> until of new decisions, those that last longest;
+    networks of deleted ones."""
+
+    def __init__(self, fleet, now, places):
+        self.fleet, self.now = fleet, now
+        self.places = [place[0] for place in places if not isinstance(place, str)]
+        self.new, self.gone, self.lifted = {}, set(), set()
+        self.left_out = self.unusable = 0
+        self.most = fleet.most
+        self.scopes = fleet.options['scopes']
+
+    def take(self, kind, row):
+        """Takes in an entry."""
+        try:
+            net, seconds, scenario = decision(row)
+            if row['scope'].lower() not in self.scopes:
+                return
+            for place in self.places:              # or we would hear no more of it
+                if net == place or '/' in net and networks_overlap(net, place):
+                    raise ValueError('the API itself')
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self.unusable += 1
+            return
+        if kind == 'deleted':
+            self.gone.add(net)
+            return
+        until = self.now + seconds
+        if net in self.fleet.lifted:
+            self.lifted.add(net)
+        elif seconds > 0 and not self.fleet.knows(net, until, scenario):
+            self.new[net] = max(until, self.new.get(net, 0))
+            if len(self.new) > self.most + self.most // 10 + PIECE:
+                self.trim()
+
+    def trim(self):
+        """Leaves out those that end first, if there are too many."""
+        surplus = len(self.new) - self.most
+        if surplus > 0:
+            self.left_out += surplus
+            for net in sorted(self.new, key=self.new.get)[:surplus]:
+                del self.new[net]
+
+
+class Pusher(HubWorker):
+    """Tells of bans, one by one; what the API does not take is given up, and counted."""
+
+    def __init__(self, machine, fleet):
+        HubWorker.__init__(self, machine, fleet, HUB + ' push')
+        self.token, self.tries = '', 0
+
+    def due(self):
+        return bool(self.fleet.outbox)
+
+    def work(self):
+        fleet = self.fleet
+        moment = date_of_answer((yield from self.log_in()).date)
+        while fleet.outbox:
+            told = fleet.outbox[0]
+            now = self.machine.ticks()
+            if told.until is not None and told.until <= now:
+                fleet.outbox.popleft()
+                continue
+            bearer = 'Authorization: Bearer %s\r\n' % self.token
+            if told.lift:
+                answer = yield from self.ask(
+                    'DELETE', '/v1/decisions?scopes=%s&value=%s&scenario=%s%s' % (
+                        'Range' if '/' in told.network else 'Ip', told.network, SCENARIO,
+                        told.jail), head=bearer)
+            else:
+                body = alert(told, now, moment, fleet.options['push'] == 'bans')
+                answer = yield from self.ask('POST', '/v1/alerts', body, bearer)
+            if answer.status not in (200, 201):
+                self.refused(told, answer)
+                continue
+            self.tries = 0
+            fleet.told(told)
+
+    def log_in(self):
+        """Yields what it takes to be logged in; the Answer to the last question."""
+        for _ in range(2):
+            if self.token:
+                answer = yield from self.ask('GET', '/v1/heartbeat', head='Authorization: Bearer '
+                                             '%s\r\n' % self.token)
+                if answer.status == 200:
+                    return answer
+                self.token = ''
+            options = self.fleet.options
+            body = packed({'machine_id': options['machine'], 'password': options['password'],
+                           'scenarios': []})
+            answer = yield from self.ask('POST', '/v1/watchers/login', body)
+            token = answer.json().get('token')
+            if answer.status != 200 or not isinstance(token, str) or not re.fullmatch(
+                    '[!-~]{1,4096}', token):
+                raise Failed('%s: login of %s %s' % (options['url'], options['machine'],
+                                                     answer.refusal()))
+            self.token = token
+        return answer
+
+    def refused(self, told, answer):
+        """The API did not take it: tries again, a few times, but if it is ours to blame."""
+        why = '%s: %s' % (self.fleet.options['url'], answer.refusal())
+        if answer.status in (401, 403):
+            self.token = ''
+        self.tries += 1
+        if self.tries < PUSH_TRIES:
+            raise Failed(why)
+        self.tries = 0
+        if self.fleet.outbox and self.fleet.outbox[0] is told:
+            self.fleet.outbox.popleft()
+        self.fleet.add_up('refused', 1)
+        self.machine.log('%s: %s is given up (%s)' % (self.name, told.network, why))
+
+
+class Fleet(Wing):
+    """What is shared with a CrowdSec."""
+    name, keeps = HUB, True
+
+    def __init__(self, daemon):
+        Wing.__init__(self, daemon)
+        self.options, self.read = {'url': ''}, {'url': ''}     # in force; read last
+        self.pulls = self.pushes = False
+        self.most = 0                # decisions at a time
+        self.pieces = collections.deque()
+        self.outbox = collections.deque()          # Tolds
+        self.pushed = Recent(MOST_PUSHED)          # (jail, network) -> until, of our own
+        self.lifted = Recent(20000)  # networks of decisions that were lifted here, by hand
+        # decisions: no room; nothing for us; never banned
+        self.left_out, self.unusable, self.exempt = 0, 0, []
+        # since the start
+        self.counts = collections.Counter()
+        self.workers = ()
+        self.fresh = False
+
+    def configure(self, config, jails):
+        self.read = dict(config.options(HUB), maxbans=self.daemon.room_for_bans(config))
+        return check_hub(config)
+
+    def adopt(self):
+        before, self.options = self.options, self.read
+        options = self.options
+        live = bool(options['url']) and not self.daemon.dry_run
+        self.pulls = live and options['pull'] and bool(options['key'])
+        self.pushes = live and options['push'] != 'no' and bool(options['machine'])
+        self.most = options['maxdecisions'] or options['maxbans']
+        if before != options:
+            for worker in self.workers:            # what it has under way is let go
+                worker.running = None
+                worker.stop_waiting()
+            machine = self.daemon.machine
+            self.workers = (Puller(machine, self), Pusher(machine, self)) if live else ()
+            self.pieces.clear()
+        if not self.pushes:
+            self.outbox.clear()
+
+    def add_up(self, what, n):
+        """Counts what has come and gone, for `status` and the summary."""
+        self.counts[what] += n
+        if n:
+            self.daemon.tell_wings('count', HUB + ' ' + what, n)
+
+    # pulled
+    def knows(self, net, until, scenario):
+        """Is a decision our own, come back?"""
+        key = scenario[len(SCENARIO):], net
+        if scenario.startswith(SCENARIO) and key in self.pushed:
+            end = self.pushed[key]
+            if end is None or until <= end + SAME_END or self.options['push'] == 'alerts':
+                return True
+        return False
+
+    def pulled(self, pull, whole):
+        """Takes over what an answer has told."""
+        pull.trim()
+        listed = self.daemon.judge.bans.lists.get(HUB, {})
+        if whole:
+            gone = [net for net in listed if net not in pull.new]
+            self.left_out, self.unusable, self.exempt = pull.left_out, pull.unusable, []
+            for net in self.lifted.keys() - pull.lifted:
+                del self.lifted[net]
+        else:
+            for net in pull.gone - pull.lifted:
+                self.lifted.pop(net, None)
+            gone = [net for net in pull.gone if net in listed and net not in pull.new]
+        new = {net: until for net, until in pull.new.items()
+               if net not in listed or abs(listed[net].until - until) > SAME_END}
+        surplus = len(listed) - len(gone) + len(new.keys() - listed.keys()) - self.most
+        if surplus > 0:
+            ends = {net: row.until for net, row in listed.items()}
+            for net in gone:
+                del ends[net]
+            ends.update(new)
+            for net in sorted(ends, key=ends.get)[:surplus]:
+                if new.pop(net, None) is None or net in listed:
+                    gone.append(net)
+            self.left_out += surplus
+        self.add_up('new', len(new))
+        self.add_up('gone', len(gone))
+        if whole and new:
+            self.daemon.machine.log('[%s] %s pulled' % (HUB, plural(len(pull.new), 'decision')))
+        self.note()
+        new = list(new.items())
+        for at in range(0, max(len(new), len(gone)), PIECE):
+            self.pieces.append((HUB, gone[at:at + PIECE], dict(new[at:at + PIECE])))
+
+    def note(self):
+        """Reports decisions that are not in force."""
+        said = []
+        if self.left_out:
+            said.append('no room for %s that end soonest (maxdecisions is %d)' % (
+                plural(self.left_out, 'decision'), self.most))
+        if self.exempt:
+            said.append('%s never banned, as %s' % (
+                plural(len(self.exempt), 'decision is', 'decisions are'), self.exempt[0]))
+        self.daemon.note(HUB, '; '.join(said))
+
+    def exempted(self, networks):
+        if networks:
+            self.exempt += networks
+            self.note()
+
+    def unlisted(self, name, networks):
+        for net in networks:
+            self.lifted.put(net, True)
+            self.fresh = True
+
+    # pushed
+    def banned(self, ticket, what):
+        if self.pushes and what == NEW_BAN:
+            self.post(Told(False, ticket.jail, ticket.network, ticket.until, ticket.failures))
+
+    def unbanned(self, ticket, what):
+        if self.pushes and what == LIFTED:
+            before = len(self.outbox)
+            self.outbox = collections.deque(told for told in self.outbox if (
+                told.jail, told.network) != ticket.key)
+            if self.pushed.pop(ticket.key, False) is not False or before == len(self.outbox):
+                self.post(Told(True, ticket.jail, ticket.network, None, 0))
+
+    def post(self, told):
+        """Puts something into the outbox; the oldest goes where there is no room."""
+        if len(self.outbox) >= MOST_WAITING:
+            self.outbox.popleft()
+            self.add_up('lost', 1)
+        self.outbox.append(told)
+        self.fresh = True
+
+    def told(self, told):
+        """The API has taken it."""
+        if self.outbox and self.outbox[0] is told:
+            self.outbox.popleft()
+        if not told.lift:
+            self.pushed.put((told.jail, told.network), told.until)
+            self.add_up('pushed', 1)
+        self.fresh = True
+
+    # the daemon's questions
+    def news(self):
+        fresh, self.fresh = self.fresh, False
+        return fresh
+
+    def status(self):
+        if not self.options['url']:
+            return {}
+        listed = self.daemon.judge.bans.lists.get(HUB, ())
+        return {HUB: dict(
+            {what: self.counts[what] for what in ('new', 'gone', 'pushed', 'refused', 'lost')},
+            url=self.options['url'], decisions=len(listed), waiting=len(self.outbox),
+            left_out=self.left_out, unusable=self.unusable, exempt=len(self.exempt))}
+
+    def dump(self, now, kept=False, most=KEPT_ROWS):
+        def left(until):
+            return FOREVER if until is None else round(until - now)
+        pushed = list(self.pushed.items())
+        if kept:
+            pushed = pushed[-most:]
+        return {'outbox': [[told.lift, told.jail, told.network, left(told.until), told.failures]
+                           for told in self.outbox],
+                'pushed': [[jail, net, left(until)] for (jail, net), until in pushed
+                           if until is None or until > now],
+                'lifted': list(self.lifted)[-most:]}
+
+    def load(self, state, now, gone):
+        def end(left):
+            return None if left == FOREVER else now + checked_number(left) - gone
+        lost, rows = 0, state if type(state) is dict else {}
+        for part, take in (
+                ('outbox', lambda row: self.outbox.append(Told(
+                    row[0] is True, *checked_key(row[1], row[2]), end(row[3]),
+                    checked_count(row[4])))),
+                ('pushed', lambda row: self.pushed.put(checked_key(row[0], row[1]), end(row[2]))),
+                ('lifted', lambda row: self.lifted.put(network_of(row), True))):
+            for row in rows.get(part) or ():
+                try:
+                    take(row)
+                except (ValueError, TypeError, LookupError, AttributeError):
+                    lost += 1
+        return lost
+
+
+def has_tls():
+    """Has this Python the module ssl? On a router it is a package of its own."""
+    try:
+        import ssl
+        return bool(ssl)
+    except ImportError:
+        return False
+
+
+def check_hub(config):
+    """Problems of [crowdsec]."""
+    options = config.options(HUB)
+    lacking = []
+    if options['url'].startswith('https:') and not has_tls():
+        lacking.append(('url', 'https needs the module ssl of Python (OpenWrt: opkg install '
+                               'python3-openssl)'))
+    if options['url'] and options['pull'] and not options['key']:
+        lacking.append(('pull', 'needs a `key` (cscli bouncers add NAME); or say `pull = no`'))
+    if options['machine'] and not options['password']:
+        lacking.append(('machine', 'needs a `password` (cscli machines add NAME -p ...)'))
+    return ['%s: %s: %s' % (config.where(HUB, option), option, text) for option, text in lacking]
+
+
+CONF_CHECKS.append(check_hub)
+WINGS.append(Fleet)
 
 
 # ---- Replay --------------------------------------------------------------------------------
@@ -12400,6 +13232,47 @@ def check_traps(doctor):
             yield Finding(OK, '%s: nothing seems to shut port %s' % (spec, port))
 
 
+def run_script(machine, script):
+    """What a Worker's script comes to, run to its end; Failed if it fails."""
+    step, value = script.send, None
+    while True:
+        try:
+            command = step(value)
+        except StopIteration as e:
+            return e.value
+        problem, output = run_now(machine, command)
+        step, value = (script.throw, Failed(problem)) if problem else (script.send, output)
+
+
+def check_crowdsec(doctor):
+    """Do key and login open the Local API?"""
+    options = doctor.config.options(HUB)
+    if not options['url']:
+        return
+    trial = Fleet(None)
+    trial.options = options
+    if options['pull']:
+        asked = HubWorker(doctor.machine, trial).ask('GET', '/v1/decisions?ip=192.0.2.0', head=(
+            'X-Api-Key: %s\r\n' % options['key']))
+        try:
+            answer = run_script(doctor.machine, asked)
+            if answer.status == 200:
+                yield Finding(OK, 'crowdsec: %s takes the key' % options['url'])
+            else:
+                yield Finding(PROBLEM, 'crowdsec: %s %s' % (options['url'], answer.refusal()),
+                              'cscli bouncers add NAME prints a key')
+        except Failed as e:
+            yield Finding(PROBLEM, 'crowdsec: %s: %s' % (options['url'], e),
+                          'does it listen there, and may this machine reach it?')
+    if options['push'] != 'no' and options['machine']:
+        try:
+            run_script(doctor.machine, Pusher(doctor.machine, trial).log_in())
+            yield Finding(OK, 'crowdsec: %s may push' % options['machine'])
+        except Failed as e:
+            yield Finding(PROBLEM, 'crowdsec: %s' % e,
+                          'cscli machines add %s -p PASSWORD -f /dev/null' % options['machine'])
+
+
 def check_clock(doctor):
     """Is the clock set, and the time zone?"""
     wall = doctor.machine.wall()
@@ -12492,6 +13365,8 @@ def check_rivals(doctor):
     """Does something else here ban addresses, too?"""
     machine = doctor.machine
     found = {RIVALS[name] for name in machine.processes() if name in RIVALS}
+    if doctor.config.get(HUB, 'url'):
+        found.discard('crowdsec')                  # the agent of which we are a bouncer
     found |= {name for path, name in RIVAL_SCRIPTS.items() if machine.exists(path)
               and glob.glob('/etc/rc.d/S*' + os.path.basename(path))}
     for name in sorted(found):
@@ -12500,7 +13375,7 @@ def check_rivals(doctor):
 
 
 CHECKS = (check_python, check_conf, check_daemon, check_log, check_log_level, check_firewall,
-          check_drops, check_offload, check_traps, check_clock, check_mail,
+          check_drops, check_offload, check_traps, check_crowdsec, check_clock, check_mail,
           check_room, check_jails, check_rivals)
 
 

@@ -135,7 +135,7 @@ def test_a_reload_without_it_lifts_a_list(ours):
 
 def test_plain_iptables_says_what_has_no_room(ours):
     house = ours(''.join('10.%d.%d.1\n' % divmod(n, 250) for n in range(2500)), firewall='iptables')
-    assert house.ask('status')['wrong'] == ['iptables: no room for 501 networks of `banip`']
+    assert house.ask('status')['wrong'] == ['iptables: no room for 501 networks of lists']
     assert max(command.stdin.count('-j DROP') for command in house.machine.ran) == 2000
 
 
