@@ -560,6 +560,18 @@ def network_words(*more):
     return read
 
 
+def rule_networks(text):
+    """What a rule asks of an address: (is it excluded?, network or 'lan'), ..."""
+    found = []
+    for word in name_list(text):
+        bare = word[word.startswith('!'):]
+        try:
+            found.append((word.startswith('!'), bare if bare == 'lan' else network_of(bare)))
+        except ValueError:
+            raise ValueError('%s: not an address, network or lan' % quoted(word)) from None
+    return tuple(found)
+
+
 def text_rows(text):
     """The lines of a value, but for empty ones."""
     return [line for line in text.split('\n') if line]
@@ -921,6 +933,12 @@ OPTIONS = [Option(*row) for row in (
     ('rule', 'regex', text_rows, '',
      "Regexes, one a line, in fail2ban's language; they see the message, what stands behind\n"
      '`program[pid]: `.'),
+    ('rule', 'ip', rule_networks, '',
+     'Only lines whose <HOST> is in one of these networks, and in none with a ! in front; lan is\n'
+     "this machine's own. `ip = !lan !198.51.100.0/24` is from anywhere else."),
+    ('rule', 'user', name_list, '',
+     'Only lines whose <F-USER> is one of these names; exists: an account of this machine;\n'
+     'unknown: none.'),
     ('rule', 'report', one_of('warning', 'info', 'other', 'ignore'), 'info',
      'warning: under WARNING. info: under NOTED. other: under OTHER LOG LINES.\n'
      'ignore: not at all.'),
@@ -10395,6 +10413,10 @@ class Rule:
             fields = set().union(*(regex.groupindex for regex in self.regexes))
         else:
             fields = set()
+        if options['ip'] and not fields & {'ip4', 'ip6'}:
+            raise ValueError('ip: no regex has a <HOST>')
+        if options['user'] and 'user' not in fields:
+            raise ValueError('user: no regex has a <F-USER>')
         self.fields = {'ip', 'program'} | fields - {'ip4', 'ip6', 'dns'}
         key = options['key']
         self.key = tag_field(key)
@@ -10430,6 +10452,36 @@ class Rule:
             return None
         return {'program': program}
 
+    def unmet(self, fields, around):
+        """'' if what it asks of address and user is so; else which of the two is not."""
+        ip, user = fields.get('ip'), fields.get('user')
+        if self.options['ip'] and not self.asks_for(ip, around.lan):
+            return 'ip'
+        words, kind = self.options['user'], 'unknown'
+        if user in around.accounts:
+            kind = 'exists'
+        named = user in words and user not in ('exists', 'unknown')
+        if words and not (named or user is not None and kind in words):
+            return 'user'
+        return ''
+
+    def asks_for(self, ip, lan):
+        """Is an address in the networks of `ip`?"""
+        try:
+            ip, positive, found = address(ip or ''), False, False
+        except ValueError:                         # a name is in no network
+            return False
+        for excluded, word in self.options['ip']:
+            if word == 'lan':
+                inside = bool(exempt_reason(ip, lan))
+            else:
+                inside = networks_overlap(ip, word)
+            if excluded and inside:
+                return False
+            positive = positive or not excluded
+            found = found or inside
+        return found or not positive
+
     def text(self, fields, message):
         """What the summary says of a line."""
         tags = {tag: str(value or '?') for tag, value in fields.items()}
@@ -10452,6 +10504,16 @@ def tag_field(tag):
     return tag
 
 
+# What rules ask for: ranges of addresses, as merge_ranges returns them; names of accounts.
+Around = collections.namedtuple('Around', 'lan accounts')
+
+
+def look_around(exempt, accounts):
+    """The Around of a machine with these Exempts."""
+    return Around(merge_ranges([row for row in exempt if '(the LAN, ' in row.why
+                                or '(this machine' in row.why]), frozenset(accounts))
+
+
 class Digest:
     """Reads what no jail explains: the rules of the conf line by line, the built-in ones and the
     grouping of all other lines by shape. Of lines that differ in digits alone only the first is
@@ -10469,6 +10531,7 @@ class Digest:
         self.speakers = Recent(200)  # program -> the built-in rules that mean it
         self.room = [NEW_AT_ONCE] * 2              # for new shapes of programs, of the kernel
         self.looked = float('-inf')  # when that was brought up to date
+        self.around = look_around((), ())
 
     def adopt(self, old):
         """Takes over what was known before a reload."""
@@ -10543,7 +10606,7 @@ class Digest:
             fields = rule.match(program, message, now)
         except Runaway:
             return
-        if fields is None:
+        if fields is None or rule.unmet(fields, self.around):
             return
         explained.append(start)
         if self.counts(rule, fields, now):
@@ -11628,12 +11691,14 @@ class Reporter(Wing):
         old = self.digest
         self.settings, self.digest = self.read
         self.explains = self.digest.other
+        self.look_around()
         if old:
             self.digest.adopt(old)
             for name in old.rules:
                 self.daemon.note('rule ' + name, '')
 
     def start(self):
+        self.look_around()
         if self.report.mail_due:
             self.mailer.ask_later(MINUTE)
 
@@ -11681,7 +11746,12 @@ class Reporter(Wing):
         self.tally.note('steps', (now,), seconds)
         self.tally.set_clock(self.daemon.offset)
 
+    def look_around(self):
+        """Tells the rules what LAN and which accounts there are."""
+        self.digest.around = look_around(self.daemon.exempt, self.daemon.judge.accounts)
+
     def minute(self, now):
+        self.look_around()
         self.digest.purge(now)
         self.daemon.heal(self.digest.guards, now)
 
@@ -12725,6 +12795,43 @@ def replay_logs(conf, options, words):
     return 0
 
 
+class RuleTrial:
+    """A rule of the summary, examined as a filter is."""
+
+    def __init__(self, rule, origin, around):
+        self.rule, self.origin, self.around = rule, origin, around
+
+    def examine(self, block, wall):
+        """(Look or None, 1 if the rule counts it) of a tidy line."""
+        line = read_line(block[block.rfind(b'\n', 0, -1) + 1:-1])
+        message = as_message(line.message, PLAIN_LINE)
+        self.shown = message
+        try:
+            fields = self.rule.match(program_of(line), message, wall)
+        except Runaway:
+            fields = None
+        if fields is None:
+            return None, 0
+        unmet, said = self.rule.unmet(fields, self.around), self.rule.text(fields, message)
+        ip, user = fields.get('ip'), fields.get('user')
+        if unmet:
+            return Look(None, said, ip, '', user, None, {}, 'not what `%s` asks for' % unmet), 0
+        return Look(FAIL, said, ip, '', user, None, {}, ''), 1
+
+
+def rule_trial(config, machine, name):
+    """The RuleTrial of [rule NAME]."""
+    made, problems = make_digest(config, machine.guard)
+    rules = dict(made.built_in, **made.rules)
+    if problems:
+        raise ValueError('\n'.join(problems))
+    if name not in rules:
+        raise ValueError('%s: no such rule (%s)'
+                         % (printable(name), choose_from(name, list(rules))))
+    return RuleTrial(rules[name], config.name if name in made.rules else BUILT_IN,
+                     look_around(machine.networks(), machine.accounts()))
+
+
 class Trial:
     """What filters make of a log, line by line."""
 
@@ -12834,6 +12941,8 @@ def trial_filters(conf, machine, words, options):
         name) and '/' not in name:
         name = './' + name                         # a file that is called like a jail is not meant
     try:
+        if spec.startswith('rule:'):
+            return {spec: rule_trial(config, machine, spec[5:])}, files
         if name == 'all':
             given = filter_spec(spec)[1]
             return {each: built_in_filter(each, given) for each in JAILS
@@ -12900,7 +13009,8 @@ COMMANDS['test'] = Verb(
     'FILTER [FILE...] [--json] [--now EPOCH] | --regex R [FILE...]', ['json', 'now=', 'regex='], 0,
     ANY,
     'which lines a filter matches, by which regex, and why others are not counted; FILTER is a\n'
-    '      name, a jail, a file of filter.d (each with [option=value,...] if need be), or all',
+    '      name, a jail, a file of filter.d (each with [option=value,...] if need be), all, or\n'
+    '      rule:NAME of the summary',
     test_filter)
 COMMANDS['replay'] = Verb(
     '[-j JAIL] [FILE...] [--json]', ['jail=', 'json'], 0, ANY,

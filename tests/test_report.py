@@ -9,7 +9,7 @@ import time
 import pytest
 
 import banwatch
-from harness import FakeMachine, config, facts_of, zone
+from harness import FakeMachine, House, config, facts_of, zone
 from test_filters import CORPORA, read_groups
 
 NOW, WALL = 900000.0, 1800000000.0                 # Fri 15 Jan 2027 08:00, UTC
@@ -675,13 +675,71 @@ def test_without_other_neither_built_in_rules_nor_the_grouping_run():
     assert list(tally['rules']) == [('info', 'door', 'the door is open')] and not tally['other'] and not made.shapes
 
 
+AROUND = banwatch.look_around(
+    [banwatch.make_exempt('192.168.1.0/24', 'the LAN, br-lan'), banwatch.make_exempt('203.0.113.1', 'this machine, wan'),
+     banwatch.make_exempt('203.0.113.254', 'a gateway')], ['root', 'alice'])
+
+
+@pytest.mark.parametrize('asked, passed', [
+    ('lan', '192.168.1.7 203.0.113.1'), ('!lan', '198.51.100.7 192.0.2.7 2001:db8::7 203.0.113.254'), ('192.0.2.0/24', '192.0.2.7'),
+    ('192.0.2.0/24, lan', '192.168.1.7 203.0.113.1 192.0.2.7'), ('!lan !192.0.2.0/24', '198.51.100.7 2001:db8::7 203.0.113.254'),
+    ('192.0.0.0/8 !lan', '192.0.2.7'), ('2001:db8::/32', '2001:db8::7'), ('::ffff:192.0.2.0/120', '192.0.2.7')])
+def test_a_rule_may_ask_for_networks(asked, passed):
+    made = digest('[rule in]\nregex = ^in from <HOST>$\ntext = <HOST>\nip = %s\n' % asked)
+    made.around = AROUND
+    ips = '192.168.1.7 203.0.113.1 198.51.100.7 192.0.2.7 2001:db8::7 203.0.113.254 host.example.net'.split()
+    found = [said for _, said, _ in noted(made, *('gate: in from ' + ip for ip in ips))]
+    assert found == [ip for ip in ips if ip in passed.split()]
+
+
+@pytest.mark.parametrize('asked, passed', [
+    ('exists', 'root alice'), ('unknown', 'eve exists'), ('eve', 'eve'), ('root eve', 'root eve'), ('eve exists', 'root alice eve')])
+def test_a_rule_may_ask_for_accounts(asked, passed):
+    made = digest('[rule in]\nregex = ^in(?: of <F-USER>\\S+</F-USER>)?$\ntext = <F-USER>\nuser = %s\n' % asked)
+    made.around = AROUND
+    found = [said for _, said, _ in noted(made, 'gate: in', *('gate: in of ' + name for name in ('root', 'alice', 'eve', 'exists')))]
+    assert found == passed.split()
+
+
+def test_a_login_to_an_account_of_this_machine_from_elsewhere_is_a_mail_at_once(tmp_path):
+    text = ('[rule abroad]\nprogram = dropbear\nregex = ^Password auth succeeded for \'<F-USER>[^\']+</F-USER>\' from <HOST>:\nip = !192.0.2.0/24\n'
+            'user = exists\ntext = <F-USER> has logged in from <HOST>\nmail = yes\n')
+    house = House(tmp_path, text=text)
+    sent = []
+    house.machine.answer = lambda command: (sent.append(command.stdin), ('', ''))[1]
+    line = "Thu Mar  7 12:34:56 2024 authpriv.notice dropbear[5]: Password auth succeeded for '%s' from %s:5\n"
+    house.write(line % ('alice', '192.0.2.7') + line % ('eve', '198.51.100.7'))
+    house.pass_time(120)
+    assert sent == []
+    house.write(line % ('alice', '198.51.100.7'))
+    house.pass_time(120)
+    assert len(sent) == 1 and 'alice has logged in from 198.51.100.7' in sent[0]
+
+
+def test_a_rule_is_tried_on_a_log_by_test(tmp_path, capsys):
+    conf, lines = tmp_path / 'c', tmp_path / 'l'
+    conf.write_text('[rule in]\nprogram = sshd\nregex = ^in of <F-USER>\\S+</F-USER> from <HOST>$\nip = !192.0.2.0/24\nuser = exists\n'
+                    'text = <F-USER>, <HOST>\n')
+    lines.write_text(''.join('%ssshd[5]: in of %s from %s\n' % (HEAD, *row) for row in (
+        ('root', '198.51.100.7'), ('root', '192.0.2.7'), ('nobody9', '198.51.100.7'))) + HEAD + 'x: in of root from 198.51.100.7\n')
+    assert banwatch.main(['-c', str(conf), 'test', 'rule:in', str(lines)]) == 0
+    out = capsys.readouterr().out
+    assert 'lines     4: 1 matched, 1 not; 0 logins, 0 that tell something but no failure, 2 ignored' in out
+    assert 'root, 198.51.100.7' in out and 'not what `ip` asks for' in out and 'not what `user` asks for' in out
+    banwatch.main(['-c', str(conf), 'test', 'rule:in', str(lines), '--json'])
+    assert [json.loads(row)['match'] for row in capsys.readouterr().out.split('\n')[:-1]] == [True, False, False, False]
+    assert banwatch.main(['test', 'rule:din', str(lines)]) == 78 and 'no such rule' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('rule, said', [
     ('regex = (\n', 'is not a regex'), ('program = [\n', 'is not a regex'), ('report = loud\n', "'loud'"), ('details = some\n', "'some'"),
     ('maxretry = 0\n', 'maxretry'), ('findtime = x\n', 'is not a duration'), ('mail = perhaps\n', "'perhaps'"), ('resets = a b\n', 'is not a name'),
     ('grace = x\n', 'is not a duration'), ('bantime = 5\n', 'no such option'), ('regexp = x\n', 'did you mean regex'),
     ('key = user\nregex = x\n', "key: no regex has a 'user'"), ('text = by <F-USER>\nregex = x\n', '<F-USER> means nothing here'),
     ('text = <b>\nregex = x\n', '<b> means nothing here'), ('resets = nobody\nregex = x\n', 'there is no [rule nobody]'),
-    ('regex = <HOST> and <HOST>\n', 'more than one <HOST>')])
+    ('regex = <HOST> and <HOST>\n', 'more than one <HOST>'), ('ip = lan\nregex = x\n', 'ip: no regex has a <HOST>'),
+    ('user = root\nregex = x <HOST>\n', 'user: no regex has a <F-USER>'), ('ip = here\nregex = x <HOST>\n', "'here'"),
+    ('ip = !!lan\nregex = x <HOST>\n', "'!!lan'")])
 def test_what_is_wrong_with_a_rule_is_said_with_its_line(rule, said):
     made, problems = banwatch.read_config('\n[rule r]\n' + rule + 'program = p\n' * ('program' not in rule), 'test.conf')
     problems += banwatch.make_digest(made)[1]
