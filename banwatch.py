@@ -112,6 +112,8 @@ LogEvent.__new__.__defaults__ = None,
 # A network to ban, for so many seconds, after so many failures; matches: (lines, fields) or None.
 BanOrder = collections.namedtuple('BanOrder', 'network failures seconds matches')
 BanOrder.__new__.__defaults__ = None,
+# A program that runs on and is told what happens: `feeder.lines` are for its standard input.
+Feed = collections.namedtuple('Feed', 'argv environment feeder')
 # What a server is asked: the address of a socket (a path, or (ip, port)), the name that its
 # certificate must have ('': no TLS), what is sent; `feed` gets what comes back, piece by piece and
 # b'' at the end, and returns whether that was all, or raises ValueError.
@@ -675,10 +677,13 @@ def is_source(line):
         return False
 
 
-TAG_WORD = r'[A-Za-z][\w-]*'
+TAG_WORD = r'[A-Za-z][\w.-]*'
 OPERATOR = Regex(r'(?<!\S)(?:[|&]{1,2}(?!\S)|\d?[<>]\S*)|;(?!\S)')
 JAIL_TAGS = ('jail', 'name', 'port', 'protocol')
-TICKET_TAGS = ('ip', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'time', 'restored')
+TICKET_TAGS = ('ip', 'fid', 'family', 'ip-rev', 'bantime', 'bancount', 'failures', 'ipfailures',
+               'ipjailfailures', 'time', 'restored', 'jail.banned', 'jail.banned_total',
+               'jail.found', 'jail.found_total')
+LOG_TAGS = 'matches', 'ipmatches', 'ipjailmatches', 'raw-ticket'
 
 
 def command_line(text):
@@ -707,7 +712,7 @@ def command_reader(*tags):
     def read_one(line):
         words = command_line(line)
         for tag in re.findall('<([A-Za-z][^<>]*)>', line):
-            if tag == 'matches' or tag.startswith('F-'):
+            if tag in LOG_TAGS or tag.startswith('F-'):
                 name = re.sub('[^A-Z0-9]', '_', tag.upper())
                 raise ValueError(
                     '%s: <%s> is text of the log, which is never put into an argument; your '
@@ -925,6 +930,12 @@ OPTIONS = [Option(*row) for row in (
      'Lifts all bans at the end, instead of actionunban for each.'),
     ('action', 'actioncheck', command_reader(*JAIL_TAGS), '',
      'Each minute; if it fails: actionstop, actionstart, and actionban for all.'),
+    ('action', 'actionpipe', command_reader(*JAIL_TAGS), '',
+     'A program that is started once, and gets one JSON object a line: {"do": "start" | "ban" |\n'
+     '"unban" | "extend" | "check" | "stop", ...} with all of what is listed above.'),
+    ('action', 'python', unless('', absolute_path), '',
+     "A file with a class Action(jail, name, ...) as fail2ban's Python actions have; it gets the\n"
+     'further entries of this section as options. It runs in a process of its own.'),
     ('action', 'timeout', positive_duration, '10s',
      'A command that takes longer is killed. It is tried three times.'),
     ('rule', 'program', valid_regex, '',
@@ -1047,6 +1058,7 @@ class Config:
         self.name = name
         self.settings = {}           # section -> {option: (value, text, line)}, as written
         self.heads = {}              # section -> line of its head
+        self.more = {}               # section of an action -> {entry of its own: (text, line)}
 
     def __getitem__(self, option):
         return self.get('banwatch', option)
@@ -1167,7 +1179,11 @@ def read_config(text, name):
             complaint = take_entry(config, n, section, key, value)
         if complaint:
             problems.append('%s:%d: %s' % (name, n, complaint))
-    return config, problems + lacking_actions(config)
+    for section, entries in config.more.items():
+        if not config.get(section, 'python'):
+            problems += ['%s:%d: %s' % (name, n, unknown_option(key, section))
+                         for key, (_, n) in entries.items()]
+    return config, in_order(problems) + lacking_actions(config)
 
 
 def lacking_actions(config):
@@ -1183,7 +1199,8 @@ def lacking_actions(config):
             if 'action ' + name not in config.settings:
                 found.add('%s: action: there is no [action %s]' % (
                     config.where(section, 'action'), printable(name)))
-        bans = any(config.options('action ' + name)['actionban'] for name in actions)
+        bans = any(config.get('action ' + name, option) for name in actions
+                   for option in ('actionban', 'actionpipe', 'python'))
         if config['firewall'] == 'command' and not bans:
             found.add(
                 '%s: firewall: command bans by `action` alone, but [%s] has none with an actionban'
@@ -1206,9 +1223,11 @@ def take_entry(config, n, section, key, value):
     written = config.settings.get(section, {})
     key = ALIASES.get(key, key)
     row = ROWS.get((kind_of(section), key))
+    if not row and kind_of(section) == 'action':   # it may be one for the owner's Python
+        config.more.setdefault(section, {})[key] = value, n
+        return ''
     if not row:
-        return '%s: no such option in [%s]%s' % (printable(key), printable(section),
-                                                 option_hint(key, section))
+        return unknown_option(key, section)
     if key in written:
         return '%s: stands in [%s] twice' % (key, section)
     written[key] = row.read(row.default), value, n
@@ -1222,6 +1241,12 @@ def take_entry(config, n, section, key, value):
             text += ' (a comment after a value starts with ` ;`)'
         return '%s: %s' % (key, text)
     return ''
+
+
+def unknown_option(key, section):
+    """What to say of an option that there is not."""
+    return '%s: no such option in [%s]%s' % (printable(key), printable(section),
+                                             option_hint(key, section))
 
 
 def option_hint(key, section):
@@ -1291,6 +1316,8 @@ def config_text(config):
         for name in config.settings:
             if kind_of(name) == kind:
                 rows = [setting_text(key, value[1]) for key, value in config.settings[name].items()]
+                rows += [setting_text(key, value[0])
+                         for key, value in config.more.get(name, {}).items()]
                 out += ['[%s]' % name] + rows + ['']
     return '\n'.join(out)
 
@@ -3158,7 +3185,7 @@ class Jail:
         self.matches = Recent(MOST_MATCHES)
         if filter and options['action']:
             filter.keep_matches = True
-        self.failures = self.banned = self.ignored = 0         # since the start
+        self.failures = self.banned = self.ignored = self.taken_back = 0   # since the start
         # is its log no text of strangers', as far as is known?
         self.believed = bool(options['ignorelogin']) and not any(
             spec.startswith('udp:') for spec in options['source'])
@@ -3282,7 +3309,7 @@ class Jails:
         for name, jail in self.by_name.items():
             before = old.by_name.get(name)
             if before:
-                for what in ('logins', 'failures', 'banned', 'ignored', 'matches'):
+                for what in ('logins', 'failures', 'taken_back', 'banned', 'ignored', 'matches'):
                     setattr(jail, what, getattr(before, what))
                 if jail.filter and before.filter and jail.filter.meaning == before.filter.meaning:
                     before.filter.keep_matches = jail.filter.keep_matches
@@ -3434,6 +3461,7 @@ class Judge:
         else:
             if event.guesses:
                 jail.failures -= event.guesses
+                jail.taken_back += event.guesses
                 self.fails.take_back(key, event.guesses)
             if jail.options['ignorelogin'] and key not in self.bans.tickets:
                 jail.note_login(event)
@@ -4774,6 +4802,57 @@ class Program:
         return ''
 
 
+class Fed(Program):
+    """A program that runs on. What it prints is logged, under the name of who feeds it."""
+
+    def __init__(self, machine, feed, done):
+        self.feeder = feed.feeder
+        self.last = ''               # of its errors, for who asks why it has ended
+        Program.__init__(self, machine, Command(feed.argv, '', feed.environment), done, 0)
+        machine.loop.cancel(self.timer)            # it has all the time in the world
+        self.feeder.program = self
+
+    def write(self):
+        if self.process.stdin.closed:
+            return
+        fd, lines = self.process.stdin.fileno(), self.feeder.lines
+        try:
+            while lines or self.left:
+                if not self.left:
+                    self.left = lines.popleft()
+                self.left = self.left[os.write(fd, self.left):]
+        except BlockingIOError:
+            if not self.writing:
+                self.writing = True
+                self.machine.loop.watch(fd, self.write, WRITE)
+            return
+        except OSError:                            # it has closed its end, and will end
+            lines.clear()
+            self.left = b''
+        if self.writing:
+            self.writing = False
+            self.machine.loop.unwatch(fd)
+        if self.feeder.over:
+            self.end_of_input()
+
+    def readable(self, fd):
+        more = Program.readable(self, fd)
+        said = self.read[fd].split(b'\n')
+        self.read[fd] = said.pop()[-1000:]
+        for line in said:
+            line = printable(line[:1000].decode('utf-8', 'backslashreplace')).strip()
+            if line:
+                if fd == list(self.read)[1]:
+                    self.last = line
+                self.machine.log('%s: %s' % (self.feeder.name, line))
+        return more
+
+    def problem(self, err):
+        if self.feeder.over:
+            return ''
+        return 'has ended: %s' % (self.last or 'exit code %d' % self.process.returncode)
+
+
 class Exchange:
     """Sends a Request, and hands over what comes back."""
 
@@ -5065,18 +5144,29 @@ class Machine:
         ended."""
         if isinstance(command, Request):
             Exchange(self, command, done, seconds)
+        elif isinstance(command, Feed):
+            self.begin(Fed, command, lambda problem, output, code: done(problem, output))
         elif forms_of(command):
             self.run_in_turn(command, done, seconds)
         else:
             self.start(command, lambda problem, output, code: done(problem, output), seconds)
 
     def start(self, command, done, seconds):
+        self.begin(Program, command, done, seconds)
+
+    def begin(self, kind, command, done, *more):
+        """Starts a program; if that cannot be, it has ended already."""
         try:
-            Program(self, command, done, seconds)
+            kind(self, command, done, *more)
         except (OSError, ValueError) as e:         # ValueError: a NUL in the conf
             why = getattr(e, 'strerror', None) or str(e)
             done('%s: %s' % (printable(command.argv[0]), why) if getattr(e, 'filename', 1) else why,
                  '', None)
+
+    def own_argv(self, *words):
+        """The argv of a command of our own: in isolated mode, but with what is installed beside
+        Python."""
+        return [sys.executable, '-I', sys._xoptions.get('banwatch', __file__)] + list(words)
 
     def run_in_turn(self, command, done, seconds, tries=0):
         """Runs a program whose option has several forms. Which of them it takes is found out once;
@@ -5443,6 +5533,15 @@ class Machine:
             sys.stderr.flush()
         except OSError:
             pass
+
+
+def host_name(ip):
+    """The name that belongs to an address, by the resolver, which may take its time; None if there
+    is none."""
+    try:
+        return socket.gethostbyaddr(ip)[0]
+    except OSError:
+        return None
 
 
 def open_log(path):
@@ -7857,6 +7956,7 @@ class Daemon:
         self.store = Store(machine, config, self.note, self.pieces, self.tell_written)
         self.lists = Lists(machine, self.note)
         self.names = Names(machine, self.note, self.names_changed)
+        self.drops = collections.Counter()         # jails -> packets dropped since the start
         self.with_matches = collections.deque()    # the latest tickets that have log lines
         self.wings = [make(self) for make in (WINGS if wings is None else wings)]
         # those that want to hear of each line, the hot path
@@ -8016,6 +8116,7 @@ class Daemon:
         self.tell_wings('incident', where, what)
 
     def tell_drops(self, jails, packets):
+        self.drops[jails] += packets
         self.tell_wings('dropped', jails, packets)
 
     def tell_written(self, where, size):
@@ -8721,6 +8822,7 @@ def answer_status(daemon, request, reply):
         'tracked': len(judge.fails.recent), 'maxtracked': judge.fails.recent.limit,
         'memory': machine.memory()[0], 'written': machine.written,
         'names': daemon.names.known(),
+        'drops': [{'jails': jails, 'packets': n} for jails, n in daemon.drops.items()],
         'saved': None if store.flash_saved is None else round(wall - now + store.flash_saved, 1),
         'wrong': daemon.wrong()}
     for wing in daemon.wings:
@@ -8733,11 +8835,42 @@ def jail_status(judge, jail):
     made = jail.filter
     return {'jail': jail.name, 'filter': (jail.options['filter'] or jail.name) if made else None,
             'origin': made.origin if made else None, 'failures': jail.failures,
-            'ignored': jail.ignored, 'names': made.names if made else 0,
+            'seen': jail.failures + jail.taken_back, 'ignored': jail.ignored,
+            'taken_back': jail.taken_back, 'names': made.names if made else 0,
             'cut': made.cut if made else 0,
             'tracked': sum(key[0] == jail.name for key in judge.fails.recent),
             'banned': sum(key[0] == jail.name for key in judge.bans.tickets)
             + len(judge.bans.lists.get(jail.name, ())), 'bans': jail.banned}
+
+
+def metrics_rows(answer):
+    """Lines of what METRICS tells of the answer of `status`: Prometheus' text format, 0.0.4."""
+    for name, kind, about, part, label, key in METRICS:
+        rows = [answer]
+        if part:
+            rows = answer.get(part) or []
+        if type(rows) is dict:
+            rows = [rows]
+        samples = []
+        for row in rows:
+            if key == 'one':
+                value = 1
+            elif key == 'bytes':
+                value = 1024 * row['memory']
+            elif key == 'trouble':
+                value = int(not row[key])
+            elif key == 'wrong':
+                value = len(row[key])
+            else:
+                value = row.get(key)
+            if value is not None:
+                text = re.sub(r'[\\"]', r'\\\g<0>', printable(str(row.get(label))))
+                labels = label and '{%s="%s"}' % (label, text)
+                samples.append('banwatch_%s%s %r' % (name, labels, value))
+        if samples:
+            yield '# HELP banwatch_%s %s' % (name, about)
+            yield '# TYPE banwatch_%s %s' % (name, kind)
+            yield from samples
 
 
 def show_status(conf, options, words):
@@ -8745,6 +8878,8 @@ def show_status(conf, options, words):
     answer = ask_about(conf, options, words, do='status')
     if 'json' in options:
         return print_rows([json.dumps(answer)])
+    if 'metrics' in options:
+        return print_rows(metrics_rows(answer))
     rows = ['banwatch %s, pid %d, up %s, %s kB, conf: %s' % (
         answer['version'], answer['pid'], duration_text(answer['uptime']), answer['memory'],
         answer['conf'])]
@@ -9178,9 +9313,9 @@ COMMANDS = {
                 '      --syslog logs to the system log instead of standard error', run_daemon),
     'check': Verb('[--print]', ['print'], 0, 0,
                   'find all mistakes in the conf; --print shows it with every default', check_file),
-    'status': Verb('[JAIL] [--json]', ['json'], 0, 1,
-                   'how the daemon is, what it has seen, and what is wrong', show_status,
-                   answer_status),
+    'status': Verb('[JAIL] [--json] [--metrics]', ['json', 'metrics'], 0, 1,
+                   'how the daemon is, what it has seen, and what is wrong; --metrics: for\n'
+                   "      Prometheus' text file collector", show_status, answer_status),
     'banned': Verb('[JAIL] [--json] [--plain]', ['json', 'plain'], 0, 1,
                    'who is banned, since when, until when; --plain: as a list for `ban --file`,\n'
                    '      `banip`, or others', show_banned, answer_banned),
@@ -9205,6 +9340,7 @@ COMMANDS = {
 }
 SHORT = {'-j': 'jail', '-t': 'time'}
 ANSWERS = {}                         # to what only programs ask
+HIDDEN = {}                          # commands of our own to ourselves
 
 
 def request_table():
@@ -9603,8 +9739,10 @@ ENGINES['lines'] = LineFilter
 class Custom:
     """The commands of an [action NAME] for one jail, each an argv with <tags> in it."""
 
+    kind = None                      # the class of its runner
+
     def __init__(self, action, jail, options, tags):
-        self.name = '%s (%s)' % (action, jail)
+        self.name, self.action = '%s (%s)' % (action, jail), action
         self.jail = jail
         self.options = options       # of the section, name -> value
         # that stand for the same in all commands
@@ -9621,15 +9759,16 @@ class Custom:
             return []
         tags = self.tags
         if ticket:
-            tags = dict(tags, **ticket_tags(ticket, *times))
+            found = ticket_tags(ticket, *times)
+            tags = dict(tags, **{tag: str(value) for tag, value in found.items()})
         environment = {}
         for tag, text in tags.items():
             environment['BANWATCH_' + re.sub('[^A-Z0-9]', '_', tag.upper())] = text
         return [Command([filled(word, tags) for word in argv], '', environment) for argv in argvs]
 
 
-def ticket_tags(ticket, now, wall, restored):
-    """Tag -> text of what is known of a ban; fail2ban's names. What comes from a log is
+def ticket_tags(ticket, now, wall, restored, more=()):
+    """Tag -> text or number of what is known of a ban; fail2ban's names. What comes from a log is
     printable."""
     family, first, _ = span(ticket.network)
     rows, fields = ticket.matches or ((), {})
@@ -9638,7 +9777,6 @@ def ticket_tags(ticket, now, wall, restored):
         parts = ip.split('.')
     else:
         parts = '%032x' % first
-    matches = [printable(row.decode('utf-8', 'backslashreplace'))[:MATCH_BYTES] for row in rows]
     tags = {'F-' + name.upper(): printable(str(value))[:MATCH_FIELD]
             for name, value in fields.items()}
     tags.update({
@@ -9647,8 +9785,19 @@ def ticket_tags(ticket, now, wall, restored):
         'bantime': FOREVER if ticket.until is None else int(ticket.until - ticket.since + 0.5),
         'bancount': ticket.count, 'failures': ticket.failures,
         'time': int(wall - now + ticket.since),
-        'matches': '\n'.join(matches), 'restored': int(restored)})
-    return {tag: str(value) for tag, value in tags.items()}
+        'matches': printable_rows(rows), 'restored': int(restored), 'fid': ticket.network})
+    tags.update({'ipmatches': tags['matches'], 'ipjailmatches': tags['matches'],
+                 'ipfailures': ticket.failures, 'ipjailfailures': ticket.failures})
+    tags.update(more)
+    tags['raw-ticket'] = ('Ticket: ip=%(ip)s time=%(time)d bantime=%(bantime)d bancount='
+                          '%(bancount)d #attempts=%(failures)d matches=%(matches)r' % tags)
+    return tags
+
+
+def printable_rows(rows):
+    """Lines of the log as one text."""
+    return '\n'.join(printable(row.decode('utf-8', 'backslashreplace'))[:MATCH_BYTES]
+                     for row in rows)
 
 
 def filled(word, tags):
@@ -9665,9 +9814,10 @@ class ActionRunner(Worker):
     """Runs one jail's commands of an [action NAME]; one that fails three times is given up."""
     TRIES = 3
 
-    def __init__(self, custom, machine, bans, refused, before=()):
+    def __init__(self, custom, machine, bans, refused, facts, before=()):
         Worker.__init__(self, machine, custom.name)
         self.custom, self.bans = custom, bans
+        self.facts = facts           # Ticket -> what else is known, by tag
         self.refused = refused       # Ticket -> why it rests, or ''
         # those of an earlier conf in the same place, which have to end first
         self.before = before
@@ -9719,8 +9869,9 @@ class ActionRunner(Worker):
             self.state = LIFTING
 
     def times(self, ticket):
-        """(now, wall, was it restored?) as ticket_tags wants them."""
-        return self.machine.ticks(), self.machine.wall(), ticket.since < self.began
+        """(now, wall, was it restored?, further tags) as ticket_tags wants them."""
+        return (self.machine.ticks(), self.machine.wall(), ticket.since < self.began,
+                self.facts(ticket))
 
     def work(self):
         """What is to do next, up to a failure."""
@@ -9831,6 +9982,101 @@ class ActionRunner(Worker):
         self.given_up = False
 
 
+Custom.kind = ActionRunner
+COMMAND_OPTIONS = ['action' + verb for verb in 'start ban unban flush check stop'.split()]
+MOST_LINES = 2000                    # that wait for a program which does not read them
+LONG_RUN = MINUTE                    # a program that ran so long was not wrong from the start
+
+
+class PipeRunner(ActionRunner):
+    """Tells a program of an [action NAME] what its jails do; starts it again if it ends."""
+
+    def __init__(self, custom, *more):
+        ActionRunner.__init__(self, custom, *more)
+        self.lines = collections.deque()           # of JSON, that it has not been told yet
+        self.program = None          # the one that runs; it takes the lines
+        self.over = False            # is it to end when it has read them?
+        self.lost = 0                # lines that it did not read in time
+
+    def say(self, what, jail, ticket=None, **more):
+        """Has a line for the program."""
+        told = dict({'do': what}, jail=jail, name=jail, **more)
+        if ticket:
+            told.update(ticket_tags(ticket, *self.times(ticket)))
+        if len(self.lines) >= MOST_LINES:
+            self.lines.popleft()
+            self.lost += 1
+            self.report('does not read what it is told: %s dropped' % plural(self.lost, 'line'))
+        self.lines.append(packed(told).encode() + b'\n')
+        if self.program:
+            self.program.write()
+
+    def ban(self, ticket):
+        if self.state == RUNNING and ticket.jail in self.custom.jails:
+            what = 'extend' if ticket.key in self.applied else 'ban'
+            self.applied[ticket.key] = ticket
+            self.say(what, ticket.jail, ticket)
+
+    def unban(self, ticket):
+        if self.state == RUNNING and self.applied.pop(ticket.key, None):
+            self.say('unban', ticket.jail, ticket)
+
+    def minute(self):
+        if self.state == RUNNING:
+            if self.machine.ticks() - self.began > LONG_RUN:
+                self.succeeded()
+            for jail in self.custom.jails:
+                self.say('check', jail)
+
+    def due(self):
+        return self.state == STARTING
+
+    def idle(self):
+        return self.state == RUNNING and not self.lines
+
+    def work(self):
+        custom, self.began = self.custom, self.machine.ticks()
+        self.lines.clear()
+        self.applied, self.state = {}, RUNNING
+        for jail, tags in custom.jails.items():
+            self.say('start', jail, action=custom.action, options=custom.more, **tags)
+        for ticket in self.bans.tickets.values():
+            if not self.refused(ticket):
+                self.ban(ticket)
+        try:
+            yield Feed(custom.commands('pipe')[0].argv, {'BANWATCH_ACTION': custom.action}, self)
+        finally:
+            self.program = None
+            if self.state == RUNNING:
+                self.state = STARTING
+            else:
+                self.state = FINISHED
+
+    def close(self):
+        self.stop_waiting()
+        if self.state == RUNNING and not self.over:
+            for jail in self.custom.jails:
+                self.say('stop', jail)
+            self.over, self.state = True, LIFTING
+            if self.program:
+                self.program.write()
+        if not self.running:
+            self.state = FINISHED
+
+
+class Piped(Custom):
+    """The program that an [action NAME] feeds, for all jails for which that is the same."""
+    kind = PipeRunner
+
+    def __init__(self, action, jail, options, tags, more):
+        Custom.__init__(self, action, jail, options, tags)
+        self.name, self.more = action, more        # more: entries for Python
+        self.jails = {jail: tags}
+
+    def settings(self):
+        return self.options, self.jails, self.more
+
+
 class Actions(Wing):
     """The ActionRunners of all jails."""
     name = 'actions'
@@ -9841,6 +10087,9 @@ class Actions(Wing):
         # ActionRunners in use, and those that still have to end
         self.runners, self.old = [], []
         self.started = False
+        # how many addresses with failures, and bans, a jail has; and when that was counted
+        self.found = self.held = collections.Counter()
+        self.counted_at = float('-inf')
 
     @property
     def workers(self):
@@ -9848,14 +10097,26 @@ class Actions(Wing):
 
     def configure(self, config, jails):
         self.wanted = []
+        pipes = {}                   # (action, argv) -> Piped
         if config['firewall'] == 'none' or self.daemon.dry_run:
             return []
         for name, jail in jails.by_name.items():
             tags = {'port': jail.options['port'], 'protocol': ','.join(jail.options['protocol'])}
             for action in jail.options['action']:
                 if 'action ' + action in config.settings:
-                    self.wanted.append(
-                        Custom(action, name, config.options('action ' + action), tags))
+                    options = config.options('action ' + action)
+                    if any(options[option] for option in COMMAND_OPTIONS):
+                        self.wanted.append(Custom(action, name, options, tags))
+                    if options['python']:
+                        options['actionpipe'] = [self.daemon.machine.own_argv(
+                            'python-action', options['python'])]
+                    if options['actionpipe']:
+                        entries = config.more.get('action ' + action, {})
+                        piped = Piped(action, name, options, tags,
+                                      {key: text for key, (text, _) in entries.items()})
+                        key = action, tuple(piped.commands('pipe')[0].argv)
+                        pipes.setdefault(key, piped).jails[name] = tags
+        self.wanted += pipes.values()
         return []
 
     def adopt(self):
@@ -9876,15 +10137,34 @@ class Actions(Wing):
                 before = [each for each in self.old + list(there.values())
                           if each.name == custom.name]
                 self.runners.append(
-                    ActionRunner(custom, self.daemon.machine, self.daemon.judge.bans,
-                                 self.daemon.refused, before))
+                    custom.kind(custom, self.daemon.machine, self.daemon.judge.bans,
+                         self.daemon.refused, self.facts, before))
         for runner in there.values():
             runner.close()
             self.old.append(runner)
 
+    def facts(self, ticket):
+        """What fail2ban's ActionInfo tells beside a ban itself, by tag: of the same network in all
+        jails, of the jail."""
+        judge, now = self.daemon.judge, self.daemon.machine.ticks()
+        if now - self.counted_at > 1:              # to count takes some time
+            self.counted_at = now
+            self.found = collections.Counter(jail for jail, _ in judge.fails.recent)
+            self.held = collections.Counter(jail for jail, _ in judge.bans.tickets)
+        jail = judge.jails.by_name.get(ticket.jail)
+        others = [judge.bans.tickets.get((name, ticket.network)) for name in judge.jails.by_name]
+        others = [other for other in others if other and other.key != ticket.key]
+        rows = [row for each in [ticket] + others for row in (each.matches or ((), {}))[0]]
+        return {'ipfailures': ticket.failures + sum(each.failures for each in others),
+                'ipmatches': printable_rows(rows),
+                'jail.name': ticket.jail, 'jail.banned': self.held[ticket.jail],
+                'jail.banned_total': jail.banned if jail else 0,
+                'jail.found': self.found[ticket.jail],
+                'jail.found_total': jail.failures if jail else 0}
+
     def banned(self, ticket, what):
-        if what == NEW_BAN:
-            for runner in self.runners:
+        for runner in self.runners:
+            if what == NEW_BAN or type(runner) == PipeRunner:
                 runner.ban(ticket)
 
     def unbanned(self, ticket, what):
@@ -9918,6 +10198,169 @@ class Actions(Wing):
 
 
 WINGS.append(Actions)
+
+
+# The other end: a process of our own that runs a Python action of the owner's, as fail2ban does.
+
+class Quietly:
+    """What fail2ban's actions log with; what is no mere detail goes to the daemon's log."""
+
+    def debug(self, text, *words, **more):
+        """Nothing."""
+
+    def info(self, text, *words, **more):
+        print(str(text) % words if words else text, flush=True)
+
+    notice = warning = warn = error = critical = exception = info
+
+    def log(self, level, text, *words, **more):
+        if level >= 20:
+            self.info(text, *words)
+
+
+class ActionBase:
+    """fail2ban's, as far as actions need it."""
+
+    def __init__(self, jail, name):
+        self._jail, self._name, self._logSys = jail, name, Quietly()
+
+    def start(self):
+        """Before the first ban."""
+
+    def stop(self):
+        """After the last one."""
+
+    def ban(self, aInfo):
+        """A ban."""
+
+    def reban(self, aInfo):
+        """A ban that has been lost."""
+        return self.ban(aInfo)
+
+    def unban(self, aInfo):
+        """Its end."""
+
+
+class CallingMap(dict):
+    """A dict that calls what it holds, as fail2ban's does."""
+
+    def __getitem__(self, key):
+        value = dict.__getitem__(self, key)
+        return value() if callable(value) else value
+
+    def __iter__(self):              # with one of its own, another dict is updated by calling
+        return dict.__iter__(self)
+
+
+class ActionInfo(dict):
+    """What an action is told of a ban. The name of its address is looked up when it is asked
+    for."""
+
+    def __missing__(self, key):
+        if key != 'ip-host':
+            raise KeyError(key)
+        self[key] = host_name(self['ip'].partition('/')[0])
+        return self[key]
+
+    def get(self, key, otherwise=None):
+        try:
+            return self[key]
+        except KeyError:
+            return otherwise
+
+
+class JailFacts:
+    """What a Python action may ask its jail."""
+
+    def __init__(self, name):
+        self.name, self.actions, self.seconds = name, self, 0
+
+    def getBanTime(self):
+        """Seconds of the latest ban."""
+        return self.seconds
+
+
+def load_action(path):
+    """The class Action of a Python file; Problem if it is not to be trusted, or has none."""
+    there = os.stat(path)
+    if there.st_uid not in (0, os.geteuid()) or there.st_mode & 0o022:
+        raise Problem('%s: others may write to it' % path)
+    import importlib.util
+    for name in 'fail2ban', 'fail2ban.server', 'fail2ban.server.action', 'fail2ban.server.actions':
+        module = sys.modules[name] = type(sys)(name)
+        module.ActionBase, module.CallingMap = ActionBase, CallingMap
+    spec = importlib.util.spec_from_file_location('action', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Action
+
+
+def host_action(conf, options, words):
+    """`python-action`: runs the Action in a file, told by standard input what happens."""
+    sys.dont_write_bytecode = True
+    try:
+        made = load_action(words[0])
+    except Exception as e:
+        raise Problem('%s: %s' % (words[0], last_line(e))) from None
+    actions = {}                     # jail -> (its Action, JailFacts, {ip: ActionInfo})
+    for line in iter(sys.stdin.readline, ''):
+        info = ActionInfo(json.loads(line))
+        name = info['jail']
+        try:
+            if name not in actions and info['do'] != 'start':
+                continue                           # it could not be made
+            if name not in actions:
+                jail = JailFacts(name)
+                actions[name] = made(jail, info['action'], **info['options']), jail, {}
+            action, jail, known = actions[name]
+            jail.seconds = info.get('bantime', jail.seconds)
+            tell_action(action, info, known)
+        except Exception as e:
+            print('%s: %s %s: %s' % (name, info['do'], info.get('ip', ''), last_line(e)),
+                  flush=True)
+    return 0
+
+
+def last_line(e):
+    """The last line of an exception's traceback."""
+    return traced(e).rstrip().split('\n')[-1]
+
+
+def tell_action(action, info, known):
+    """Calls the methods of an Action for what has happened; `known`: ip -> ActionInfo of bans."""
+    what = info['do']
+    skipped = info.get('restored') and getattr(action, 'norestored', False)
+    if what == 'start':
+        action.start()
+    elif what == 'ban':
+        known[info['ip']] = info
+        if not skipped:
+            action.ban(info)
+    elif what == 'extend':
+        known[info['ip']] = info
+        if getattr(action, 'prolong', None):
+            action.prolong(info)
+    elif what == 'unban':
+        known.pop(info['ip'], None)
+        action.unban(info)
+    elif what == 'check' and getattr(action, 'consistencyCheck', None):
+        if not action.consistencyCheck():
+            again = getattr(action, 'reBan', None) or getattr(action, 'reban', action.ban)
+            action.start()
+            for each in list(known.values()):
+                again(each)
+    elif what == 'stop':
+        try:
+            if getattr(action, 'flush', None):
+                action.flush()
+            else:
+                for each in list(known.values()):
+                    action.unban(each)
+        finally:
+            action.stop()
+
+
+HIDDEN['python-action'] = Verb('FILE', [], 1, 1, 'for the daemon alone', host_action)
 
 
 # ---- Tally ---------------------------------------------------------------------------------
@@ -11789,6 +12232,10 @@ class Reporter(Wing):
         return not (self.mailer.running or self.alerts.running or self.alerts.due())
 
     # what is asked
+    def status(self):
+        last = self.report.last
+        return {'mailed': None if last is None else round(self.daemon.offset + last)}
+
     def summary(self):
         """The summary so far."""
         return summarise(self.report, facts_of_daemon(self.daemon, self.digest))
@@ -13941,8 +14388,33 @@ ANSWERS['gate'] = answer_gate
 # ==== Part III: the appendix. Data that functions of any part may read. ======================
 
 # ---- Appendix ------------------------------------------------------------------------------
-# Owns: the built-in filters and rules, the forms of dates, the scripts of init systems, the page's style.
+# Owns: the built-in filters and rules, the forms of dates, the scripts of init systems, the page's style, the metrics.
 # Always true: it is data; nothing in it runs before it is asked for.
+
+# name, kind, help, which part of the answer of `status` holds it ('': itself), the label of its rows ('': none), and
+# the number in them; of `trouble`, whether there is none
+METRICS = (
+    ('info', 'gauge', 'The version that runs.', '', 'version', 'one'),
+    ('uptime_seconds', 'gauge', 'Seconds since its start.', '', '', 'uptime'),
+    ('resident_memory_bytes', 'gauge', 'Resident memory.', '', '', 'bytes'),
+    ('failures_total', 'counter', 'Failed logins.', 'jails', 'jail', 'seen'),
+    ('failures_taken_back_total', 'counter', 'Failed logins that a login has taken back.', 'jails', 'jail', 'taken_back'),
+    ('failures_ignored_total', 'counter', 'Failed logins of those who are never banned.', 'jails', 'jail', 'ignored'),
+    ('bans_total', 'counter', 'New bans.', 'jails', 'jail', 'bans'),
+    ('banned', 'gauge', 'Bans in force.', 'jails', 'jail', 'banned'),
+    ('tracked', 'gauge', 'Addresses with recent failures.', 'jails', 'jail', 'tracked'),
+    ('dropped_packets_total', 'counter', 'Packets of the banned that the kernel has dropped.', 'drops', 'jails', 'packets'),
+    ('log_lines_total', 'counter', 'Log lines read.', 'sources', 'source', 'lines'),
+    ('log_idle_seconds', 'gauge', 'Seconds since the last line.', 'sources', 'source', 'idle'),
+    ('log_up', 'gauge', '1 if the source can be read.', 'sources', 'source', 'trouble'),
+    ('firewall_up', 'gauge', '1 if the firewall does as it is told.', 'firewall', 'name', 'trouble'),
+    ('firewall_entries', 'gauge', 'Networks that it is to shut out.', 'firewall', 'name', 'rules'),
+    ('action_up', 'gauge', '1 if the commands of an action succeed.', 'actions', 'name', 'trouble'),
+    ('problems', 'gauge', 'Lines that status tells as WRONG.', '', '', 'wrong'),
+    ('last_mail_timestamp_seconds', 'gauge', 'When the last summary was mailed.', '', '', 'mailed'),
+    ('crowdsec_decisions', 'gauge', 'Decisions of the CrowdSec in force.', 'crowdsec', '', 'decisions'),
+    ('crowdsec_pushed_total', 'counter', 'Bans that the CrowdSec was told of.', 'crowdsec', '', 'pushed'),
+    ('crowdsec_waiting', 'gauge', 'Bans that it is still to be told of.', 'crowdsec', '', 'waiting'))
 
 FILTERS = {
     'dropbear': r'''
@@ -15071,7 +15543,7 @@ def dispatch(argv):
         if not rest:
             raise Problem('which command? (%s; --help tells more)' % ' '.join(COMMANDS),
                           os.EX_USAGE)
-        verb = COMMANDS.get(rest[0])
+        verb = COMMANDS.get(rest[0]) or HIDDEN.get(rest[0])
         if verb is None:
             known = ' '.join(COMMANDS)
             raise Problem('%s: no such command (there are: %s)' % (printable(rest[0]), known),

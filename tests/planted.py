@@ -58,7 +58,7 @@ FAULTS = [Fault(*row) for row in (
     ('scan-forward', 'bans of kernel-scan never touch what is forwarded',
      ", forward='false')", ')', 'tests/test_daemon.py -k keeps_the_options'),
     ('log-in-argument', 'text of the log is in no argument of an action',
-     "if tag == 'matches' or tag.startswith('F-'):", "if tag == 'matches':",
+     "if tag in LOG_TAGS or tag.startswith('F-'):", "if tag in LOG_TAGS:",
      'tests/test_actions.py -k logs_text_in_an_argument'),
     # Lines
     ('repeats', 'message repeated counts a hundred times at most',

@@ -14,7 +14,7 @@ import pytest
 
 import banwatch
 from conftest import need
-from harness import PROGRAM, Running, banwatch_argv
+from harness import PROGRAM, House, Running, banwatch_argv
 
 LOG = ''.join('Nov 20 12:%02d:00 h sshd[%d]: Failed password for root from 192.0.2.7 port 5 ssh2\n' % (n, n) for n in range(12))
 
@@ -586,3 +586,60 @@ def test_ban_spares_the_session_that_it_is_typed_in():
         assert done.returncode == 1 and 'holds 198.51.100.7, from which your own session comes' in done.stderr, done.stderr
         assert run(argv + ['ban', '198.51.100.8'], env=here).returncode != 1
         assert run(argv + ['ban', '--force', '198.51.100.0/24'], env=here).returncode != 1
+
+
+# --- metrics
+
+SAMPLE = re.compile(r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<labels>[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\["\\n])*")\})? '
+                    r'(?P<value>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)')
+
+
+def metrics(rows):
+    """{(name, labels): value} of lines in Prometheus' text format; each family is announced once, before its samples, which stand together."""
+    found, family, families = {}, None, {}
+    for row in rows:
+        if row.startswith('#'):
+            word, name, rest = re.fullmatch(r'# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.+)', row).groups()
+            assert word == 'HELP' and name not in families or word == 'TYPE' and name == family and rest in ('gauge', 'counter')
+            family, families[name] = name, rest
+            continue
+        m = SAMPLE.fullmatch(row)
+        assert m and m.group('name') == family and (m.group('name'), m.group('labels')) not in found, row
+        found[m.group('name'), m.group('labels')] = float(m.group('value'))
+    for name, kind in families.items():
+        assert name.startswith('banwatch_') and (kind == 'counter') == name.endswith('_total')
+    return found
+
+
+def test_metrics_are_in_the_text_format_of_prometheus(running):
+    running.fail('192.0.2.7', 3)
+    running.wait_banned('192.0.2.7')
+    out = running.command('status', '--metrics')
+    found = metrics(out.stdout.rstrip('\n').split('\n'))
+    assert out.returncode == 0 and found['banwatch_bans_total', 'jail="dropbear"'] == found['banwatch_banned', 'jail="dropbear"'] == 1
+    assert found['banwatch_failures_total', 'jail="dropbear"'] == 3 and found['banwatch_log_lines_total', 'source="fifo:%s"' % running.fifo] == 3
+    assert found['banwatch_info', 'version="%s"' % banwatch.VERSION] == 1 and found['banwatch_resident_memory_bytes', None] > 5e6
+    assert found['banwatch_firewall_up', 'name="none"'] == found['banwatch_log_up', 'source="fifo:%s"' % running.fifo] == 1
+
+
+def test_metrics_tell_what_does_not_work_and_escape_what_others_have_named(tmp_path):
+    house = House(tmp_path, text='[web]\nfilter = sshd\nsource = exec:/no/such "pro\\\\gram"\n', firewall='nft')
+    house.machine.answer = lambda command: ('nft: no', '')
+    house.daemon.drops['sshd, web'] += 7
+    house.pass_time(61)
+    found = metrics(banwatch.metrics_rows(house.ask('status')))
+    (label,) = [labels for name, labels in found if name == 'banwatch_log_up' and 'such' in labels]
+    assert label == r'source="exec:/no/such \"pro\\\\gram\""' and found['banwatch_log_up', label] == 0
+    assert found['banwatch_firewall_up', 'name="nft"'] == 0 and found['banwatch_problems', None] >= 2
+    assert found['banwatch_dropped_packets_total', 'jails="sshd, web"'] == 7
+
+
+def test_failures_that_a_login_takes_back_do_not_count_down(tmp_path):
+    house = House(tmp_path, text='[sshd]\nmaxretry = 9\n')
+    pam = 'Nov 20 13:01:45 gate sshd[5]: pam_unix(sshd:auth): authentication failure; logname= uid=0 euid=0 tty=ssh ruser= rhost=192.0.2.7  user=alice\n'
+    house.write(pam)
+    before = metrics(banwatch.metrics_rows(house.ask('status')))
+    house.write('Nov 20 13:01:45 gate sshd[5]: Accepted password for alice from 192.0.2.7 port 5 ssh2\n')
+    after = metrics(banwatch.metrics_rows(house.ask('status')))
+    name = 'banwatch_failures_total', 'jail="sshd"'
+    assert before[name] == after[name] == 1 and after['banwatch_failures_taken_back_total', 'jail="sshd"'] == 1

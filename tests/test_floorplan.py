@@ -30,7 +30,7 @@ EFFECTS = {
     'os.mkfifo': {'Machine'}, 'os.symlink': {'Machine'}, 'os.makedirs': {'Machine'}, 'shutil.rmtree': {'Machine'}, 'os.chmod': {'Machine', 'Control'}, 'os.kill': set(), 'os.killpg': {'Machine'},
     'subprocess.Popen': {'Machine'}, 'os.execv': {'Machine'}, 'os._exit': {'Main'}, '_socket': {'Control', 'Gate'}, 'selectors.DefaultSelector': {'Machine'},
 }
-CALLS = {'open': {'Machine', 'Commands', 'Replay', 'Main'}, 'print': {'Commands', 'Summary', 'Replay', 'Doctor', 'Install', 'Main'}, 'eval': set(),
+CALLS = {'open': {'Machine', 'Commands', 'Replay', 'Main'}, 'print': {'Commands', 'Actions', 'Summary', 'Replay', 'Doctor', 'Install', 'Main'}, 'eval': set(),
          'exec': set(), 'compile': set(), '__import__': {'Preamble', 'Doctor'}, 'input': set()}
 
 
