@@ -154,7 +154,10 @@ def test_a_program_finds_every_tag_in_its_environment(make):
     assert start.environment == {'BANWATCH_JAIL': 'bell', 'BANWATCH_NAME': 'bell', 'BANWATCH_PORT': '', 'BANWATCH_PROTOCOL': 'tcp'}
     assert ban.environment == dict(start.environment, **{'BANWATCH_' + key: value for key, value in {
         'IP': '192.0.2.7', 'FAMILY': 'inet4', 'IP_REV': '7.2.0.192.', 'BANTIME': '600', 'BANCOUNT': '1', 'FAILURES': '1', 'TIME': '1800000000',
-        'RESTORED': '0', 'F_USER': 'root', 'MATCHES': 'from 192.0.2.7 by root'}.items()})
+        'RESTORED': '0', 'F_USER': 'root', 'MATCHES': 'from 192.0.2.7 by root', 'FID': '192.0.2.7', 'IPMATCHES': 'from 192.0.2.7 by root',
+        'IPJAILMATCHES': 'from 192.0.2.7 by root', 'IPFAILURES': '1', 'IPJAILFAILURES': '1', 'JAIL_NAME': 'bell', 'JAIL_BANNED': '1',
+        'JAIL_BANNED_TOTAL': '1', 'JAIL_FOUND': '0', 'JAIL_FOUND_TOTAL': '1',
+        'RAW_TICKET': "Ticket: ip=192.0.2.7 time=1800000000 bantime=600 bancount=1 #attempts=1 matches='from 192.0.2.7 by root'"}.items()})
 
 
 def test_the_matches_are_the_last_ten_lines_one_a_line(make):
@@ -250,7 +253,7 @@ def test_where_text_is_not_utf_8_names_are_passed_on_all_the_same(daemon, fifo, 
 
 @pytest.mark.parametrize('text, line, complaint', [
     ('[action note]\nactionban = note <ipp>', 2, "actionban: 'note <ipp>': <ipp> means nothing here (there are: jail name port protocol ip "),
-    ('[action note]\n\nactionban = note <ip>\n    note <jail.banned>', 3, '<jail.banned> means nothing here'),
+    ('[action note]\n\nactionban = note <ip>\n    note <jail.closed>', 3, '<jail.closed> means nothing here'),
     ('[action note]\nactionban = note x=<F-user>', 2, '<F-user> is text of the log'),
     ('[action note]\nactionstart = note <ip>', 2, '<ip> means nothing here (there are: jail name port protocol)'),
     ('[action note]\nactioncheck = note <time>', 2, '<time> means nothing here'),
