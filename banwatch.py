@@ -34,7 +34,7 @@ Map, from the ground up; a section names only itself and what stands above it:
         ~~~~~~~~~~~~~~~~~~~~~~~~~~~~ water line ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
         Machine  Worker  Sources  Wall  Store  Control  Daemon  Commands            act
     Part II, the wings: told what happens, they can neither ban nor run a firewall command
-        Language  Actions  Tally  Digest  Summary  Fleet  Replay  Doctor  Install  Gate
+        Language  Actions  Tally  Digest  Proxies  Summary  Fleet  Replay  Doctor  Install  Gate
     Part III: Appendix (built-in filters, rules, date forms, init scripts), Main
 
 Two doors: every new ban goes through Daemon.ban, every release through Daemon.unban.
@@ -562,6 +562,14 @@ def network_words(*more):
     return read
 
 
+def single_addresses(text):
+    """Single addresses."""
+    try:
+        return [address(word) for word in name_list(text)]
+    except ValueError:
+        raise ValueError('is not an address') from None
+
+
 def rule_networks(text):
     """What a rule asks of an address: (is it excluded?, network or 'lan'), ..."""
     found = []
@@ -938,6 +946,13 @@ OPTIONS = [Option(*row) for row in (
      'further entries of this section as options. It runs in a process of its own.'),
     ('action', 'timeout', positive_duration, '10s',
      'A command that takes longer is killed. It is tried three times.'),
+    ('proxy', 'program', valid_regex, '',
+     'A regex that fits the whole name of the program that writes the line (sslh, haproxy).'),
+    ('proxy', 'regex', text_rows, '',
+     'Regexes, one a line, that see the message: <HOST> is the client, <F-PORT>\\d+</F-PORT> the\n'
+     'port from which the proxy goes on.'),
+    ('proxy', 'address', single_addresses, '127.0.0.1', 'The addresses from which it goes on.'),
+    ('proxy', 'keep', positive_duration, '2m', 'How long after such a line a failure may come.'),
     ('rule', 'program', valid_regex, '',
      'A regex that fits the whole name of the program that writes the line (kernel, dnsmasq.*).\n'
      'Empty: any.'),
@@ -1035,7 +1050,15 @@ ACTION = (
     'stop, all together have some 4 s: with many bans, give an actionflush. Bans by hand\n'
     'without -j belong to the jail `manual`.' % (
               '> <'.join(JAIL_TAGS), '> <'.join(TICKET_TAGS)))
-NAMED_SECTIONS = {'action': ACTION, 'rule': RULE}  # kinds of sections that have a name of their own
+PROXY = (
+    'A proxy in front of a daemon of this machine (sslh, haproxy), whose log names the real\n'
+    'client: failures that the daemon reports for the address and port of the proxy count for\n'
+    'that client. Those that no such line explains count for nobody. For `sslh -n`:\n'
+    '    program = sslh.*\n'
+    '    regex   = connection from <HOST>:\\d+ to .* forwarded from \\S+:<F-PORT>\\d+</F-PORT> to\n'
+    'and for haproxy, with `option logasap` and log-format "client %ci:%cp through %bi:%bp":\n'
+    '    regex   = ^client <HOST>:\\d+ through \\S+:<F-PORT>\\d+</F-PORT>$')
+NAMED_SECTIONS = {'action': ACTION, 'proxy': PROXY, 'rule': RULE}  # they have names
 SECTIONS = {
     'banwatch': 'banwatch.conf: every option with its default. All of it may be left out. A\n'
                 'comment is a line that starts with ; or #, or follows ` ;`. Times: 600, 10m,\n'
@@ -1215,7 +1238,8 @@ def take_entry(config, n, section, key, value):
         if section in config.heads:
             return '[%s] stands here twice' % printable(section)
         config.heads[section] = n
-        if section in SECTIONS or re.match(r'(action |rule )?[A-Za-z0-9][\w.-]{0,29}$', section):
+        if section in SECTIONS or re.match(
+                r'(action |proxy |rule )?[A-Za-z0-9][\w.-]{0,29}$', section):
             config.settings[section] = {}
             return ''
         return "[%s]: a jail's name is up to 30 letters, digits, dots and dashes" % printable(
@@ -2530,11 +2554,11 @@ class Guarded:
 
 class Session:
     """What one connection has said: its address and user, lines of each kind, guesses counted."""
-    __slots__ = ('born', 'ip', 'user', 'lines', 'counted', 'pending')
+    __slots__ = ('born', 'ip', 'port', 'user', 'lines', 'counted', 'pending')
 
     def __init__(self, when):
         self.born = when
-        self.ip = self.user = None
+        self.ip = self.port = self.user = None
         self.lines = {}              # kind -> how many lines of it
         self.counted = 0             # guesses so far
         self.pending = 0             # of these, the ones that still wait for an address
@@ -2572,6 +2596,15 @@ def block_regex(tag, rest, texts, led, bare):
     if led and not bare:
         demands = [texts for texts in demands if len(texts) == 1]
     return BlockRegex(regex, rows, written, [sorted(texts) for texts in demands])
+
+
+PORT_BEHIND = Regex(br'\]?(?::| port |, port=)(\d{1,5})\b')
+
+
+def port_behind(block, at):
+    """The port that stands in a line right behind the address that ends there; None without one."""
+    m = at and PORT_BEHIND.match(block, at)
+    return m and m.group(1).decode()
 
 
 class Filter:
@@ -2737,7 +2770,8 @@ class Filter:
                 ip = False
             if keep and told is None:
                 line = block[block.rfind(b'\n', 0, at + 1) + 1:m.end()]
-                told = line.strip().decode('utf-8', 'backslashreplace')
+                told = line.strip().decode('utf-8', 'backslashreplace'), port_behind(
+                    block, ip_at and m.end(ip_at))
             if special:
                 special = [m[group] if group else None for group in special]
             if self.ignore and self.ignored(block, m, wall):
@@ -2775,6 +2809,8 @@ class Filter:
                     ip = session.ip
                 else:
                     session.ip = ip
+                if told is not None and told[1]:
+                    session.port = told[1]
                 known = session.user
                 if user is None:
                     user = known
@@ -2807,7 +2843,8 @@ class Filter:
             if new > 0 and ip:
                 name = as_text(user) if user and verdict == FAIL else None
                 if told is not None:
-                    told = told, {'user': name} if name else {}
+                    fields = {'user': name, 'port': told[1] or pid is not None and session.port}
+                    told = told[0], {key: value for key, value in fields.items() if value}
                 yield new_tuple(LogEvent, (ip, name, new, False, when, told))
             if verdict == LOGIN:
                 back = 0
@@ -2817,7 +2854,9 @@ class Filter:
                     # what comes later under this pid is another connection
                     sessions.pop(identity, None)
                 if ip and user:
-                    yield LogEvent(ip, as_text(user), back, True, when)
+                    if told is not None and told[1]:
+                        told = told[0], {'port': told[1]}
+                    yield LogEvent(ip, as_text(user), back, True, when, told)
 
     def taken_back(self, session, host, ip, known, user):
         """1 if a login takes back a guess that PAM alone has told of, else 0: where it asks several
@@ -7841,6 +7880,7 @@ class Wing:
     # what is new in a list that it keeps: (name, networks that are in it no more, network -> until
     # of others), in a deque; each a piece that is done in a moment
     pieces = ()
+    events = ()                      # (Jail, LogEvent) of clients that it has found out, in a deque
 
     def __init__(self, daemon):
         self.daemon = daemon
@@ -7958,6 +7998,8 @@ class Daemon:
         self.names = Names(machine, self.note, self.names_changed)
         self.drops = collections.Counter()         # jails -> packets dropped since the start
         self.with_matches = collections.deque()    # the latest tickets that have log lines
+        self.hearers = {}            # event -> the wings that want to know of it
+        self.proxied = {}            # address of a proxy -> the wing that knows its clients
         self.wings = [make(self) for make in (WINGS if wings is None else wings)]
         # those that want to hear of each line, the hot path
         self.judge.told = [wing.event for wing in self.wings if type(wing).event != Wing.event]
@@ -8109,7 +8151,11 @@ class Daemon:
                 self.note(where, guard.trouble)
 
     def tell_wings(self, what, *words):
-        for wing in self.wings:
+        """Tells those wings that want to know."""
+        if what not in self.hearers:
+            self.hearers[what] = [wing for wing in self.wings
+                                  if getattr(type(wing), what) != getattr(Wing, what)]
+        for wing in self.hearers[what]:
             getattr(wing, what)(*words)
 
     def tell_incident(self, where, what):
@@ -8191,9 +8237,14 @@ class Daemon:
             moment = own_time
         else:
             moment = lambda date: now
+        for wing in set(self.proxied.values()):
+            wing.read(block, moment, wall)
         for jail, event in jails.scan_tidy(source.spec, block, moment, wall, explained):
             if event.when > now - jail.options['findtime']:
-                self.weigh(jail, event)
+                if event.ip in self.proxied:       # a wing knows who is behind it
+                    self.proxied[event.ip].hold(jail, event)
+                else:
+                    self.weigh(jail, event)
         if age != OLD:
             for wing in self.readers:
                 wing.seen(source, block, explained or [], now)
@@ -8413,6 +8464,8 @@ class Daemon:
         for ticket, why in self.judge.leaving(self.machine.ticks()):
             self.unban(ticket, why)
         for wing in self.wings:
+            while wing.events:
+                self.weigh(*wing.events.popleft())
             if wing.pieces:                        # one a turn
                 wing.exempted(self.change_list(*wing.pieces.popleft()))
                 self.loop.after(0, lambda: None)
@@ -9476,7 +9529,8 @@ class LineFilter:
                     told = None
                 yield LogEvent(found.ip, found.user, 1, False, when, told)
             elif found.ip and found.user:
-                yield LogEvent(found.ip, found.user, 0, True, when)
+                told = self.told(raw, found.fields) if self.keep_matches else None
+                yield LogEvent(found.ip, found.user, 0, True, when, told)
             elif found.verdict == FAIL:
                 self.names += 1
 
@@ -11182,6 +11236,157 @@ def as_message(raw, most=MESSAGE_LENGTH):
     """A message as text, without the kernel's stamp."""
     text = raw[:most].decode('utf-8', 'backslashreplace').rstrip()
     return re.sub(r'^\[ *\d+\.\d+\] ', '', text)
+
+
+# ---- Proxies -------------------------------------------------------------------------------
+# Owns: which client is behind which port of a proxy. Always true: a failure that a daemon reports
+# for a proxy counts for the client that a line of the proxy's own has named, or for nobody; it
+# waits for that line for a moment, since two programs log as they please.
+
+LATE = 1.5                           # seconds by which the proxy's line may come after the daemon's
+MOST_CLIENTS = 4000
+MOST_HELD = 1000                     # events that wait
+
+
+class ProxyTable:
+    """What the lines of the [proxy NAME]s have told; pure, for a replay uses it, too."""
+
+    def __init__(self, config, guard=unguarded):
+        self.rules, self.problems = [], []         # [(Rule, keep)]
+        self.addresses = {}          # -> name of the proxy
+        for section in config.settings:
+            if kind_of(section) == 'proxy':
+                self.add(config, section, guard)
+        self.guards = [(rule.name, rule.guarded) for rule, _ in self.rules]
+        # port -> the latest of its clients: (client, since when, until when)
+        self.clients = Recent(MOST_CLIENTS)
+        self.held = collections.deque()            # (Jail, LogEvent, until when) that wait
+        self.nameless = collections.Counter()      # proxy -> failures that no line explained
+
+    def add(self, config, section, guard):
+        """Takes in a section."""
+        options = config.options(section)
+        made = dict.fromkeys(('key', 'text'), '')
+        made.update(options, ip=(), user=[])
+        try:
+            rule = Rule(section, made, guard)
+            if not rule.regexes or not {'ip', 'fport'} <= rule.fields or not any(
+                    {'ip4', 'ip6'} & set(regex.groupindex) for regex in rule.regexes):
+                raise ValueError('regex: needs a <HOST> and <F-PORT>\\d+</F-PORT>')
+            self.rules.append((rule, options['keep']))
+            for ip in options['address']:
+                self.addresses[ip] = section
+        except ValueError as e:
+            self.problems.append('%s: [%s]: %s' % (config.where(section, 'regex'), section, e))
+
+    def read(self, block, moment, wall):
+        """Learns from the lines of proxies in a tidy block; see Jails.scan."""
+        today = int(wall // DAY)
+        for rule, keep in self.rules:
+            if rule.needed is None or any(text in block for text in rule.needed):
+                for start, end in with_lines(block, rule.needed):
+                    line = read_line(block[start:end])
+                    message = as_message(line.message, PLAIN_LINE)
+                    try:
+                        fields = rule.match(program_of(line), message, wall)
+                        client = fields and address(fields['ip'])
+                    except (Runaway, ValueError):
+                        continue
+                    when = moment(line.date and date_time(line.date, today))
+                    if client and when is not None:
+                        known = self.clients.get(fields['fport'], [])[-3:]
+                        self.clients.put(fields['fport'], known + [(client, when, when + keep)])
+
+    def hold(self, jail, event, now):
+        """Has a LogEvent wait for what is known of its client."""
+        if len(self.held) < MOST_HELD:
+            self.held.append((jail, event, now + LATE))
+        elif not event.login:
+            self.nameless[self.addresses[event.ip]] += event.guesses
+
+    def ready(self, now):
+        """Yields (Jail, LogEvent) of those whose client is known by now; what has waited too long
+        counts for nobody."""
+        for _ in range(len(self.held)):
+            jail, event, until = self.held.popleft()
+            clients = self.clients.get(self.port_of(jail, event), ())
+            clients = [ip for ip, since, until in clients
+                       if since - LATE <= event.when <= until]
+            if clients:
+                told = event.told if jail.options['action'] else None
+                yield jail, event._replace(ip=clients[-1], told=told)
+            elif now < until:
+                self.held.append((jail, event, until))
+            elif not event.login:
+                self.nameless[self.addresses[event.ip]] += event.guesses
+
+    @staticmethod
+    def port_of(jail, event):
+        """The port that a failure came from: what its own line says, or another one of its
+        connection; None if none does."""
+        line, fields = event.told or ('', {})
+        port = fields.get('port') or fields.get('fport')
+        pid = re.search(r'[\w.-]\[(\d+)\]:', line)
+        if not port and pid:
+            for (_, known), session in getattr(jail.filter, 'sessions', {}).items():
+                if known == pid.group(1).encode():
+                    port = session.port
+        return port
+
+
+class Proxies(Wing):
+    """Says whose the failures are that come through proxies."""
+    name = 'proxies'
+
+    def __init__(self, daemon):
+        Wing.__init__(self, daemon)
+        self.table = self.read_last = None
+        self.events, self.timer = collections.deque(), None
+
+    def configure(self, config, jails):
+        self.read_last = ProxyTable(config, self.daemon.machine.guard)
+        return self.read_last.problems
+
+    def adopt(self):
+        if self.table:
+            self.read_last.clients = self.table.clients
+            for name in self.table.rules:
+                self.daemon.note(name[0].name, '')
+        self.table = self.read_last
+        self.daemon.proxied = dict.fromkeys(self.table.addresses, self)
+        for jail in self.daemon.judge.jails.watching():
+            if self.table.addresses:
+                jail.filter.keep_matches = True
+
+    def read(self, block, moment, wall):
+        """A tidy block of lines; see Jails.scan."""
+        self.table.read(block, moment, wall)
+        self.daemon.note_slow(self.table.guards)
+        self.release()
+
+    def hold(self, jail, event):
+        """An event that the log tells of a proxy."""
+        self.table.hold(jail, event, self.daemon.machine.ticks())
+        self.release()
+
+    def release(self):
+        """Hands over what is known by now, and looks again when it will be too late."""
+        self.events.extend(self.table.ready(self.daemon.machine.ticks()))
+        if self.table.held and not self.timer:
+            self.timer = self.daemon.loop.after(LATE + 0.1, self.late)
+
+    def late(self):
+        self.timer = None
+        self.release()
+
+    def minute(self, now):
+        self.daemon.heal(self.table.guards, self.daemon.machine.wall())
+        for name, n in self.table.nameless.items():
+            self.daemon.note(name, '%s came through it from ports that no line of it names; they '
+                             'count for nobody' % plural(n, 'failure'))
+
+
+WINGS.append(Proxies)
 
 
 # ---- Summary -------------------------------------------------------------------------------

@@ -156,12 +156,12 @@ def test_all_mistakes_are_told_in_one_go_in_the_order_of_their_lines():
 def test_every_default_is_readable_and_every_row_has_help():
     for row in banwatch.OPTIONS:
         row.read(row.default)
-        assert row.help and row.section in ('banwatch', 'crowdsec', 'report', 'DEFAULT', 'action', 'rule')
+        assert row.help and row.section in ('banwatch', 'crowdsec', 'report', 'DEFAULT', 'action', 'proxy', 'rule')
 
 
 def test_option_names_are_unique_but_for_those_of_rules_and_source():
     names = [row.name for row in banwatch.OPTIONS]
-    assert {name for name in names if names.count(name) > 1} == {'source', 'program', 'maxretry', 'findtime', 'key', 'port', 'protocol', 'forward'}
+    assert {name for name in names if names.count(name) > 1} == {'source', 'program', 'maxretry', 'findtime', 'key', 'port', 'protocol', 'forward', 'regex'}
 
 
 def test_every_option_is_used_by_the_program():
@@ -181,12 +181,12 @@ def test_ports_have_names_and_ranges():
 def test_the_printed_configuration_reads_back_the_same():
     text = ('[banwatch]\nsource = /a\n    fifo:/b\nsave = 2h\n[DEFAULT]\nmaxretry = 4\n[luci]\nenabled = false\n'
             '[office]\nfilter = sshd\nfailregex = ^a <HOST>\n    ^b <HOST>\n[action tell]\nactionban = a <ip>\n    b "c d"\n'
-            '[crowdsec]\nurl = http://192.0.2.1:8080\nkey = k\n[report]\nto = me@example.org\n[rule mine]\nregex = ^a\n    ^b\n[rule dns]\nreport = ignore\n')
+            '[proxy p]\nprogram = sslh\nkeep = 5m\n[crowdsec]\nurl = http://192.0.2.1:8080\nkey = k\n[report]\nto = me@example.org\n[rule mine]\nregex = ^a\n    ^b\n[rule dns]\nreport = ignore\n')
     made = config(text)
     printed = banwatch.config_text(made)
     again = config(printed)
     for row in banwatch.OPTIONS:
-        for section in {'banwatch': ['banwatch'], 'crowdsec': ['crowdsec'], 'report': ['report'], 'action': ['action tell'], 'rule': ['rule mine', 'rule dns']}.get(
+        for section in {'banwatch': ['banwatch'], 'crowdsec': ['crowdsec'], 'report': ['report'], 'action': ['action tell'], 'proxy': ['proxy p'], 'rule': ['rule mine', 'rule dns']}.get(
                 row.section, ['DEFAULT', 'luci', 'office', 'sshd']):
             assert again.get(section, row.name) == made.get(section, row.name), (section, row.name)
     assert banwatch.config_text(again) == printed
@@ -201,5 +201,5 @@ def test_every_option_stands_in_the_shipped_conf_with_its_default_and_a_reason()
     with open(os.path.join(ROOT, 'banwatch.conf'), encoding='utf-8') as f:
         text = f.read()
     for row in banwatch.OPTIONS:
-        last, comment = row.help.split('\n')[-1], '; ' * (row.section in ('action', 'rule'))       # there is none by default
+        last, comment = row.help.split('\n')[-1], '; ' * (row.section in banwatch.NAMED_SECTIONS)       # there is none by default
         assert '; %s\n%s%s\n' % (last, comment, ('%s = %s' % (row.name, row.default)).rstrip()) in text, row.name

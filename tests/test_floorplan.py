@@ -14,7 +14,7 @@ LINES = TEXT.split('\n')
 
 GUARD = ['Preamble', 'Values', 'Conf', 'Lines', 'Filters', 'Judge', 'Firewalls', 'State',
          'Machine', 'Worker', 'Sources', 'Wall', 'Store', 'Control', 'Daemon', 'Commands']
-WINGS = ['Language', 'Actions', 'Tally', 'Digest', 'Summary', 'Fleet', 'Replay', 'Doctor', 'Install', 'Gate']
+WINGS = ['Language', 'Actions', 'Tally', 'Digest', 'Proxies', 'Summary', 'Fleet', 'Replay', 'Doctor', 'Install', 'Gate']
 PLAN = GUARD + WINGS + ['Appendix', 'Main']
 WATER = next(n for n, line in enumerate(LINES, 1) if line.startswith('# ==== the water line'))
 BANNERS = [(n, m.group(1)) for n, m in ((n, re.match(r'# ---- (\w+) -+$', line)) for n, line in enumerate(LINES, 1)) if m]
