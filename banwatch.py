@@ -11386,6 +11386,7 @@ class Proxies(Wing):
                              'count for nobody' % plural(n, 'failure'))
 
 
+CONF_CHECKS.append(lambda config: ProxyTable(config).problems)
 WINGS.append(Proxies)
 
 
@@ -13316,6 +13317,10 @@ class Replay:
         self.judge = Judge(jails, config['maxtracked'], config['maxbans'] or 20000, machine.chance)
         self.judge.accounts = set(machine.accounts())
         self.judge.bans.crowded4 = jails.crowded4()
+        self.proxies = ProxyTable(config, machine.guard)
+        for jail in jails.watching():
+            if self.proxies.addresses:
+                jail.filter.keep_matches = True
         self.keep_for = config['dbpurgeage']
         self.wall = machine.wall
         self.latest = NO_DATE        # the time of the last line that has one
@@ -13346,7 +13351,7 @@ class Replay:
             self.timed = not rows or any(SOME_TIME.search(line) for line in rows)
         self.lines += block.count(b'\n')
         judge = self.judge
-        for jail, event in judge.jails.scan(None, block, own_time, self.wall()):
+        for jail, event in self.events(block):
             dated = event.when != NO_DATE
             if dated:
                 self.latest = event.when
@@ -13368,6 +13373,21 @@ class Replay:
             order = judge.weigh(jail, event)
             if order:
                 self.obey(jail, event, order, dated)
+
+    def events(self, block):
+        """Yields (Jail, LogEvent) of a block, those of proxies for their clients."""
+        jails, proxies, wall = self.judge.jails, self.proxies, self.wall()
+        if not proxies.addresses:
+            yield from jails.scan(None, block, own_time, wall)
+            return
+        block = jails.tidied(None, block)
+        proxies.read(block, own_time, wall)
+        for jail, event in jails.scan_tidy(None, block, own_time, wall):
+            if event.ip not in proxies.addresses:
+                yield jail, event
+                continue
+            proxies.hold(jail, event, event.when)
+            yield from proxies.ready(event.when)
 
     def release(self, when, tickets=()):
         """Drops bans, and those that are over, or too many."""

@@ -220,3 +220,14 @@ def test_the_client_of_a_real_proxy_is_banned_and_the_router_is_not(network, thr
     (row,) = daemon.wait_banned('198.51.100.7')
     assert row['failures'] == 3 and [row['ip'] for row in daemon.ask('banned')] == ['198.51.100.7']
     assert not network.attacker.reaches('203.0.113.1', port, '198.51.100.7') and network.attacker.reaches('203.0.113.1', port, '198.51.100.8')
+
+
+def test_a_replay_counts_for_clients_too(tmp_path, capsys):
+    conf, log = tmp_path / 'conf', tmp_path / 'log'
+    conf.write_text(SSLH + '[DEFAULT]\nmaxretry = 3\n')
+    log.write_text(BAD % (1, 40001) + FORWARDED % ('198.51.100.7', 40001) + (BAD % (1, 40001)) * 2 + (BAD % (2, 40002)) * 5)
+    assert banwatch.main(['-c', str(conf), 'replay', '--json', str(log)]) == 0
+    import json
+    assert [(row['ip'], row['failures']) for row in json.loads(capsys.readouterr().out)['bans']] == [('198.51.100.7', 3)]
+    conf.write_text('[proxy p]\nprogram = x\nregex = y\n')
+    assert banwatch.main(['-c', str(conf), 'check']) == 78 and 'needs a <HOST>' in capsys.readouterr().err
