@@ -4661,6 +4661,7 @@ SBIN = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin:/opt/sbin:/
 RESOLVERS = ('/etc/resolv.conf', '/tmp/resolv.conf.d/resolv.conf.auto', '/tmp/resolv.conf.auto',
              '/run/systemd/resolve/resolv.conf')
 PIECE_BYTES = 1 << 15                # of an answer, in a turn
+MOST_SAID = 100                      # lines that a program of the owner's may log in a minute
 PACKET_SECONDS = 0.3                 # for a packet from here to here
 READ, WRITE = 1, 2                   # what `selectors` calls EVENT_READ and EVENT_WRITE
 
@@ -4847,6 +4848,7 @@ class Fed(Program):
     def __init__(self, machine, feed, done):
         self.feeder = feed.feeder
         self.last = ''               # of its errors, for who asks why it has ended
+        self.minute, self.said = 0, 0              # how much it has said in this minute
         Program.__init__(self, machine, Command(feed.argv, '', feed.environment), done, 0)
         machine.loop.cancel(self.timer)            # it has all the time in the world
         self.feeder.program = self
@@ -4880,11 +4882,22 @@ class Fed(Program):
         self.read[fd] = said.pop()[-1000:]
         for line in said:
             line = printable(line[:1000].decode('utf-8', 'backslashreplace')).strip()
+            if line and fd == list(self.read)[1]:
+                self.last = line
             if line:
-                if fd == list(self.read)[1]:
-                    self.last = line
-                self.machine.log('%s: %s' % (self.feeder.name, line))
+                self.log(line)
         return more
+
+    def log(self, line):
+        """Logs a line, MOST_SAID of them in a minute."""
+        minute = self.machine.ticks() // MINUTE
+        if minute != self.minute:
+            self.minute, self.said = minute, 0
+        self.said += 1
+        if self.said > MOST_SAID:
+            line = 'says more, which is not logged'
+        if self.said <= MOST_SAID + 1:
+            self.machine.log('%s: %s' % (self.feeder.name, line))
 
     def problem(self, err):
         if self.feeder.over:
@@ -4926,28 +4939,33 @@ class Exchange:
     def ready(self):
         """Does what can be done without waiting: a piece of the answer, at most."""
         try:
-            if not self.shaken:
-                self.sock.do_handshake()
-                self.shaken = True
-            while self.left:
-                self.left = self.left[self.sock.send(self.left):]
-            self.watch(READ)
-            data = self.sock.recv(PIECE_BYTES)
-            while not self.feed(data):
-                if not data:
-                    raise ValueError('half an answer')
-                if not getattr(self.sock, 'pending', int)():   # what TLS has read ahead
-                    return
-                data = self.sock.recv(PIECE_BYTES)
-            self.end('')
+            problem = self.go_on()
         except BlockingIOError:
-            pass
+            return
         except (OSError, ValueError) as e:
             wanted = {'SSLWantReadError': READ, 'SSLWantWriteError': WRITE}.get(type(e).__name__)
             if wanted:
-                self.watch(wanted)
-            else:
-                self.end(getattr(e, 'strerror', None) or str(e))
+                return self.watch(wanted)
+            problem = getattr(e, 'strerror', None) or str(e)
+        if problem is not None:
+            self.end(problem)
+
+    def go_on(self):
+        """'' when all is there, None if there is more to come."""
+        if not self.shaken:
+            self.sock.do_handshake()
+            self.shaken = True
+        while self.left:
+            self.left = self.left[self.sock.send(self.left):]
+        self.watch(READ)
+        data = self.sock.recv(PIECE_BYTES)
+        while not self.feed(data):
+            if not data:
+                return 'half an answer'
+            if not getattr(self.sock, 'pending', int)():       # what TLS has read ahead
+                return None
+            data = self.sock.recv(PIECE_BYTES)
+        return ''
 
     def end(self, problem):
         self.loop.cancel(self.timer)

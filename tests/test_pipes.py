@@ -327,3 +327,12 @@ def test_fail2bans_smtp_action_sends_its_mails(folder, running):
     (mail,) = [mail for mail in mails if 'banned 192.0.2.7' in mail]
     assert 'banned for 600 seconds' in mail and 'after 3 attempts against dropbear' in mail and mail.count('Bad password attempt') == 3
     listening.close()
+
+
+def test_a_program_that_says_too_much_does_not_fill_the_log(folder, running):
+    (folder / 'writer').write_text('#!/bin/sh\nyes so | head -n 5000\ncat >>%s/told\n' % folder)
+    daemon = running('actionpipe = %s/writer\n' % folder)
+    daemon.until(lambda: told(folder), 'its start')
+    daemon.fail('192.0.2.7')
+    daemon.until(lambda: told(folder, 'ban'), 'the ban')
+    assert 100 <= daemon.said().count('tell: so\n') <= 200 and 'tell: says more, which is not logged\n' in daemon.said()
