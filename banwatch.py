@@ -576,7 +576,9 @@ def rule_networks(text):
     for word in name_list(text):
         bare = word[word.startswith('!'):]
         try:
-            found.append((word.startswith('!'), bare if bare == 'lan' else network_of(bare)))
+            if bare != 'lan':
+                bare = network_of(bare)
+            found.append((word.startswith('!'), bare))
         except ValueError:
             raise ValueError('%s: not an address, network or lan' % quoted(word)) from None
     return tuple(found)
@@ -4545,8 +4547,7 @@ def load(text, clocks):
             except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 lost += 1
     sources, same_boot = state.get('sources'), state.get('boot') == clocks[0]
-    if type(sources) is not dict:
-        sources = {}
+    sources = checked_dict(sources)
     offset, dirty_since, written = None, None, 0
     try:
         written = checked_number(state.get('wall'))
@@ -4592,6 +4593,13 @@ def checked_number(value, least=-1e10, most=1e10):
 def checked_count(value):
     """The same, as a whole number."""
     return int(checked_number(value, 0))
+
+
+def checked_dict(value):
+    """A dict; an empty one for anything else."""
+    if type(value) is dict:
+        return value
+    return {}
 
 
 def checked_key(jail, net):
@@ -4915,8 +4923,10 @@ class Exchange:
         try:
             if isinstance(request.place, str):
                 family = socket.AF_UNIX
+            elif ':' in request.place[0]:
+                family = socket.AF_INET6
             else:
-                family = socket.AF_INET6 if ':' in request.place[0] else socket.AF_INET
+                family = socket.AF_INET
             self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             self.sock.setblocking(False)
             code = self.sock.connect_ex(request.place)
@@ -7074,7 +7084,7 @@ class FirewallSync(Worker):
                 row = self.bans.lists.get(jail, {}).get(net)
                 if row:
                     key = net, scope
-                    wanted[key] = later_end(wanted[key], row.until) if key in wanted else row.until
+                    wanted[key] = later_end(wanted.get(key, row.until), row.until)
             made.append(Change(net, scope, there, not wanted, wanted.get((net, scope))))
             if not (there or scope.ports) and wanted:
                 self.new = (self.new + [net])[-MOST_CUT:]
@@ -7706,7 +7716,7 @@ class Names:
     def load(self, state, now, gone):
         """Takes in what `dump` wrote; the number of rows that made no sense."""
         lost = 0
-        for name, rows in (state.items() if type(state) is dict else ()):
+        for name, rows in checked_dict(state).items():
             try:
                 self.kept[name] = [address(text) for text in rows[:MOST_ADDRESSES]]
             except (ValueError, TypeError, AttributeError):
@@ -8998,23 +9008,22 @@ def answer_banned(daemon, request, reply):
     requested_jail(daemon, request)
     now, rows = daemon.machine.ticks(), []
     offset = daemon.machine.wall() - now
+
+    def add(name, net, since, until, count, failures):
+        left = FOREVER
+        if until is not None:
+            left, until = round(max(0, until - now), 1), round(offset + until, 1)
+        rows.append({'ip': net, 'jail': name, 'since': round(offset + since, 1), 'until': until,
+                     'left': left, 'count': count, 'failures': failures})
     for ticket in sorted(daemon.judge.bans.tickets.values(), key=lambda ticket: ticket.since):
         if request.get('jail') in (None, ticket.jail):
-            if ticket.until is None:
-                until = None
-            else:
-                until = round(offset + ticket.until, 1)
-            rows.append({
-                'ip': ticket.network, 'jail': ticket.jail, 'since': round(offset + ticket.since, 1),
-                'until': until, 'left': round(ticket.left(now), 1), 'count': ticket.count,
-                'failures': ticket.failures})
+            add(ticket.jail, ticket.network, ticket.since, ticket.until, ticket.count,
+                ticket.failures)
     for name, networks in daemon.judge.bans.lists.items():
         if request.get('jail') in (None, name):
-            rows += [{'ip': net, 'jail': name, 'since': round(offset + row.since, 1),
-                      'until': None if row.until is None else round(offset + row.until, 1),
-                      'left': FOREVER if row.until is None else round(row.until - now, 1),
-                      'count': 1, 'failures': 0}
-                     for net, row in networks.items() if row.until is None or row.until > now]
+            for net, row in networks.items():
+                if row.until is None or row.until > now:
+                    add(name, net, row.since, row.until, 1, 0)
     daemon.saved(reply, {'banned': rows})
 
 
@@ -9237,8 +9246,9 @@ def answer_unban(daemon, request, reply):
         daemon.change_list(HUB, pulled, {})
         daemon.machine.log('[%s] unban %s (%s)' % (HUB, plural(len(pulled), 'network'), BY_HAND))
         daemon.tell_wings('unlisted', HUB, pulled)
+        tickets = None                             # it is asked for all
     unbanned = sorted(set(lifted))
-    daemon.wall.when_settled(None if pulled else tickets, lambda trouble: daemon.saved(
+    daemon.wall.when_settled(tickets, lambda trouble: daemon.saved(
         reply, {'unbanned': unbanned, 'missing': missing, 'listed': listed, 'trouble': trouble}))
 
 
@@ -10085,7 +10095,9 @@ class PipeRunner(ActionRunner):
 
     def ban(self, ticket):
         if self.state == RUNNING and ticket.jail in self.custom.jails:
-            what = 'extend' if ticket.key in self.applied else 'ban'
+            what = 'ban'
+            if ticket.key in self.applied:
+                what = 'extend'
             self.applied[ticket.key] = ticket
             self.say(what, ticket.jail, ticket)
 
@@ -10223,16 +10235,15 @@ class Actions(Wing):
             self.counted_at = now
             self.found = collections.Counter(jail for jail, _ in judge.fails.recent)
             self.held = collections.Counter(jail for jail, _ in judge.bans.tickets)
-        jail = judge.jails.by_name.get(ticket.jail)
+        jail = judge.jails.by_name.get(ticket.jail) or judge.jails.by_name[MANUAL]
         others = [judge.bans.tickets.get((name, ticket.network)) for name in judge.jails.by_name]
         others = [other for other in others if other and other.key != ticket.key]
         rows = [row for each in [ticket] + others for row in (each.matches or ((), {}))[0]]
         return {'ipfailures': ticket.failures + sum(each.failures for each in others),
                 'ipmatches': printable_rows(rows),
                 'jail.name': ticket.jail, 'jail.banned': self.held[ticket.jail],
-                'jail.banned_total': jail.banned if jail else 0,
-                'jail.found': self.found[ticket.jail],
-                'jail.found_total': jail.failures if jail else 0}
+                'jail.banned_total': jail.banned, 'jail.found': self.found[ticket.jail],
+                'jail.found_total': jail.failures}
 
     def banned(self, ticket, what):
         for runner in self.runners:
@@ -11331,8 +11342,9 @@ class ProxyTable:
             clients = [ip for ip, since, until in clients
                        if since - LATE <= event.when <= until]
             if clients:
-                told = event.told if jail.options['action'] else None
-                yield jail, event._replace(ip=clients[-1], told=told)
+                if not jail.options['action']:
+                    event = event._replace(told=None)
+                yield jail, event._replace(ip=clients[-1])
             elif now < until:
                 self.held.append((jail, event, until))
             elif not event.login:
@@ -12637,7 +12649,9 @@ class Answer:
     if there is one."""
 
     def __init__(self, take=None):
-        self.take, self.most = take, STREAM_BYTES if take else BODY_BYTES
+        self.take, self.most = take, BODY_BYTES
+        if take:
+            self.most = STREAM_BYTES
         self.status, self.date, self.body = 0, '', b''
         self.buffer, self.chunked = b'', False
         self.left = None             # bytes of the body, or of a chunk; None: up to the end
@@ -12742,7 +12756,9 @@ class Decisions:
             if not self.kind:
                 m = self.PART.match(self.text, at)
                 if m:
-                    at, self.kind = m.end(), m.group(1) if m.group(2) == '[' else ''
+                    at = m.end()
+                    if m.group(2) == '[':
+                        self.kind = m.group(1)
                     continue
                 self.ended = bool(self.END.fullmatch(self.text, at))
                 break
@@ -12794,7 +12810,7 @@ def decision(row):
     if row['type'].lower() != 'ban' or row['scope'].lower() not in ('ip', 'range'):
         raise ValueError('no ban of a network')
     net = network_of.__wrapped__(row['value'])     # its cache is for the addresses of the log
-    if '/' in net and int(net.partition('/')[2]) < WIDEST[6 if ':' in net else 4]:
+    if '/' in net and int(net.partition('/')[2]) < WIDEST[span(net)[0]]:
         raise ValueError('too wide')
     return net, min(go_duration(row['duration']), TOO_LONG), str(row.get('scenario'))
 
@@ -12811,13 +12827,17 @@ def date_of_answer(text):
     return '%s-%02d-%sT%sZ' % (m.group(3), MONTHS.index(m.group(2)) + 1, m.group(1), m.group(4))
 
 
+def hub_scope(net):
+    """What the API calls an address, or a network."""
+    if '/' in net:
+        return 'Range'
+    return 'Ip'
+
+
 def alert(ban, now, moment, decides):
     """The alert that tells of a Told ban: for as long as it still lasts, or (not `decides`) as the
     API's profiles say."""
-    if '/' in ban.network:
-        scope = 'Range'
-    else:
-        scope = 'Ip'
+    scope = hub_scope(ban.network)
     source = {'scope': scope, 'value': ban.network}
     if scope == 'Ip':
         source['ip'] = ban.network
@@ -12860,7 +12880,9 @@ class HubWorker(Worker):
             text += 'Content-Type: application/json\r\nContent-Length: %d\r\n' % len(body)
         text = (text + head + 'Connection: close\r\n\r\n' + body).encode('ascii')
         answer = Answer(take)
-        certified = host if url.group('tls') == 'https' else ''
+        certified = ''
+        if url.group('tls') == 'https':
+            certified = host
         try:
             yield Request(self.places[0], certified, text, answer.feed)
         except Failed:
@@ -12874,7 +12896,7 @@ class HubWorker(Worker):
             return
         url = URL.fullmatch(self.fleet.options['url'])
         host = (url.group('host') or '').strip('[]')
-        port = int(url.group('port') or (443 if url.group('tls') == 'https' else 80))
+        port = int(url.group('port') or {'https': 443}.get(url.group('tls'), 80))
         if url.group('socket'):
             self.places = [url.group('socket')]
             return
@@ -12914,7 +12936,9 @@ class Puller(HubWorker):
             raise Failed('%s: %s' % (options['url'], answer.refusal()))
         reader.close()
         self.fleet.pulled(pull, whole)
-        self.whole_at = now + WHOLE_SECONDS if whole else before
+        if whole:
+            before = now + WHOLE_SECONDS
+        self.whole_at = before
 
     def succeeded(self):
         if self.trouble:
@@ -12990,8 +13014,7 @@ class Pusher(HubWorker):
             if told.lift:
                 answer = yield from self.ask(
                     'DELETE', '/v1/decisions?scopes=%s&value=%s&scenario=%s%s' % (
-                        'Range' if '/' in told.network else 'Ip', told.network, SCENARIO,
-                        told.jail), head=bearer)
+                        hub_scope(told.network), told.network, SCENARIO, told.jail), head=bearer)
             else:
                 body = alert(told, now, moment, fleet.options['push'] == 'bans')
                 answer = yield from self.ask('POST', '/v1/alerts', body, bearer)
@@ -13072,8 +13095,9 @@ class Fleet(Wing):
             for worker in self.workers:            # what it has under way is let go
                 worker.running = None
                 worker.stop_waiting()
-            machine = self.daemon.machine
-            self.workers = (Puller(machine, self), Pusher(machine, self)) if live else ()
+            machine, self.workers = self.daemon.machine, ()
+            if live:
+                self.workers = Puller(machine, self), Pusher(machine, self)
             self.pieces.clear()
         if not self.pushes:
             self.outbox.clear()
@@ -13195,7 +13219,9 @@ class Fleet(Wing):
 
     def dump(self, now, kept=False, most=KEPT_ROWS):
         def left(until):
-            return FOREVER if until is None else round(until - now)
+            if until is None:
+                return FOREVER
+            return round(until - now)
         pushed = list(self.pushed.items())
         if kept:
             pushed = pushed[-most:]
@@ -13207,8 +13233,10 @@ class Fleet(Wing):
 
     def load(self, state, now, gone):
         def end(left):
-            return None if left == FOREVER else now + checked_number(left) - gone
-        lost, rows = 0, state if type(state) is dict else {}
+            if left == FOREVER:
+                return None
+            return now + checked_number(left) - gone
+        lost, rows = 0, checked_dict(state)
         for part, take in (
                 ('outbox', lambda row: self.outbox.append(Told(
                     row[0] is True, *checked_key(row[1], row[2]), end(row[3]),
@@ -14040,8 +14068,10 @@ def run_script(machine, script):
             command = step(value)
         except StopIteration as e:
             return e.value
-        problem, output = run_now(machine, command)
-        step, value = (script.throw, Failed(problem)) if problem else (script.send, output)
+        problem, value = run_now(machine, command)
+        step = script.send
+        if problem:
+            step, value = script.throw, Failed(problem)
 
 
 def check_crowdsec(doctor):
