@@ -2843,11 +2843,11 @@ class Filter:
                     if verdict == LOGIN and known == user:     # one of its user's guesses was right
                         new -= 1
             if new > 0 and ip:
-                name = as_text(user) if user and verdict == FAIL else None
+                name, says = as_text(user) if user and verdict == FAIL else None, told
                 if told is not None:
                     fields = {'user': name, 'port': told[1] or pid is not None and session.port}
-                    told = told[0], {key: value for key, value in fields.items() if value}
-                yield new_tuple(LogEvent, (ip, name, new, False, when, told))
+                    says = told[0], {key: value for key, value in fields.items() if value}
+                yield new_tuple(LogEvent, (ip, name, new, False, when, says))
             if verdict == LOGIN:
                 back = 0
                 if pid is not None:
@@ -2856,9 +2856,10 @@ class Filter:
                     # what comes later under this pid is another connection
                     sessions.pop(identity, None)
                 if ip and user:
-                    if told is not None and told[1]:
-                        told = told[0], {'port': told[1]}
-                    yield LogEvent(ip, as_text(user), back, True, when, told)
+                    says = told
+                    if told is not None:
+                        says = told[0], {'port': told[1]}
+                    yield LogEvent(ip, as_text(user), back, True, when, says)
 
     def taken_back(self, session, host, ip, known, user):
         """1 if a login takes back a guess that PAM alone has told of, else 0: where it asks several

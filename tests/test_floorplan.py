@@ -333,3 +333,15 @@ def test_what_is_left_is_python():
 
 def test_no_fault_is_there_twice():
     assert len({fault.name for fault in planted.FAULTS}) == len({fault[2:4] for fault in planted.FAULTS}) == len(planted.FAULTS)
+
+
+def test_what_fails_on_the_first_python_alone_fails_the_whole_run():
+    """A lane goes on with other Pythons after that; these must not make it forget."""
+    import subprocess
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'run')) as f:
+        text = f.read()
+    functions = ''.join(re.findall(r'^(?:in_one_piece|files|lane)\(\) \{\n.*?^\}\n', text, re.M | re.S))
+    stubs = 'version() { echo 3; }\nother_pythons() { echo a; echo b; echo c; }\ntest_on() { [ "$1" != "$BAD" ]; }\nPYTHON=first SAME=x\n'
+    for bad, code in ('first', 1), ('a', 1), ('none', 0):
+        done = subprocess.run(['sh', '-c', functions + stubs + 'BAD=%s\nlane 1 y >/dev/null\nexit $?' % bad])
+        assert done.returncode == code, bad

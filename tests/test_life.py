@@ -333,7 +333,7 @@ class Life(House):
         super().__init__(folder, machine=self.machine)
 
     def conf(self):
-        made, problems = banwatch.read_config('[banwatch]\nsource = logread\nfirewall = nft\nruntime = %s\nstate = %s\n' % (
+        made, problems = banwatch.read_config('[banwatch]\nsource = logread\nfirewall = nft\nruntime = %s\nstate = %s\n[DEFAULT]\nmaxnetworks = 0\n' % (
             self.folder / 'run', self.folder / 'state'), 'c')
         assert not problems
         return made

@@ -44,7 +44,7 @@ SESSIONS, CHILDREN, SESSION_SECONDS, MOST_TIMES = 1000, 16, 600, 100
 Settings = collections.namedtuple('Settings', 'filter mode bare ignoreregex keeps')
 Row = collections.namedtuple('Row', 'regex kind says child')
 # one matched line: `says` is 'guess', 'login' or 'nothing'; `ip` is None where the regex has no <HOST>
-Heard = collections.namedtuple('Heard', 'kind says child date host pid ip user distinct times text')
+Heard = collections.namedtuple('Heard', 'kind says child date host pid ip user distinct times text port')
 
 
 def blanks(regex):
@@ -102,10 +102,23 @@ def typed(name):
                     ) if len(pieces) > 1 else name
 
 
+def port_after(line, m):
+    """The port that a row's line tells right behind the address, or None."""
+    if 'ip' not in m.re.groupindex or m.group('ip') is None:
+        return None
+    rest = line[m.end('ip'):].decode('latin-1')
+    rest = rest[1:] if rest.startswith(']') else rest
+    for before in ':', ' port ', ', port=':
+        digits = re.match('[0-9]{1,5}(?![0-9A-Za-z_])', rest[len(before):])
+        if rest.startswith(before) and digits:
+            return digits.group()
+    return None
+
+
 class Connection:
     def __init__(self, born):
         self.born = born
-        self.ip = self.user = None
+        self.ip = self.user = self.port = None
         self.lines = {}              # kind -> how many lines of it
         self.guesses = 0             # of the most frequent kind, ever
         self.waiting = 0             # guesses that nobody was told of, for want of an address
@@ -141,7 +154,7 @@ class Model:
                         row.kind, row.says, row.child, group(head, 'date', 'date2', 'date3', 'date4', 'date5'),
                         group(head, 'host', 'host3', 'host4'), group(m, 'mlfid') or group(head, 'pid'),
                         group(m, 'ip'), typed(group(m, 'user')) if self.escapes else group(m, 'user'), group(m, 'distinct'), group(m, 'times'),
-                        line[m.start('begin'):m.end()])
+                        line[m.start('begin'):m.end()], port_after(line, m))
 
     def events(self, line, moment):
         """The LogEvents of a line."""
@@ -163,7 +176,7 @@ class Model:
                 ip = banwatch.address(heard.ip.decode())
             except ValueError:                     # a name, or what only looks like an address
                 return []
-        weight = self.weight(heard, ip, when)
+        weight, text = self.weight(heard, ip, when), line.strip().decode('utf-8', 'backslashreplace')
         found, known_user = [], heard.user
         if heard.pid is not None:
             connection = self.connection(heard, ip, when)
@@ -171,7 +184,8 @@ class Model:
             ip, known_user, weight = self.add(connection, heard, ip, weight)
         if weight > 0 and ip:
             user = as_text(known_user) if heard.says == 'guess' else None
-            told = line.strip().decode('utf-8', 'backslashreplace'), {'user': user} if user else {}
+            port = heard.port or heard.pid is not None and connection.port
+            told = text, dict({'user': user} if user else {}, **{'port': port} if port else {})
             found.append(banwatch.LogEvent(ip, user, weight, False, when, told if self.keeps else None))
         if heard.says == 'login':
             back = 0
@@ -179,7 +193,8 @@ class Model:
                 back = 0 if waiting else self.taken_back(connection, heard.host, before, known_user)
                 self.connections.pop((heard.host, heard.pid), None)
             if ip and known_user:
-                found.append(banwatch.LogEvent(ip, as_text(known_user), back, True, when))
+                told = text, {'port': heard.port}
+                found.append(banwatch.LogEvent(ip, as_text(known_user), back, True, when, told if self.keeps else None))
         return found
 
     def taken_back(self, connection, host, before, user):
@@ -228,6 +243,7 @@ class Model:
         """Adds a line to its connection: (address, user as known by now, guesses to be told)."""
         if ip is not None:
             connection.ip = ip
+        connection.port = heard.port or connection.port
         before = connection.user
         if heard.user is not None:
             connection.user = heard.user
